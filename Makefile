@@ -1,0 +1,41 @@
+# Every target does its own set-up: a fresh clone needs nothing but Python 3.11-3.13 with venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench-step clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(READY)  ## virtual environment with the tested lock
+
+# torch first: the lock pins its version, and an installer that resolves it alone never picks a second build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## train natural and robust classifiers on real digits and compare them
+	$(BIN)/toughen demo
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## formatting, lint and types; fails on any finding
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
+	$(BIN)/python benchmarks/step_cost.py
+
+clean:  ## remove the environment and caches (never runs/)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

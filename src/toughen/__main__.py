@@ -1,0 +1,5 @@
+"""`python -m toughen`, as torchrun wants it."""
+
+from toughen.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""An attack as text: its name and settings, as recipes and suites write it, called like the function.
+
+spec = AttackSpec(name="pgd", steps=7, step_size="2/255")
+x_adv = spec(model, x, y, threat=Linf(8 / 255), noise=noise)
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from toughen.attacks.contract import GIVEN, Attack
+from toughen.attacks.registry import ATTACKS
+from toughen.naming import NamedCall, known
+from toughen.noise import Stream
+from toughen.threat import Threat
+
+
+class AttackSpec(NamedCall, frozen=True):
+    """The name of an attack in `ATTACKS` and its settings."""
+
+    given: ClassVar = GIVEN
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, name: str, **settings: Any): ...
+
+    @classmethod
+    def find(cls, name: str) -> Attack:
+        """The attack of that name."""
+        return ATTACKS[known(name, ATTACKS, "attack")]
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, noise: Stream | None = None
+    ) -> Tensor:
+        """Run the attack, with its input unchecked (see `contract.attack`)."""
+        function = inspect.unwrap(self.find(self.name))
+        takes = inspect.signature(function).parameters
+        given = {key: value for key, value in {"threat": threat, "noise": noise}.items() if key in takes}
+        return function(model, x, y, **given, **self.settings)

@@ -1,0 +1,133 @@
+"""Where a run shows its progress: nowhere, as plain lines, or as one live line in a terminal.
+
+with terminal() as display:
+    display.progress({"step": 50, "loss": 2.1}, images_per_second=5000.0)
+"""
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows nothing; what a run says to its display."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the display, also when the run fails."""
+
+    def start(self, title: str, step: int, total: int) -> None:
+        """What runs, the optimiser step it starts from, and the budget."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def progress(self, record: dict[str, Any], images_per_second: float) -> None:
+        """A line of the log."""
+
+    def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
+        """Clean and robust validation accuracy of each candidate."""
+
+
+def figures(record: dict[str, Any]) -> str:
+    """Loss and accuracies of a line of the log, short."""
+    batch = [
+        f"{key.removesuffix('_batch_accuracy')} {value:.1%} (batch)"
+        for key, value in record.items()
+        if key.endswith("_batch_accuracy")
+    ]
+    return ", ".join([f"loss {record['loss']:.3f}", *batch])
+
+
+def validation_figures(accuracies: dict[str, dict[str, float]]) -> str:
+    """Validation accuracies of each candidate, short."""
+    return "; ".join(
+        f"{name}: clean {found['clean_accuracy']:.1%}, robust {found['robust_accuracy']:.1%}"
+        for name, found in accuracies.items()
+    )
+
+
+class Lines(Display):
+    """Plain lines, one at most every `seconds`, for logs and pipes."""
+
+    def __init__(self, console: Console, seconds: float = 10.0):
+        self._console, self._every = console, seconds
+        self._last = self._started = time.monotonic()
+        self._first = self._total = 0
+
+    def start(self, title: str, step: int, total: int) -> None:
+        """One line."""
+        self._last = self._started = time.monotonic()
+        self._first, self._total = step, total
+        self.note(title + (f"; going on at step {step}" if step else ""))
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, record: dict[str, Any], images_per_second: float) -> None:
+        """One line, if the last is long enough ago."""
+        now, step = time.monotonic(), record["step"]
+        if now - self._last < self._every and step < self._total:
+            return
+        self._last = now
+        left = (now - self._started) / max(1, step - self._first) * (self._total - step)
+        self.note(f"step {step}/{self._total}: {figures(record)}, {images_per_second:.0f} images/s, {left:.0f} s left")
+
+    def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
+        """One line."""
+        self.note(f"step {step}/{self._total}: validation {validation_figures(accuracies)}")
+
+
+class Live(Display):
+    """One line that changes in place, and a line that stays for each validation."""
+
+    def __init__(self, console: Console):
+        self._lines = Lines(console)
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the live line away."""
+        self._bar.stop()
+
+    def start(self, title: str, step: int, total: int) -> None:
+        """The title stays above the live line."""
+        self._lines.start(title, step, total)
+        self._task = self._bar.add_task("starting", total=total, completed=step)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._lines.note(text)
+
+    def progress(self, record: dict[str, Any], images_per_second: float) -> None:
+        """Change the live line."""
+        assert self._task is not None
+        text = escape(f"{figures(record)}, {images_per_second:.0f} images/s")
+        self._bar.update(self._task, completed=record["step"], description=text)
+
+    def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
+        """A line that stays."""
+        self._lines.validated(step, accuracies)
+
+
+def terminal(console: Console | None = None) -> Display:
+    """The display that fits where the output goes."""
+    console = console or Console()
+    return Live(console) if console.is_terminal else Lines(console)

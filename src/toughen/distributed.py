@@ -1,0 +1,113 @@
+"""The only file that knows ranks: everything else asks it, and works unchanged where there is but one.
+
+    with distributed.group(device):                 # started by torchrun: WORLD_SIZE and friends are set
+        batches = Batches(..., rank=distributed.rank(), world=distributed.world())
+
+Rank r of W takes rows r, r + W, r + 2W, ... of each global batch.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# A rank that gives no sign for this long is dead; torch's own limit is half an hour.
+TIMEOUT = timedelta(seconds=120)
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes, 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes."""
+    return rank() == 0
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[None]:
+    """Join the other processes that torchrun started, if any, until the context ends.
+
+    Does nothing where the caller has set up a process group already.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The accelerator that belongs to this process, where torchrun started several on a machine."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """The model whose backward passes average gradients over ranks; the model itself when alone."""
+    return DistributedDataParallel(model) if world() > 1 else model
+
+
+def slots(n: int) -> int:
+    """How many of n rows this rank takes."""
+    return len(range(rank(), n, world()))
+
+
+def shard(rows: Tensor) -> Tensor:
+    """This rank's rows of (N, ...)."""
+    return rows[rank() :: world()].clone()
+
+
+def gather(rows: Tensor, n: int) -> Tensor:
+    """All n rows, in order, from the shards of every rank: the inverse of `shard`."""
+    if world() == 1:
+        return rows
+    longest = -(-n // world())
+    padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:n]
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks of a tensor, in place."""
+    if world() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def any_rank(flag: Tensor) -> Tensor:
+    """Whether a flag is set on any rank."""
+    return total(flag.to(torch.int32)) > 0
+
+
+def from_main(value: Any) -> Any:
+    """What the first rank passes in, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world() > 1:
+        dist.barrier()

@@ -1,0 +1,188 @@
+"""The result of an evaluation: its table of outcomes, and what must be known to run it again.
+
+evaluation.summary()["robust_accuracy"]      # recomputed from the table, like every number
+evaluation.write(folder)                     # result.json and examples.parquet
+evaluation = Evaluation.read(folder)
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from toughen.attacks import AttackSpec
+from toughen.attacks.contract import Attack
+from toughen.counting import Passes
+from toughen.outcomes import CLEAN, Outcomes, Tally, interval
+
+RESULT = "result.json"
+EXAMPLES = "examples.parquet"
+
+
+def describe(attack: AttackSpec | Attack) -> dict[str, Any]:
+    """What a record says of an attack, in JSON's types: a spec's name and every setting, or a function's name."""
+    if isinstance(attack, AttackSpec):
+        return {"name": attack.name, **{key: _plain(value) for key, value in attack.settings.items()}}
+    if isinstance(attack, functools.partial):
+        return {**describe(attack.func), **{key: _plain(value) for key, value in attack.keywords.items()}}
+    return {"function": _plain(attack)}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    # Not repr: it holds the address of a function, and two records of one evaluation would differ.
+    return getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        outcomes: the table from which every number is recomputed.
+        threat: the threat model as text, such as "linf:8/255".
+        suite: name of the suite, or "custom".
+        settings: every attack of the suite by label, with its settings, in the order in which they ran.
+        seed: seed of the attacks' random draws.
+        seconds: wall-clock time.
+        passes: all passes of the model, the evaluator's own included.
+        device: where it ran, such as "cpu" or "cuda:0".
+        torch: version of torch.
+    """
+
+    outcomes: Outcomes
+    threat: str
+    suite: str
+    settings: dict[str, dict[str, Any]]
+    seed: int
+    seconds: float
+    passes: Passes
+    device: str
+    torch: str
+
+    @property
+    def n(self) -> int:
+        """Examples evaluated."""
+        return self.outcomes.n
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the examples classified correctly."""
+        return self.outcomes.clean_accuracy
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the examples that survived the clean image and every attack."""
+        return self.outcomes.robust_accuracy
+
+    @property
+    def clean_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the clean accuracy."""
+        return interval(self.outcomes.clean_correct, self.n)
+
+    @property
+    def robust_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the robust accuracy."""
+        return interval(self.outcomes.robust_correct, self.n)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the table, in JSON's types; accuracies are fractions.
+
+        `forwards` and `backwards` are passes times examples in them. They are those of "attacks", in which every
+        attack is listed with its own, plus one forward pass for each verification.
+        """
+        return {
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "clean_interval": list(self.clean_interval),
+            "robust_interval": list(self.robust_interval),
+            "n": self.n,
+            "threat": self.threat,
+            "suite": self.suite,
+            "seed": self.seed,
+            "attacks": self._attacks(),
+            "marginal": self.outcomes.marginal_examples,
+            "forwards": self.passes.example_forwards,
+            "backwards": self.passes.example_backwards,
+            "passes": asdict(self.passes),
+            "seconds": self.seconds,
+            "device": self.device,
+            "torch": self.torch,
+        }
+
+    def _attacks(self) -> list[dict[str, Any]]:
+        tallies = self.outcomes.per_attack()
+        rows: list[dict[str, Any]] = []
+        for label, settings in {CLEAN: {}, **self.settings}.items():
+            # An attack for which nobody was left has no rows in the table.
+            idle = Tally(
+                attempted=0,
+                broken=0,
+                accuracy=rows[-1]["accuracy"] if rows else 0.0,
+                alone=None,
+                forwards=0,
+                backwards=0,
+            )
+            rows.append({"attack": label, **tallies.get(label, idle), "settings": settings})
+        return rows
+
+    def write(self, folder: Path) -> None:
+        """Write `examples.parquet` and, last, `result.json` into `folder`, each whole or not at all.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.summary(), indent=2, allow_nan=False) + "\n"
+        _replace(folder / EXAMPLES, self.outcomes.write)
+        _replace(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The evaluation in a folder.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: one of the two files is not what `write` wrote, or they do not belong together.
+        """
+        stored = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        outcomes = Outcomes.read(folder / EXAMPLES)
+        try:
+            found = cls(
+                outcomes=outcomes,
+                settings={row["attack"]: row["settings"] for row in stored["attacks"] if row["attack"] != CLEAN},
+                passes=Passes(**stored["passes"]),
+                **{name: stored[name] for name in ("threat", "suite", "seed", "seconds", "device", "torch")},
+            )
+            numbers = {name: stored[name] for name in ("n", "clean_accuracy", "robust_accuracy")}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / RESULT} is no result of an evaluation: {error!r}") from None
+        recomputed = {name: getattr(found, name) for name in numbers}
+        if numbers != recomputed:
+            raise ValueError(f"{folder / RESULT} says {numbers}, but {EXAMPLES} beside it says {recomputed}")
+        return found
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, bring it to the disk and give it its own name at once."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe_suite(suite: Mapping[str, AttackSpec | Attack]) -> dict[str, dict[str, Any]]:
+    """`describe` for every attack, by label."""
+    return {label: describe(attack) for label, attack in suite.items()}

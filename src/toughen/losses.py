@@ -1,0 +1,76 @@
+"""Per-example losses: (logits, y) -> (N,), each to be ascended by an attack or descended by training.
+
+    cross_entropy(logits, y)                    # y: classes (N,) or probabilities (N, K)
+    kl(logits, clean_logits.softmax(1))         # what TRADES maximises
+    targeted(cross_entropy, target)(logits, y)  # a targeted attack is a loss: ascending it nears the target
+
+All of them compute in float32 at least: under bf16 autocast the logits come in bf16, whose steps near 8 are 1/16.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where they came so."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-sum_k y_k log softmax(logits)_k.
+
+    Args:
+        logits: (N, K).
+        y: class indices (N,) int64 or probabilities (N, K).
+
+    Returns:
+        (N,), at least 0.
+    """
+    return F.cross_entropy(full_precision(logits), y if y.ndim == 1 else y.to(full_precision(logits)), reduction="none")
+
+
+def hard(y: Tensor) -> Tensor:
+    """Class indices (N,) from class indices or from probabilities (N, K): the most probable class."""
+    return y if y.ndim == 1 else y.argmax(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} logits_k - logits_y: positive exactly where the classifier is wrong.
+
+    The "CW" loss of PGD attacks (Carlini & Wagner 2017, f_6 with confidence 0; Free, table 1 "CW"; Limits, section
+    4.2.1 "margin") without its clipping at zero, so that broken examples go on rising.
+
+    Args:
+        logits: (N, K), K >= 2.
+        y: classes (N,), or probabilities (N, K), of which the most probable class counts.
+    """
+    logits, column = full_precision(logits), hard(y).unsqueeze(1)
+    others = logits.scatter(1, column, -torch.inf)
+    return others.amax(1) - logits.gather(1, column).squeeze(1)
+
+
+def kl(logits: Tensor, y: Tensor) -> Tensor:
+    """KL(y || softmax(logits)) = sum_k y_k (log y_k - log softmax(logits)_k).
+
+    With y the clean probabilities this is the inner loss of TRADES in the direction of its code, KL(p_clean || p_adv)
+    (Limits, equation 5, prints the arguments the other way round).
+
+    Args:
+        logits: (N, K).
+        y: probabilities (N, K).
+    """
+    logits = full_precision(logits)
+    return F.kl_div(logits.log_softmax(1), y.to(logits), reduction="none").sum(1)
+
+
+def targeted(loss: Loss, target: Tensor) -> Loss:
+    """The loss -loss(logits, target): ascending it drives the prediction to `target` (N,); the label is ignored."""
+    return lambda logits, y: -loss(logits, target)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl}

@@ -1,0 +1,90 @@
+"""Context managers that put a model into a state and take it back out: each restores exactly what it found.
+
+with attacking(model, "eval"):          # parameters frozen, BatchNorm in inference mode
+    grad = torch.autograd.grad(loss(model(x)).sum(), x)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+AttackBN = Literal["eval", "train", "batch"]
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The module inside a DistributedDataParallel wrapper, or the model itself.
+
+    Attacks go through it: their backward passes must not wait for other ranks.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def _training_flags(model: nn.Module) -> Iterator[None]:
+    found = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in found:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inference mode for every module."""
+    with _training_flags(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient, so that a backward pass computes the input's alone."""
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in found:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in found:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
+    """The state of a model during an attack: parameters frozen and BatchNorm as named.
+
+    Code bases differ in this habit and papers do not say (facts: METHODS 1.0), so it is a named choice.
+
+    Args:
+        model: the classifier.
+        attack_bn: "eval", inference mode for the whole model (TRADES, MART); "train", the model's own training mode,
+            running statistics moved by every pass (Madry, Free, IAAT); "batch", inference mode but BatchNorm on the
+            batch's statistics, running ones untouched (Gowal et al.'s release).
+
+    Raises:
+        ValueError: for another name.
+    """
+    if attack_bn not in get_args(AttackBN):
+        raise ValueError(f"attack_bn is {attack_bn!r}; it must be one of {', '.join(get_args(AttackBN))}")
+    with _training_flags(model), frozen(model):
+        if attack_bn == "train":
+            model.train()
+            yield
+            return
+        model.eval()
+        tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if attack_bn == "eval":
+            yield
+            return
+        try:
+            for module in tracking:
+                module.training, module.track_running_stats = True, False
+            yield
+        finally:
+            for module in tracking:
+                module.track_running_stats = True

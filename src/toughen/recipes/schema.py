@@ -1,0 +1,222 @@
+"""The recipe: one validated, frozen object that says everything about a run.
+
+    recipe = Recipe(data="mnist5k", model="small_cnn", method=Free(replays=4), threat="linf:0.2", steps=1600)
+    recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])      # shipped, with changes
+
+Numbers may be text (`8/255`, `1e-3`). A section that is just a name takes its defaults: `model: wrn-28-10`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+
+from toughen.averaging import average_name
+from toughen.evaluation import suites
+from toughen.methods import METHODS, Method
+from toughen.models.registry import find as find_model
+from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, Positive, Settings, known
+from toughen.schedule import SCHEDULES, Factor
+from toughen.threat import Threat
+
+
+def _named(key: str) -> BeforeValidator:
+    """Text in place of a section stands for its most important field."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class DataSettings(Settings, frozen=True):
+    """What is trained on.
+
+    Attributes:
+        source: a name from `toughen list data`, or a folder of parquet files.
+        limit: train and validate on a class-balanced subset of this many training images; null for all.
+        validation: images held out of the training set for selection; null for the source's own validation split, or
+            1,024 images (10 % where there are fewer than 10,240).
+        pad: pixels added on each side before a random crop back to size.
+        pad_mode: what they hold: "constant" (black) or "reflect".
+        flip: flip half of the images left to right.
+    """
+
+    source: str
+    limit: Count | None = None
+    validation: Count | None = None
+    pad: Annotated[int, Field(ge=0)] = 0
+    pad_mode: Literal["constant", "reflect"] = "constant"
+    flip: bool = False
+
+
+class ModelSpec(NamedCall, frozen=True):
+    """A network in `MODELS` and its options."""
+
+    given: ClassVar = ("num_classes", "in_channels")
+
+    @classmethod
+    def find(cls, name: str) -> Any:
+        """The builder of that name."""
+        return find_model(name)
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        # On the meta device: no memory and no random numbers, but the builder's own checks of its options.
+        with torch.device("meta"):
+            self.find(self.name)(num_classes=10, in_channels=3, **self.settings)
+        return self
+
+
+class ChannelStatistics(Settings, frozen=True):
+    """Normalisation by given numbers: (x - mean) / std per channel, in units of [0, 1]."""
+
+    mean: tuple[Number, ...]
+    std: tuple[Positive, ...]
+
+
+class OptimizerSettings(Settings, frozen=True):
+    """Stochastic gradient descent.
+
+    Attributes:
+        lr: base learning rate.
+        lr_batch_size: the batch size that `lr` is meant for; the rate is scaled by batch_size / lr_batch_size (linear
+            scaling rule, Goyal et al. 2017; Free, appendix B). null: `lr` as it stands.
+        momentum: of SGD, 0 for none.
+        nesterov: Nesterov's form of it.
+        weight_decay: coefficient of theta in the gradient.
+        decay_on: "all" parameters, or "weights": those of convolution and linear layers only, as in Free's CIFAR code.
+        warmup: share of the budget over which the rate first rises linearly from zero, before the schedule begins.
+    """
+
+    lr: Positive
+    lr_batch_size: Count | None = None
+    momentum: Decay = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    decay_on: Literal["all", "weights"] = "all"
+    warmup: Decay = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true contradicts momentum: 0; give a momentum, such as 0.9")
+        return self
+
+
+class ScheduleSpec(NamedCall, frozen=True):
+    """A schedule in `SCHEDULES` and its settings; shares of the budget count optimiser steps."""
+
+    @classmethod
+    def find(cls, name: str) -> Callable[..., Factor]:
+        """The schedule of that name."""
+        return SCHEDULES[known(name, SCHEDULES, "schedule")]
+
+    def factor(self) -> Factor:
+        """The closed form: share of the budget -> factor of the base rate."""
+        return self.find(self.name)(**self.settings)
+
+
+class SelectionSettings(Settings, frozen=True):
+    """How `best` is chosen: by robust accuracy on the validation split, never on test data.
+
+    Attributes:
+        suite: the attack; PGD-40 as in Limits, section 3.1.
+        every: optimiser steps between validations, rounded up to whole batches; null for a tenth of the budget. There
+            is always one after the last step.
+    """
+
+    suite: str = "pgd-40"
+    every: Count | None = None
+
+
+def _method(value: Any) -> Any:
+    """Look a method up at validation time, so that one registered from outside works."""
+    if isinstance(value, Method):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise ValueError("write a name, or a mapping with a name and its settings")
+    settings = {"name": value} if isinstance(value, str) else dict(value)
+    name = known(str(settings.get("name", "")), METHODS, "method")
+    return METHODS[name].model_validate(settings)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        try:
+            torch.device(name)
+        except RuntimeError:
+            raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda or cuda:NUMBER") from None
+    return name
+
+
+class Recipe(Settings, frozen=True):
+    """Everything about a run.
+
+    Attributes:
+        name: what to call it.
+        data: see `DataSettings`.
+        model: a network and its options.
+        normalize: the model's first layer: "none", "data" (mean and deviation of the training images per channel),
+            "per_image" standardisation, or {mean: [...], std: [...]}.
+        method: a training method and its settings.
+        threat: the ball, like linf:8/255, for training and for evaluation.
+        batch_size: images in a batch, over all ranks together.
+        steps: the budget in optimiser steps, replays included; rounded up to whole batches.
+        optimizer: see `OptimizerSettings`.
+        schedule: of the learning rate, by name: see `schedule.py`.
+        averages: decay rates of weight averages, kept beside the weights; the first is what is evaluated by default.
+        selection: see `SelectionSettings`.
+        precision: "fp32", or "bf16" for autocast in training; evaluation is always fp32.
+        device: "auto" (a GPU if there is one), or torch's name for one.
+        seed: of every random draw.
+        log_every: optimiser steps between lines of the log, rounded up to whole batches.
+        save_every: optimiser steps between checkpoints, rounded up to whole batches.
+    """
+
+    name: str = "custom"
+    data: Annotated[DataSettings, _named("source")]
+    model: ModelSpec
+    normalize: Literal["none", "data", "per_image"] | ChannelStatistics = "none"
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
+    threat: Threat
+    batch_size: Count = 128
+    steps: Count
+    optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)
+    schedule: ScheduleSpec = ScheduleSpec(name="constant")
+    averages: tuple[Decay, ...] = ()
+    selection: Annotated[SelectionSettings, _named("suite")] = SelectionSettings()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    log_every: Count = 50
+    save_every: Count = 500
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        radius = float(self.threat.eps)
+        if radius <= 0 or (self.threat.norm == "linf" and radius > 1):
+            allowed = "in (0, 1]" if self.threat.norm == "linf" else "positive"
+            raise ValueError(f"threat {self.threat}: the radius must be {allowed}, like {self.threat.norm}:8/255")
+        if len(set(map(average_name, self.averages))) < len(self.averages):
+            raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
+        suites.find(self.selection.suite, self.threat)
+        return self
+
+    @property
+    def batches(self) -> int:
+        """Minibatches of the whole run."""
+        return -(-self.steps // self.method.steps_per_batch)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run: the budget, rounded up to whole batches."""
+        return self.batches * self.method.steps_per_batch
+
+    @property
+    def natural_steps(self) -> float:
+        """Predicted cost of training in natural steps (see `counting`), counted on a tiny model."""
+        method = self.method.resolved(self.threat)
+        return self.batches * method.passes().natural_steps
+
+    @property
+    def headline(self) -> str:
+        """The candidate that is evaluated by default: the first average, or the weights."""
+        return average_name(self.averages[0]) if self.averages else "weights"

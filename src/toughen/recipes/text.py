@@ -1,0 +1,202 @@
+"""Recipes as text: YAML files, `key=value` changes, and errors that say what to type instead.
+
+recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
+text = dump(recipe)                          # starts the same run again
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from toughen.data import DATA
+from toughen.naming import known
+from toughen.recipes.schema import Recipe
+
+# A recipe has 40 lines; what is larger than this is something else.
+LONGEST = 1 << 20
+# The field that text in place of a section stands for.
+PRIMARY = {"data": "source", "model": "name", "method": "name", "schedule": "name", "selection": "suite"}
+# A section whose other fields belong to its name, so that another name starts it anew.
+TAGGED = ("model", "method", "schedule", "attack")
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe: one line for each fault, with its path, what is allowed and the nearest name."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: no aliases (they can grow without bound), no key twice, `no` is text, 1e-3 a number."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads `no` and `on` as truth values and 010 as eight; numbers are read where a field wants them.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _typed(value: Any) -> Any:
+    """Truth values from text; every other scalar stays text until the field that it belongs to reads it."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML text.
+
+    Raises:
+        RecipeError: when it is not YAML, longer than 1 MiB, nested too deeply, or repeats a key.
+    """
+    if len(text) > LONGEST:
+        raise RecipeError(f"{where} is larger than 1 MiB, which no recipe is; check the path")
+    try:
+        return _typed(yaml.load(text, _Loader))  # _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{where}{line}: {error.problem}; write YAML like `method: {{name: free}}`") from None
+    except (yaml.YAMLError, RecursionError):
+        raise RecipeError(f"{where} is not readable as YAML; see `toughen list recipes` for examples") from None
+
+
+def shipped() -> dict[str, str]:
+    """The recipes that come with the package: name -> text."""
+    folder = resources.files("toughen.recipes")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def read(recipe: str) -> dict[str, Any]:
+    """The mapping that a shipped recipe's name or a file's path stands for."""
+    path = Path(recipe)
+    if recipe.endswith((".yaml", ".yml")) or len(path.parts) > 1 or path.exists():
+        path = path / "recipe.yaml" if path.is_dir() else path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise RecipeError(f"recipe file {path} cannot be read: {reason}; check the path") from None
+        mapping = parse_yaml(text, str(path))
+    else:
+        recipes = shipped()
+        try:
+            mapping = parse_yaml(recipes[known(recipe, recipes, "recipe")], recipe)
+        except ValueError as error:
+            raise RecipeError(f"{error}; or give the path of a YAML file") from None
+    if not isinstance(mapping, dict):
+        raise RecipeError(f"{recipe} holds no mapping; write lines like `data: mnist5k`")
+    return mapping
+
+
+def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """The mapping with each `path.to.key=value` set.
+
+    Text in place of a section sets its main field and keeps the rest, but another model, method, schedule or attack
+    starts its section anew.
+    """
+    result = dict(mapping)
+    for item in changes:
+        path, equals, text = item.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise RecipeError(f"{item!r} is not a change; write key=value, like method.replays=4")
+        value = parse_yaml(text, f"the value of {path}")
+        section = result
+        for key in keys[:-1]:
+            inner = section.get(key)
+            if isinstance(inner, str):
+                inner = {PRIMARY.get(key, "name"): inner}
+            section[key] = dict(inner) if isinstance(inner, dict) else {}
+            section = section[key]
+        _assign(section, keys, value)
+    return result
+
+
+def _assign(section: dict[str, Any], keys: list[str], value: Any) -> None:
+    key, before = keys[-1], section.get(keys[-1])
+    if isinstance(before, dict) and isinstance(value, str):
+        main = PRIMARY.get(key, "name")
+        renamed = key in TAGGED and before.get(main) != value
+        section[key] = {main: value} if renamed else {**before, main: value}
+    elif key == "name" and len(keys) > 1 and keys[-2] in TAGGED and before != value:
+        section.clear()
+        section["name"] = value
+    else:
+        section[key] = value
+
+
+def load(recipe: str, changes: Iterable[str] = ()) -> Recipe:
+    """A recipe from a shipped name or a file, with changes.
+
+    Raises:
+        RecipeError: with every fault of the recipe, one line each.
+    """
+    return build(change(read(recipe), changes))
+
+
+def build(mapping: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data; a local data folder becomes an absolute path, so that the recipe works anywhere.
+
+    Raises:
+        RecipeError: with every fault of the recipe, one line each.
+    """
+    try:
+        recipe = Recipe.model_validate(mapping)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_sentence(e, mapping) for e in error.errors())) from None
+    source = Path(recipe.data.source).expanduser()
+    if recipe.data.source in DATA or not source.exists():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(source.resolve())})})
+
+
+def _sentence(error: Any, mapping: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        message = "is missing; give it a value"
+    elif error["type"] not in ("unknown_setting", "value_error"):
+        shown = error["input"] if isinstance(error["input"], str | int | float | bool | list) else "what is there"
+        message = f"{message[:1].lower()}{message[1:]}; it is {shown!r}"
+    return f"{path}: {message}" if path else message
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every field filled in."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def differences(a: Recipe, b: Recipe) -> list[str]:
+    """The paths at which two recipes differ, with both values."""
+
+    def flat(value: Any, path: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {path: value}
+        return {p: v for key, item in value.items() for p, v in flat(item, f"{path}.{key}".lstrip(".")).items()}
+
+    one, other = flat(a.model_dump(mode="json")), flat(b.model_dump(mode="json"))
+    missing = "nothing"
+    return [
+        f"{path}: {one.get(path, missing)} there, {other.get(path, missing)} here"
+        for path in {**one, **other}
+        if one.get(path, missing) != other.get(path, missing)
+    ]

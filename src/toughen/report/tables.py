@@ -1,0 +1,97 @@
+"""Tables for the terminal, from summaries and results as they lie in run folders.
+
+console.print(evaluation_table(read_json(folder / "result.json")))
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from toughen.recipes import Recipe
+
+Record = Mapping[str, Any]
+
+
+def percent(value: float) -> str:
+    """A fraction in per cent with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    """A fraction in per cent with its 95 % interval."""
+    return f"{percent(value)}  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def predicted_cost(recipe: "Recipe") -> str:
+    """What a run will cost, in passes and in natural steps, as comment lines below its recipe."""
+    method = recipe.method.resolved(recipe.threat)
+    passes = method.passes()
+    return (
+        f"# predicted cost: {recipe.batches} batches of {recipe.batch_size}, {recipe.total_steps} optimiser steps\n"
+        f"#   a batch: {passes.forwards} forward and {passes.backwards} backward passes "
+        f"({passes.natural_steps:.2f} natural steps)\n"
+        f"#   in all:  {passes.forwards * recipe.batches} forward and {passes.backwards * recipe.batches} backward "
+        f"passes ({recipe.natural_steps:.0f} natural steps), validation not counted"
+    )
+
+
+def training_table(summary: Record) -> Table:
+    """A finished run: accuracies on the validation split and cost."""
+    table = Table(title=f"{summary['name']}: {summary['method']}, {summary['threat']}, {summary['steps']} steps")
+    for column in ("best by validation", "at step", "clean", "robust"):
+        table.add_column(column, justify="left" if column.startswith("best") else "right")
+    for name, best in summary["best"].items():
+        table.add_row(name, str(best["step"]), percent(best["clean_accuracy"]), percent(best["robust_accuracy"]))
+    table.caption = (
+        f"{summary['forwards']} forward and {summary['backwards']} backward passes "
+        f"({summary['natural_steps']:.0f} natural steps, predicted {summary['predicted_natural_steps']:.0f}), "
+        f"{duration(summary['seconds'])} with validation, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+    return table
+
+
+def evaluation_table(result: Record) -> Table:
+    """An evaluation: clean accuracy, then what is left after each attack."""
+    table = Table(title=f"{result['suite']}, {result['threat']}, {result['n']} test images")
+    for column in ("attack", "attempted", "broken", "accuracy left"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
+    for row in result["attacks"]:
+        table.add_row(row["attack"], str(row["attempted"]), str(row["broken"]), percent(row["accuracy"]))
+    table.caption = (
+        f"clean {with_interval(result['clean_accuracy'], result['clean_interval'])}   "
+        f"robust {with_interval(result['robust_accuracy'], result['robust_interval'])}   "
+        f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})"
+    )
+    return table
+
+
+def comparison_table(rows: Sequence[tuple[str, Record, Record]], title: str) -> Table:
+    """Runs side by side: accuracy on the test split beside cost.
+
+    Args:
+        rows: for each run its name, its summary and its evaluation.
+        title: above the table.
+    """
+    table = Table(title=title)
+    for column in ("", "clean", "robust", "forwards", "backwards", "natural steps", "seconds"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, summary, result in rows:
+        table.add_row(
+            name,
+            percent(result["clean_accuracy"]),
+            with_interval(result["robust_accuracy"], result["robust_interval"]),
+            str(summary["forwards"]),
+            str(summary["backwards"]),
+            f"{summary['natural_steps']:.0f}",
+            f"{summary['seconds']:.1f}",
+        )
+    return table

@@ -1,0 +1,110 @@
+"""The loop: the only place that touches the optimiser. It knows no method by name.
+
+    job = Job(...)
+    for number in range(batches):
+        train_batch(job, data[number])
+
+Between batches, when a method's generator is exhausted, a job is fully described by its tensors and counters; that is
+where the run saves, validates and stops.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from toughen import distributed
+from toughen.averaging import Averages
+from toughen.counting import Passes
+from toughen.data import Batch
+from toughen.losses import hard
+from toughen.methods import Method, Objective, State
+from toughen.noise import derive
+from toughen.schedule import Factor
+from toughen.training.monitors import Finite, Meters
+
+
+@dataclass
+class Job:
+    """All that changes while a run trains, and what changes it.
+
+    Attributes:
+        model: the plain classifier.
+        wrapped: the same, averaging gradients over ranks.
+        method: the training method, its threat model resolved.
+        state: the method's tensors.
+        optimizer: with a `base_lr` in every group.
+        factor: share of the budget -> factor of the base rates.
+        averages: of the weights.
+        seed: of whatever the model itself draws, such as dropout.
+        total_steps: the budget.
+        autocast: compute in bfloat16 where torch holds it to be sound.
+        step: optimiser steps done.
+        number: minibatches done.
+        passes: of the model in training so far, on this rank.
+        meters: loss and accuracy since the last line of the log.
+        finite: whether every loss and gradient so far was finite.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    method: Method
+    state: State
+    optimizer: torch.optim.Optimizer
+    factor: Factor
+    averages: Averages
+    seed: int
+    total_steps: int
+    autocast: bool
+    finite: Finite
+    step: int = 0
+    number: int = 0
+    passes: Passes = field(default_factory=Passes)
+    meters: Meters = field(default_factory=Meters)
+
+
+def train_batch(job: Job, batch: Batch) -> None:
+    """Take every optimiser step that the method asks of one minibatch."""
+    job.model.train()
+    # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
+    torch.manual_seed(derive(job.seed, "model", job.number, distributed.rank()))
+    for objective in _objectives(job, batch):
+        job.optimizer.zero_grad(set_to_none=True)
+        with _precision(job, batch), job.meters.watching(job.model) as seen:
+            losses = objective()
+        # Over the global batch, and DistributedDataParallel divides by the ranks: a mean per rank would be wrong on a
+        # short last batch.
+        (losses.sum() * (distributed.world() / batch.size)).backward()
+        job.meters.add(losses, seen, hard(batch.y), job.method.forwards)
+        job.finite.guard(job.optimizer, losses, batch.index, job.step)
+        set_rate(job.optimizer, job.factor(job.step / job.total_steps))
+        job.optimizer.step()
+        job.averages.update(job.model)
+        job.step += 1
+    job.number += 1
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of every parameter group to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def _objectives(job: Job, batch: Batch) -> Iterator[Objective]:
+    """The method's objectives, its own work (attacks) done in the run's precision."""
+    generator = job.method.losses(job.wrapped, batch, job.state)
+    while True:
+        # Entered anew for each: autocast keeps copies of the weights, which a step makes stale.
+        with _precision(job, batch):
+            objective = next(generator, None)
+        if objective is None:
+            return
+        yield objective
+
+
+@contextmanager
+def _precision(job: Job, batch: Batch) -> Iterator[None]:
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=job.autocast):
+        yield

@@ -1,0 +1,116 @@
+"""What watches a run without making the device wait: sums and flags stay on the device until they are read.
+
+finite.guard(optimizer, losses, batch.index, step)      # masks the coming update if anything is NaN or infinite
+finite.check()                                          # raises, naming the first bad step and its examples
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from toughen import distributed
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient was NaN or infinite; the weights are those before that step."""
+
+
+class Finite:
+    """Stops a run before the optimiser takes a step that is NaN or infinite.
+
+    The update is masked on the device (torch's fused optimisers skip a step whose `found_inf` is set, weights and
+    momentum alike), from the first bad step on; the flags are read where the run reads from the device anyway.
+
+    Args:
+        slots: rows of this rank's batches.
+        device: of the model.
+    """
+
+    def __init__(self, slots: int, device: torch.device | str):
+        self._broken = torch.zeros((), dtype=torch.bool, device=device)
+        self._step = torch.full((), -1, device=device)
+        self._rows = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._index = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    def guard(self, optimizer: torch.optim.Optimizer, losses: Tensor, index: Tensor, step: int) -> None:
+        """Note the step if it is bad, and mask it and all later ones.
+
+        Args:
+            optimizer: fused, its gradients in place.
+            losses: per example (N,).
+            index: of the examples, (N,).
+            step: number of the step that is about to be taken.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        bad_rows = ~losses.detach().isfinite()
+        bad = distributed.any_rank(bad_rows.any() | ~torch.nn.utils.get_total_norm(gradients).isfinite())
+        first = bad & ~self._broken
+        n = len(losses)
+        self._step = torch.where(first, step, self._step)
+        self._rows[:n] = torch.where(first, bad_rows, self._rows[:n])
+        self._index[:n] = torch.where(first, index.to(self._index), self._index[:n])
+        self._broken = self._broken | bad
+        optimizer.found_inf = self._broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def check(self) -> None:
+        """Wait for the device and look.
+
+        Raises:
+            NonFinite: with the first bad step, the rank and its examples, and what to do.
+        """
+        if not bool(self._broken):
+            return
+        ids = self._index[self._rows].tolist()
+        where = f"examples {', '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}" if ids else "in a gradient"
+        raise NonFinite(
+            f"AT111 The loss or its gradient is not finite at step {int(self._step)} on rank {distributed.rank()} "
+            f"({where}). The optimiser was not stepped and no checkpoint was written; lower optimizer.lr or use "
+            "precision=fp32."
+        )
+
+
+@dataclass
+class Meters:
+    """Sums since the last line of the log, on the device: the mean loss and the accuracy on what was forwarded."""
+
+    _loss: Tensor | float = 0.0
+    _examples: int = 0
+    _correct: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """Collect the logits of every forward pass until the context ends: accuracy without a pass of its own."""
+        seen: list[Tensor] = []
+        handle = model.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach()))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def add(self, losses: Tensor, seen: list[Tensor], y: Tensor, forwards: tuple[str, ...]) -> None:
+        """One step: per-example losses (N,), the logits that were seen, the classes (N,), and what each pass saw."""
+        self._loss = self._loss + losses.detach().sum().double()
+        self._examples += len(y)
+        for kind, logits in zip(forwards, seen, strict=False):
+            correct = (logits.argmax(1) == y).sum() if len(y) else torch.zeros((), dtype=torch.int64, device=y.device)
+            self._correct[kind] = self._correct.get(kind, torch.zeros_like(correct)) + correct
+
+    def read(self) -> dict[str, float]:
+        """Means over all ranks since the last reading, which also starts the sums anew."""
+        kinds = sorted(self._correct)
+        device = self._correct[kinds[0]].device if kinds else "cpu"
+        sums = torch.stack(
+            [
+                torch.as_tensor(value, dtype=torch.float64, device=device)
+                for value in (self._examples, self._loss, *(self._correct[kind] for kind in kinds))
+            ]
+        )
+        examples, loss, *correct = distributed.total(sums).tolist()
+        self._loss, self._examples, self._correct = 0.0, 0, {}
+        return {"loss": loss / examples} | {
+            f"{kind}_batch_accuracy": count / examples for kind, count in zip(kinds, correct, strict=True)
+        }

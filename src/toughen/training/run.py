@@ -1,0 +1,253 @@
+"""A run: set-up, loop, finish. The same call in the same folder goes on where it stopped.
+
+summary = train(load("mnist-free"), Path("runs/free"))
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toughen import distributed, recipes, store
+from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from toughen.counting import counted
+from toughen.data import Batches, ImageData, Split, load
+from toughen.display import Display
+from toughen.recipes import Recipe, RecipeError
+from toughen.training.loop import Job, train_batch
+from toughen.training.saving import capture, restore
+from toughen.training.selection import Accuracies, improved, validate
+from toughen.training.setup import chosen_device, set_up, splits
+
+
+@dataclass
+class Outputs:
+    """What a run writes, and what its checkpoints must remember of that.
+
+    Attributes:
+        folder: the run folder.
+        logs: `metrics.jsonl`, equal bytes for equal runs, and `timing.jsonl`, the same steps on the wall clock; only
+            on the first rank.
+        fingerprint: of the data.
+        best: for each candidate the step and accuracies of its best weights.
+        seconds: of training and validating, over all sittings.
+        newest: the last checkpoint, from which unchanged best weights are carried on.
+    """
+
+    folder: Path
+    logs: tuple[store.Log, store.Log] | None
+    fingerprint: str
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    newest: Path | None = None
+
+    def write(self, metrics: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
+        """A line of the log, and what the clock said."""
+        if self.logs:
+            self.logs[0].write(metrics)
+            if timing:
+                self.logs[1].write(timing)
+
+
+def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[str, Any]:
+    """Train as the recipe says, into the folder `out`.
+
+    Args:
+        recipe: everything about the run.
+        out: a new folder, or one in which a run of the same recipe was begun: it goes on to the same bits as if it
+            had never stopped (on a CPU with the same number of threads).
+        display: where progress is shown; nowhere by default.
+
+    Returns:
+        The summary that is also in `summary.json`.
+
+    Raises:
+        RecipeError: the folder holds another recipe, or the data do not fit the recipe.
+        ValueError: the data cannot be loaded.
+        store.Locked: another process trains in that folder.
+        store.Damaged: there are checkpoints, but none of them is whole.
+        NonFinite: a loss or gradient became NaN or infinite.
+        OSError: the folder cannot be written.
+    """
+    device = distributed.local_device(chosen_device(recipe.device))
+    with distributed.group(device), torch.random.fork_rng(), contextlib.ExitStack() as held:
+        display = display if display and distributed.is_main() else Display()
+        if distributed.is_main():
+            check_folder(recipe, out)
+        data = load(recipe.data.source)
+        train_split, validation, index = splits(recipe, data)
+        job, batches = set_up(recipe, data, train_split, index, device)
+        if distributed.is_main():
+            claim(recipe, out)
+            held.enter_context(store.lock(out))
+        outputs = resume(job, data, out, display)
+        for opened in outputs.logs or ():
+            held.enter_context(opened)
+        display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
+        with display:
+            loop(recipe, job, batches, outputs, validation, display)
+        return finish(recipe, job, outputs, device)
+
+
+def title(recipe: Recipe, training: int, validating: int, device: torch.device) -> str:
+    """One line about a run."""
+    rounded = f" (rounded up from {recipe.steps} to whole batches)" if recipe.steps != recipe.total_steps else ""
+    ranks = f", {distributed.world()} ranks" if distributed.world() > 1 else ""
+    return (
+        f"{recipe.name}: {recipe.method.name} on {training} images of {recipe.data.source} ({validating} held out), "
+        f"{recipe.threat}, {recipe.total_steps} steps{rounded}, {device}{ranks}"
+    )
+
+
+def check_folder(recipe: Recipe, out: Path) -> None:
+    """Refuse a folder that is not this recipe's, before anything is computed.
+
+    Raises:
+        RecipeError: when the folder holds another recipe, or other files and no recipe.
+    """
+    path = out / "recipe.yaml"
+    if path.exists():
+        if different := recipes.differences(recipes.load(str(path)), recipe):
+            raise RecipeError(
+                f"{out} holds a run of another recipe ({'; '.join(different[:3])}{'; ...' if different[3:] else ''}); "
+                "give another --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(not file.name.startswith(".lock") for file in out.iterdir())):
+        raise RecipeError(f"{out} exists and is no run folder; give another --out")
+
+
+def claim(recipe: Recipe, out: Path) -> None:
+    """Make the folder this recipe's."""
+    if not (out / "recipe.yaml").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        store.write_text(out / "recipe.yaml", recipes.dump(recipe))
+
+
+def resume(job: Job, data: ImageData, out: Path, display: Display) -> Outputs:
+    """Open the run's logs, and put the job at the newest whole checkpoint if there is one."""
+    newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
+    path = distributed.from_main(newest.path if newest else None)
+    checkpoint = newest or (load_checkpoint(path) if path else None)
+    state: dict[str, Any] = checkpoint.state if checkpoint else {"metrics": 0, "timing": 0}
+    logs = None
+    if distributed.is_main():
+        logs = (
+            store.Log.resume(out / "metrics.jsonl", state["metrics"]),
+            store.Log.resume(out / "timing.jsonl", state["timing"]),
+        )
+    if checkpoint is None:
+        return Outputs(out, logs, data.fingerprint)
+    if state["data"] != data.fingerprint:
+        raise RecipeError(f"CK302 {out} was trained on other images than {data.name} holds now; restore them")
+    if (threads := torch.get_num_threads()) != state["threads"]:
+        display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-identical.")
+    restore(job, checkpoint)
+    return Outputs(out, logs, data.fingerprint, state["best"], state["seconds"], checkpoint.path)
+
+
+def due(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of `every` steps lies in (before, after]."""
+    return after // every > before // every
+
+
+def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Split, display: Display) -> None:
+    """Train to the end of the budget; log, validate and save between batches."""
+    validate_every = recipe.selection.every or max(1, job.total_steps // 10)
+    clock = time.monotonic()
+    images = 0
+    while job.number < recipe.batches:
+        before, batch = job.step, batches[job.number]
+        with counted(job.model, job.passes):
+            train_batch(job, batch)
+        images += batch.size * job.method.steps_per_batch
+        last = job.number == recipe.batches
+        validating = last or due(validate_every, before, job.step)
+        saving = validating or due(recipe.save_every, before, job.step)
+        if not (saving or due(recipe.log_every, before, job.step)):
+            continue
+        job.finite.check()
+        record = {"step": job.step, "lr": job.optimizer.param_groups[0]["lr"], **job.meters.read()}
+        elapsed = time.monotonic() - clock
+        pace = images / max(elapsed, 1e-9)
+        outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
+        display.progress(record, pace)
+        images = 0
+        if validating:
+            found = validate(job, validation, threat=recipe.threat, suite=recipe.selection.suite, seed=recipe.seed)
+            display.validated(job.step, found)
+            save(recipe, job, outputs, note_validation(job.step, outputs, found))
+        elif saving:
+            save(recipe, job, outputs, winners=[])
+        outputs.seconds += time.monotonic() - clock
+        clock = time.monotonic()
+
+
+def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]:
+    """Log what a validation found; the candidates that it makes the best so far."""
+    winners = improved(found, outputs.best)
+    for name in winners:
+        outputs.best[name] = {"step": step, **found[name]}
+    outputs.write({"step": step, "validation": found})
+    return winners
+
+
+def save(recipe: Recipe, job: Job, outputs: Outputs, winners: list[str]) -> None:
+    """Write a checkpoint that holds the best weights too, so that it is whole by itself."""
+    tensors, state = capture(job, slots=recipe.batch_size)
+    if not outputs.logs:
+        return
+    tensors |= {f"best-{name}": tensors[name] for name in winners}
+    carried = [name for name in outputs.best if name not in winners]
+    assert outputs.newest or not carried
+    state |= {
+        "metrics": outputs.logs[0].flush(),
+        "timing": outputs.logs[1].flush(),
+        "best": outputs.best,
+        "seconds": outputs.seconds,
+        "data": outputs.fingerprint,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    carry = {f"best-{name}": (outputs.newest or Path()) / f"best-{name}.safetensors" for name in carried}
+    outputs.newest = save_checkpoint(outputs.folder, job.step, tensors, state, carry=carry)
+
+
+def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> dict[str, Any]:
+    """The summary: what was trained, what it cost, and the best by validation."""
+    headline = recipe.headline
+    summary = {
+        "name": recipe.name,
+        "method": recipe.method.name,
+        "threat": str(recipe.threat),
+        "steps": job.step,
+        "batches": job.number,
+        "forwards": job.passes.forwards,
+        "backwards": job.passes.backwards,
+        "natural_steps": job.passes.natural_steps,
+        "predicted_natural_steps": recipe.natural_steps,
+        "seconds": outputs.seconds,
+        "peak_memory_bytes": peak_memory(device),
+        "headline": headline,
+        "best": outputs.best,
+        "device": str(device),
+        "ranks": distributed.world(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if distributed.is_main():
+        store.write_json(outputs.folder / "summary.json", summary)
+    distributed.barrier()
+    return summary
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the fullest moment: of the GPU where there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not on Windows, where training is untested anyway.
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

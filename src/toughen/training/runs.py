@@ -1,0 +1,120 @@
+"""Finished or unfinished runs, opened from their folders.
+
+run = open_run(Path("runs/free"))
+run.model, run.data.test
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from toughen import recipes
+from toughen.checkpoint import latest_checkpoint
+from toughen.data import ImageData, load
+from toughen.evaluation import Evaluation, evaluate
+from toughen.models import Classifier
+from toughen.recipes import Recipe
+from toughen.threat import parse
+from toughen.training.setup import build_model, chosen_device
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run folder, opened.
+
+    Attributes:
+        folder: where it is.
+        recipe: what was trained.
+        data: what it was trained on, with the test split.
+        model: in inference mode, on the recipe's device.
+        step: optimiser steps behind these weights.
+        weights: which weights these are, like `best-weights`.
+    """
+
+    folder: Path
+    recipe: Recipe
+    data: ImageData
+    model: Classifier
+    step: int
+    weights: str
+
+
+def open_run(folder: Path, *, checkpoint: str = "best", weights: str | None = None) -> Run:
+    """Open a run folder.
+
+    Args:
+        folder: of the run.
+        checkpoint: "best" by robust validation accuracy, or "last".
+        weights: "weights" or an average like "average-0.995"; the recipe's headline by default.
+
+    Raises:
+        ValueError: the folder is no run, has no checkpoint yet, or not these weights.
+        Damaged: it has checkpoints but none is whole.
+    """
+    if checkpoint not in ("best", "last"):
+        raise ValueError(f"checkpoint is {checkpoint!r}; it must be best or last")
+    if not (folder / "recipe.yaml").is_file():
+        raise ValueError(f"{folder} is no run folder: it holds no recipe.yaml; give the --out of a toughen train")
+    recipe = recipes.load(str(folder / "recipe.yaml"))
+    newest = latest_checkpoint(folder, warn=print, clean=False)
+    if newest is None:
+        raise ValueError(f"{folder} has no checkpoint yet; give the same toughen train command to go on with it")
+    name = weights or recipe.headline
+    group = f"best-{name}" if checkpoint == "best" else name
+    if not newest.has(group):
+        there = [c for c in ("weights", *(f"average-{d:g}" for d in recipe.averages)) if newest.has(c)]
+        if name in there:
+            raise ValueError(f"{folder} has not been validated yet, so there is no best; use --checkpoint last")
+        raise ValueError(f"{folder} has no weights {name!r}; it has {', '.join(there)}")
+    data = load(recipe.data.source)
+    if newest.state["data"] != data.fingerprint:
+        raise ValueError(f"CK302 {folder} was trained on other images than {data.name} holds now; restore them")
+    model = build_model(recipe, data)
+    model.load_state_dict(newest.tensors(group))
+    step = newest.state["best"][name]["step"] if checkpoint == "best" else newest.step
+    return Run(folder, recipe, data, model.to(chosen_device(recipe.device)).eval(), step, group)
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    suite: str,
+    limit: int | None = None,
+    checkpoint: str = "best",
+    weights: str | None = None,
+    threat: str | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> tuple[Evaluation, Path]:
+    """Evaluate a run on its test split, into `evaluation/` in its folder.
+
+    Args:
+        folder: of the run.
+        suite: name of the attacks.
+        limit: only the first so many test images.
+        checkpoint: see `open_run`.
+        weights: see `open_run`.
+        threat: another ball than the run's, as text.
+        batch_size: images at a time.
+        seed: of the attacks.
+
+    Returns:
+        The evaluation and the folder it lies in. An evaluation with the same settings replaces its earlier self.
+    """
+    with torch.random.fork_rng():
+        run = open_run(folder, checkpoint=checkpoint, weights=weights)
+    ball = parse(threat) if threat else run.recipe.threat
+    test = run.data.test
+    if limit is not None and limit > len(test):
+        raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
+    n = limit or len(test)
+    found = evaluate(
+        run.model, test.images[:n], test.labels[:n], threat=ball, suite=suite, seed=seed, batch_size=batch_size
+    )
+    parts = [suite, "" if ball == run.recipe.threat else str(ball).replace("/", "over").replace(":", "-")]
+    parts += [f"n{n}" if n < len(test) else "", "" if run.weights == f"best-{run.recipe.headline}" else run.weights]
+    parts += [f"seed{seed}" if seed else ""]
+    into = folder / "evaluation" / "_".join(part for part in parts if part)
+    found.write(into)
+    return found, into

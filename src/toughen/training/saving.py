@@ -1,0 +1,53 @@
+"""A job as named tensors and plain data, and back: everything that the future of a run depends on.
+
+    tensors, state = capture(job)
+    restore(job, checkpoint)
+
+Nothing random is in it: every draw is a function of the seed and the counters.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from toughen import distributed
+from toughen.checkpoint import Checkpoint
+from toughen.training.loop import Job
+from toughen.training.selection import candidates
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+def capture(job: Job, *, slots: int) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors by group (each a file) and counters; the same on every rank.
+
+    Args:
+        job: between two batches.
+        slots: rows of the global batch.
+    """
+    tensors: Tensors = {name: dict(model.state_dict()) for name, model in candidates(job).items()}
+    kinds = job.method.state_kinds
+    tensors["method"] = {
+        name: distributed.gather(value, slots) if kinds[name] == "slot" else value for name, value in job.state.items()
+    }
+    optimizer = job.optimizer.state_dict()["state"]
+    tensors["optimizer"] = {
+        f"{i}.{key}": value for i, entry in optimizer.items() for key, value in entry.items() if value is not None
+    }
+    return tensors, {"step": job.step, "number": job.number, "passes": asdict(job.passes)}
+
+
+def restore(job: Job, checkpoint: Checkpoint) -> None:
+    """Put a freshly built job where `capture` found one."""
+    for name, model in candidates(job).items():
+        model.load_state_dict(checkpoint.tensors(name))
+    for name, value in checkpoint.tensors("method").items():
+        job.state[name].copy_(distributed.shard(value) if job.method.state_kinds[name] == "slot" else value)
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.tensors("optimizer").items():
+        i, _, name = key.partition(".")
+        entries.setdefault(int(i), {})[name] = value
+    job.optimizer.load_state_dict({"state": entries, "param_groups": job.optimizer.state_dict()["param_groups"]})
+    job.step, job.number = checkpoint.state["step"], checkpoint.state["number"]
+    vars(job.passes).update(checkpoint.state["passes"])

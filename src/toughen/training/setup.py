@@ -1,0 +1,147 @@
+"""What a recipe builds: splits, batches, model, optimiser, and the job that holds them in its first state.
+
+job, batches = set_up(recipe, data, train_split, index, device)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from toughen import distributed, models
+from toughen.averaging import Averages
+from toughen.data import Batches, ImageData, Split, held_out, subset
+from toughen.methods import Spec
+from toughen.noise import derive
+from toughen.recipes import Recipe, RecipeError
+from toughen.schedule import warmed_up
+from toughen.training.loop import Job
+from toughen.training.monitors import Finite
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a recipe; "auto" is a GPU if there is one.
+
+    Raises:
+        RecipeError: for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device: {name} is not available on this machine; use device=cpu or device=auto")
+    return device
+
+
+def splits(recipe: Recipe, data: ImageData) -> tuple[Split, Split, Tensor]:
+    """Training and validation images and their numbers; the test split is not looked at."""
+    settings = recipe.data
+    try:
+        train_split, validation, index = held_out(data, seed=recipe.seed, size=settings.validation)
+        if settings.limit is not None:
+            train_split, chosen = subset(train_split, settings.limit, seed=recipe.seed)
+            index = index[chosen]
+    except ValueError as error:
+        raise RecipeError(f"data: {error}") from None
+    return train_split, validation, index
+
+
+def set_up(recipe: Recipe, data: ImageData, split: Split, index: Tensor, device: torch.device) -> tuple[Job, Batches]:
+    """Everything that trains, in its first state."""
+    try:
+        batches = Batches(
+            split,
+            index,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            device=device,
+            pad=recipe.data.pad,
+            flip=recipe.data.flip,
+            pad_mode=recipe.data.pad_mode,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+    except ValueError as error:
+        raise RecipeError(f"data: {error}") from None
+    model = build_model(recipe, data, split).to(device)
+    short = len(split) % recipe.batch_size
+    if 0 < short < distributed.world() and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise RecipeError(
+            f"batch_size: {recipe.batch_size} leaves a last batch of {short} for {distributed.world()} ranks, and "
+            "BatchNorm needs an example on each; choose a batch size that leaves more or none"
+        )
+    method = recipe.method.resolved(recipe.threat)
+    slots = distributed.slots(recipe.batch_size)
+    spec = Spec(data.image_shape, slots, len(data.train), data.num_classes, device)
+    job = Job(
+        model=model,
+        wrapped=distributed.wrapped(model),
+        method=method,
+        state=method.init(spec),
+        optimizer=build_optimizer(recipe, model),
+        factor=warmed_up(recipe.schedule.factor(), recipe.optimizer.warmup),
+        averages=Averages(model, recipe.averages),
+        seed=recipe.seed,
+        total_steps=recipe.total_steps,
+        autocast=recipe.precision == "bf16",
+        finite=Finite(slots, device),
+    )
+    return job, batches
+
+
+def build_model(recipe: Recipe, data: ImageData, split: Split | None = None) -> models.Classifier:
+    """The recipe's network, its normalisation first, with weights drawn under the recipe's seed.
+
+    Args:
+        recipe: names the network.
+        data: gives its channels and classes.
+        split: the training images, for `normalize: data`; without them that normalisation is left to a state dict.
+    """
+    normalize: dict[str, Any] = {}
+    if recipe.normalize == "per_image":
+        normalize = {"per_image": True}
+    elif recipe.normalize == "data":
+        normalize = (
+            channel_statistics(split) if split else {"mean": [0.0] * data.channels, "std": [1.0] * data.channels}
+        )
+    elif recipe.normalize != "none":
+        normalize = {"mean": recipe.normalize.mean, "std": recipe.normalize.std}
+    torch.manual_seed(derive(recipe.seed, "weights"))
+    try:
+        return models.build(
+            recipe.model.name,
+            num_classes=data.num_classes,
+            in_channels=data.channels,
+            **normalize,
+            **recipe.model.settings,
+        )
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from None
+
+
+def channel_statistics(split: Split) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel over a split, in units of [0, 1]: exact, from the 256 counts."""
+    mean, std, levels = [], [], torch.arange(256, dtype=torch.float64) / 255
+    for channel in split.images.unbind(1):
+        share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
+        mean.append(float(share @ levels))
+        std.append(float((share @ (levels - mean[-1]) ** 2).sqrt()))
+    return {"mean": mean, "std": std}
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with the recipe's settings. Fused, because that form can skip a bad step without the device being asked."""
+    settings = recipe.optimizer
+    lr = settings.lr * (recipe.batch_size / settings.lr_batch_size if settings.lr_batch_size else 1)
+    # The weights of convolution and linear layers are the only trained tensors of two or more dimensions.
+    decayed = [p for p in model.parameters() if settings.decay_on == "all" or p.ndim > 1]
+    spared = [p for p in model.parameters() if settings.decay_on == "weights" and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [{**group, "base_lr": lr} for group in groups if group["params"]],
+        lr=lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=True,
+    )

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toughen.models import MODELS, Classifier, Normalize, PerImageStandardize, build
+from toughen.models.registry import find
+from toughen.models.wide_resnet import MadryResNet, WideResNet
+
+
+class Mine(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean((2, 3)))
+
+
+def test_names() -> None:
+    assert set(MODELS) >= {"small_cnn", "resnet18", "preact_resnet18", "wrn-D-W", "madry-w32-10"}
+
+
+def test_a_wide_resnet_is_found_by_its_numbers() -> None:
+    net = find("wrn-16-2")(num_classes=7, in_channels=1)
+    assert isinstance(net, WideResNet)
+    same = build("wrn-D-W", num_classes=7, in_channels=1, depth=16, width=2).net
+    assert [p.shape for p in net.parameters()] == [p.shape for p in same.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wrn-27-10", r"6n \+ 4.*got 27; try 28"),
+        ("wrn-4-10", r"6n \+ 4.*got 4; try 10"),
+        ("wrn-28-0", "at least 1, got 0"),
+        ("wrn-28", "unknown model 'wrn-28'.*'wrn-D-W'"),
+        ("wrn-28-10-1", "unknown model"),
+        ("resnet-18", "nearest is 'resnet18'.*allowed are small_cnn, resnet18"),
+        ("zzzz", "unknown model 'zzzz'; allowed are"),
+    ],
+)
+def test_refused_names(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("small_cnn", {"widht": 8}, "no option 'widht'.*nearest is 'width'.*allowed are width, norm, activation"),
+        ("wrn-16-1", {"depth": 22}, "no option 'depth'; allowed are activation"),
+        ("wrn-D-W", {"depth": 16}, "also needs the options width"),
+        ("wrn-D-W", {"depth": 15, "width": 1}, "got 15; try 16"),
+        ("resnet18", {"activation": "rellu"}, "nearest is 'relu'"),
+        ("small_cnn", {"norm": "layer"}, "allowed are none, batch"),
+        ("small_cnn", {"width": 0}, "at least 1, got 0"),
+        ("small_cnn", {"mean": (0.5,), "std": (0.5,)}, "each of the 3 channels, got 1"),
+        ("small_cnn", {"std": (0.5,) * 3}, "got std without mean"),
+    ],
+)
+def test_refused_options(name: str, options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(name, num_classes=10, **options)
+
+
+def test_a_network_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "mine", Mine)
+    model = build("mine", num_classes=4, in_channels=2, mean=(0.5, 0.5), std=(0.2, 0.2))
+    assert isinstance(model.net, Mine)
+    assert model(torch.rand(3, 2, 8, 8)).shape == (3, 4)
+    with pytest.raises(ValueError, match="it takes none"):
+        build("mine", num_classes=4, width=2)
+
+
+def test_a_builder_that_takes_anything_gets_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def builder(num_classes: int, in_channels: int, **options: object) -> nn.Module:
+        seen.update(options)
+        return Mine(num_classes, in_channels)
+
+    monkeypatch.setitem(MODELS, "open", builder)
+    build("open", num_classes=4, anything=1)
+    assert seen == {"anything": 1}
+
+
+def test_an_exact_key_wins_over_the_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "wrn-28-10", Mine)
+    assert find("wrn-28-10") is Mine
+
+
+def test_normalisation_is_the_callers_choice() -> None:
+    with torch.device("meta"):
+        plain = build("madry-w32-10", num_classes=10)
+        per_image = build("madry-w32-10", num_classes=10, per_image=True)
+    assert isinstance(plain, Classifier)
+    assert isinstance(plain.net, MadryResNet)
+    assert isinstance(plain.normalize, nn.Identity)
+    assert isinstance(per_image.normalize, PerImageStandardize)
+    chosen = build("small_cnn", num_classes=10, in_channels=1, mean=[0.1], std=[0.3])
+    assert isinstance(chosen.normalize, Normalize)
