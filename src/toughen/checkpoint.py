@@ -7,8 +7,6 @@ nothing is used before all of them hold.
     with lock(run):
         found = latest_checkpoint(run, warn=print)    # None: nothing to resume; raises Damaged: there was something
         save_checkpoint(run, 1600, {"weights": model.state_dict()}, {"log": log.flush()})
-
-No torch is imported until tensors are touched.
 """
 
 from __future__ import annotations
@@ -25,19 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toughen import store
-from toughen.store import (
-    Damaged,
-    decode,
-    delete,
-    encode,
-    naming,
-    read_json,
-    read_limited,
-    sync_folder,
-    temporary_in,
-    write_new,
-    write_text,
-)
+from toughen.store import Damaged, decode, delete, encode, naming, read_json, read_limited, sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -290,17 +276,12 @@ def _encode_state(state: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _write(path: Path, data: bytes) -> dict[str, Any]:
-    write_new(path, data)
-    return _entry(data)
-
-
 def _bring(source: Path, target: Path) -> None:
     store.point(f"before link {target.name}")
     try:
         os.link(source, target)
     except OSError:
-        write_new(target, source.read_bytes())
+        store.write_new(target, source.read_bytes())
     store.point(f"after link {target.name}")
 
 
@@ -341,7 +322,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
             continue
         # first out of sight: a folder half deleted would look like a damaged checkpoint
         store.point(f"before pruning {name}")
-        doomed = temporary_in(folder)
+        doomed = store.temporary_in(folder)
         os.rename(folder / name, doomed)
         store.point(f"within pruning {name}")
         delete(doomed)
@@ -392,23 +373,26 @@ def save_checkpoint(
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
-    temporary = temporary_in(folder)
+    temporary = store.temporary_in(folder)
     try:
         store.point("before the folder")
         temporary.mkdir()
         for group, members in tensors.items():
-            files[f"{group}.safetensors"] = _write(temporary / f"{group}.safetensors", _serialise(members))
+            data = _serialise(members)
+            store.write_new(temporary / f"{group}.safetensors", data)
+            files[f"{group}.safetensors"] = _entry(data)
         for group, source in carry.items():
             _bring(source, temporary / f"{group}.safetensors")
-        files["state.json"] = _write(temporary / "state.json", encoded)
-        write_new(temporary / "MANIFEST.json", _manifest(step, files))
+        store.write_new(temporary / "state.json", encoded)
+        files["state.json"] = _entry(encoded)
+        store.write_new(temporary / "MANIFEST.json", _manifest(step, files))
         sync_folder(temporary)
         _verify(temporary)
         _publish(temporary, final, files)
     finally:
         _clean(folder)
     store.point("before LATEST")
-    write_text(folder / "LATEST", final.name + "\n")
+    store.write_text(folder / "LATEST", final.name + "\n")
     store.point("after LATEST")
     _prune(folder, step, keep)
     return final

@@ -255,6 +255,17 @@ def test_a_hub_name_is_downloaded_once(tmp_path, monkeypatch):
         load("cifar100")
 
 
+def test_what_the_builder_of_datasets_gives(tmp_path, monkeypatch):
+    """The Hub's route without the Hub: the same builder on a local folder."""
+    monkeypatch.setattr(hub, "_ask", lambda address: None)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    data = hub.load_hub("pets", str(make_folder(tmp_path / "pets")))
+    assert bit_exact(data, (6, 5, 3))
+    assert data.classes == ("cat", "dog", "eel")
+    monkeypatch.setattr(hub, "_download", forbidden)
+    assert hub.load_hub("pets", "nobody/pets").fingerprint == data.fingerprint
+
+
 def test_the_download_leaves_the_settings_of_datasets_alone():
     before = datasets.are_progress_bars_disabled()
     with hub._quiet():

@@ -39,6 +39,7 @@ class Spec:
         examples: training examples in all; `Batch.index` runs below it.
         classes: number of classes.
         device: where the state lives.
+        dtype: of the weights and of whatever state goes with images.
     """
 
     shape: tuple[int, int, int]
@@ -46,6 +47,7 @@ class Spec:
     examples: int
     classes: int
     device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
 
 
 class Method(Settings, frozen=True):

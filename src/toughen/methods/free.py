@@ -54,7 +54,7 @@ class Free(Method, frozen=True):
 
     def init(self, spec: Spec) -> State:
         """delta = 0 for every slot of the batch."""
-        return {"delta": torch.zeros(spec.slots, *spec.shape, device=spec.device)}
+        return {"delta": torch.zeros(spec.slots, *spec.shape, device=spec.device, dtype=spec.dtype)}
 
     def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
         """The loss at x + delta, `replays` times; a short batch uses and moves the first slots."""

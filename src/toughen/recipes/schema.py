@@ -18,7 +18,7 @@ from toughen.methods import METHODS, Method
 from toughen.models.registry import find as find_model
 from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, Positive, Settings, known
 from toughen.schedule import SCHEDULES, Factor
-from toughen.threat import Threat
+from toughen.threat import Linf, Threat
 
 
 def _named(key: str) -> BeforeValidator:
@@ -114,6 +114,11 @@ class ScheduleSpec(NamedCall, frozen=True):
         return self.find(self.name)(**self.settings)
 
 
+def _suite(name: str) -> str:
+    suites.find(name, Linf(1.0))
+    return name
+
+
 class SelectionSettings(Settings, frozen=True):
     """How `best` is chosen: by robust accuracy on the validation split, never on test data.
 
@@ -123,7 +128,7 @@ class SelectionSettings(Settings, frozen=True):
             is always one after the last step.
     """
 
-    suite: str = "pgd-40"
+    suite: Annotated[str, AfterValidator(_suite)] = "pgd-40"
     every: Count | None = None
 
 
@@ -136,6 +141,15 @@ def _method(value: Any) -> Any:
     settings = {"name": value} if isinstance(value, str) else dict(value)
     name = known(str(settings.get("name", "")), METHODS, "method")
     return METHODS[name].model_validate(settings)
+
+
+def _radius(threat: Threat) -> Threat:
+    """A ball of radius 0 has its uses in Python; in a recipe it is a mistake, like one that holds every image."""
+    radius = float(threat.eps)
+    if radius <= 0 or (threat.norm == "linf" and radius > 1):
+        allowed = "in (0, 1]" if threat.norm == "linf" else "positive"
+        raise ValueError(f"the radius of {threat} must be {allowed}, like {threat.norm}:8/255")
+    return threat
 
 
 def _device(name: str) -> str:
@@ -176,7 +190,7 @@ class Recipe(Settings, frozen=True):
     model: ModelSpec
     normalize: Literal["none", "data", "per_image"] | ChannelStatistics = "none"
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
-    threat: Threat
+    threat: Annotated[Threat, AfterValidator(_radius)]
     batch_size: Count = 128
     steps: Count
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)
@@ -191,13 +205,8 @@ class Recipe(Settings, frozen=True):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        radius = float(self.threat.eps)
-        if radius <= 0 or (self.threat.norm == "linf" and radius > 1):
-            allowed = "in (0, 1]" if self.threat.norm == "linf" else "positive"
-            raise ValueError(f"threat {self.threat}: the radius must be {allowed}, like {self.threat.norm}:8/255")
         if len(set(map(average_name, self.averages))) < len(self.averages):
             raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
-        suites.find(self.selection.suite, self.threat)
         return self
 
     @property

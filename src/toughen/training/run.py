@@ -131,21 +131,21 @@ def resume(job: Job, data: ImageData, out: Path, display: Display) -> Outputs:
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
     checkpoint = newest or (load_checkpoint(path) if path else None)
-    state: dict[str, Any] = checkpoint.state if checkpoint else {"metrics": 0, "timing": 0}
+    state: dict[str, Any] = {"metrics": 0, "timing": 0, "best": {}, "seconds": 0.0}
+    if checkpoint:
+        state |= checkpoint.state
+        if state["data"] != data.fingerprint:
+            raise RecipeError(f"CK302 {out} was trained on other images than {data.name} holds now; restore them")
+        if (threads := torch.get_num_threads()) != state["threads"]:
+            display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-equal.")
+        restore(job, checkpoint)
     logs = None
     if distributed.is_main():
-        logs = (
-            store.Log.resume(out / "metrics.jsonl", state["metrics"]),
-            store.Log.resume(out / "timing.jsonl", state["timing"]),
-        )
-    if checkpoint is None:
-        return Outputs(out, logs, data.fingerprint)
-    if state["data"] != data.fingerprint:
-        raise RecipeError(f"CK302 {out} was trained on other images than {data.name} holds now; restore them")
-    if (threads := torch.get_num_threads()) != state["threads"]:
-        display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-identical.")
-    restore(job, checkpoint)
-    return Outputs(out, logs, data.fingerprint, state["best"], state["seconds"], checkpoint.path)
+        metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
+        logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
+    return Outputs(
+        out, logs, data.fingerprint, state["best"], state["seconds"], checkpoint.path if checkpoint else None
+    )
 
 
 def due(every: int, before: int, after: int) -> bool:
@@ -175,14 +175,16 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
         outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
         display.progress(record, pace)
         images = 0
+        winners: list[str] = []
         if validating:
             found = validate(job, validation, threat=recipe.threat, suite=recipe.selection.suite, seed=recipe.seed)
             display.validated(job.step, found)
-            save(recipe, job, outputs, note_validation(job.step, outputs, found))
-        elif saving:
-            save(recipe, job, outputs, winners=[])
-        outputs.seconds += time.monotonic() - clock
-        clock = time.monotonic()
+            winners = note_validation(job.step, outputs, found)
+        now = time.monotonic()
+        outputs.seconds += now - clock
+        clock = now
+        if saving:
+            save(recipe, job, outputs, winners)
 
 
 def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]:

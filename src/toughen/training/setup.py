@@ -47,8 +47,16 @@ def splits(recipe: Recipe, data: ImageData) -> tuple[Split, Split, Tensor]:
     return train_split, validation, index
 
 
-def set_up(recipe: Recipe, data: ImageData, split: Split, index: Tensor, device: torch.device) -> tuple[Job, Batches]:
-    """Everything that trains, in its first state."""
+def set_up(
+    recipe: Recipe,
+    data: ImageData,
+    split: Split,
+    index: Tensor,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Job, Batches]:
+    """Everything that trains, in its first state, with weights and method state of one type."""
     try:
         batches = Batches(
             split,
@@ -64,7 +72,7 @@ def set_up(recipe: Recipe, data: ImageData, split: Split, index: Tensor, device:
         )
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
-    model = build_model(recipe, data, split).to(device)
+    model = build_model(recipe, data, split).to(device, dtype)
     short = len(split) % recipe.batch_size
     if 0 < short < distributed.world() and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise RecipeError(
@@ -73,7 +81,7 @@ def set_up(recipe: Recipe, data: ImageData, split: Split, index: Tensor, device:
         )
     method = recipe.method.resolved(recipe.threat)
     slots = distributed.slots(recipe.batch_size)
-    spec = Spec(data.image_shape, slots, len(data.train), data.num_classes, device)
+    spec = Spec(data.image_shape, slots, len(data.train), data.num_classes, device, dtype)
     job = Job(
         model=model,
         wrapped=distributed.wrapped(model),

@@ -1,0 +1,71 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import toughen
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_the_report_and_the_help_loads_no_torch():
+    for statement in (
+        "import toughen",
+        "import toughen.report",
+        "import toughen.cli",
+        "from typer.testing import CliRunner; import toughen.cli; CliRunner().invoke(toughen.cli.app, ['train', '-h'])",
+        "from typer.testing import CliRunner; import toughen.cli; CliRunner().invoke(toughen.cli.app, ['--help'])",
+    ):
+        assert "torch" not in loaded_by(statement), statement
+
+
+def test_every_public_name_is_there():
+    for name in toughen.__all__:
+        assert getattr(toughen, name) is not None
+    assert set(toughen.__all__) <= set(dir(toughen))
+
+
+FLOORS = [
+    {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
+     "schedule", "averaging", "counting", "display"},
+    {"attacks", "data"},
+    {"methods", "evaluation"},
+    {"recipes", "report"},
+    {"training"},
+    {"demo", "catalogue"},
+    {"cli"},
+    {"__main__", "__init__"},
+]  # fmt: skip
+
+
+def test_a_room_imports_only_from_floors_below():
+    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    source = ROOT / "src" / "toughen"
+    for path in source.rglob("*.py"):
+        room = path.relative_to(source).parts[0].removesuffix(".py")
+        text = re.sub(r"if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text())
+        for match in re.finditer(r"^\s*(?:from|import) toughen\.(\w+)|^\s*from toughen import (.+)$", text, re.M):
+            names = [match[1]] if match[1] else re.findall(r"\w+", match[2])
+            for name in names:
+                if name not in floor_of or name == room:
+                    continue
+                below = floor_of[name] < floor_of[room] or (floor_of[name] == floor_of[room] == 0)
+                assert below, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_file_is_longer_than_400_lines():
+    for folder in ("src", "tests", "benchmarks", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_loop_fits_on_a_screen():
+    text = (ROOT / "src/toughen/training/loop.py").read_text()
+    body = text[text.index("def train_batch") :]
+    assert len(body[: body.index("\n\n\n")].splitlines()) <= 40

@@ -1,0 +1,98 @@
+"""Runs that are killed at random times, each in a fork of one warm process: `python kills.py FOLDER TRIALS`.
+
+Prints one JSON line for each trial: the digest of everything that must be equal, and how often it was killed.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import tiny_data  # pyright: ignore[reportMissingImports]  # noqa: E402
+
+from toughen.data import DATA  # noqa: E402
+from toughen.recipes import Recipe  # noqa: E402
+from toughen.training import train  # noqa: E402
+
+torch.set_num_threads(1)
+DATA["tiny"] = tiny_data
+
+
+def recipe(method: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "data": {"source": "tiny", "pad": 1, "flip": True},
+            "model": {"name": "small_cnn", "width": 2, "norm": "batch"},
+            "method": method,
+            "threat": "linf:0.1",
+            "batch_size": 32,
+            "steps": 48,
+            "optimizer": {"lr": 0.05, "nesterov": True},
+            "schedule": "cosine",
+            "averages": [0.9, 0.99],
+            "selection": {"suite": "pgd-2", "every": 14},
+            "log_every": 7,
+            "save_every": 5,
+        }
+    )
+
+
+def digest(run: Path) -> str:
+    """Of the final checkpoint and the log; what the clock said is not compared."""
+    total = hashlib.sha256((run / "metrics.jsonl").read_bytes())
+    newest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
+    for file in sorted(newest.glob("*.safetensors")):
+        total.update(file.name.encode() + file.read_bytes())
+    state = json.loads((newest / "state.json").read_text())
+    for key in ("seconds", "timing"):
+        state.pop(key)
+    total.update(json.dumps(state, sort_keys=True).encode())
+    left = [str(path) for path in run.rglob(".tmp-*")]
+    assert not left, left
+    return total.hexdigest()
+
+
+def in_child(method: object, run: Path, kill_after: float | None) -> bool:
+    """Train in a fork; whether it ended by itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            train(recipe(method), run)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+    return not os.WIFSIGNALED(status)
+
+
+def main(folder: Path, trials: int) -> None:
+    for name, method in {
+        "free": {"name": "free", "replays": 3},
+        "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},
+    }.items():
+        started = time.monotonic()
+        in_child(method, folder / name, None)
+        length = time.monotonic() - started
+        print(json.dumps({"method": name, "digest": digest(folder / name), "kills": 0}))
+        for trial in range(trials):
+            run, kills, draw = folder / f"{name}-{trial}", 0, random.Random(trial)
+            while not in_child(method, run, draw.uniform(0, length) if kills < 4 else None):
+                kills += 1
+            print(json.dumps({"method": name, "digest": digest(run), "kills": kills}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

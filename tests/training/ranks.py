@@ -1,0 +1,65 @@
+"""One of several ranks that train in float64: `python ranks.py FOLDER`, with torchrun's variables set.
+
+For each method the first rank saves weights, averages and the gathered method state.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conftest import tiny_data  # pyright: ignore[reportMissingImports]  # noqa: E402
+
+from toughen import distributed  # noqa: E402
+from toughen.data import DATA  # noqa: E402
+from toughen.recipes.text import build  # noqa: E402
+from toughen.training.loop import train_batch  # noqa: E402
+from toughen.training.saving import capture  # noqa: E402
+from toughen.training.setup import set_up, splits  # noqa: E402
+
+METHODS = {
+    "natural": {"name": "natural", "replays": 2},
+    "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},
+    "free": {"name": "free", "replays": 3},
+}
+
+
+def train(out: Path, method: dict[str, object]) -> None:
+    # 134 training images in batches of 19: the last has a single one, so the second of two ranks has none.
+    recipe = build(
+        {
+            "data": {"source": "tiny", "validation": 16, "pad": 1, "flip": True},
+            "model": {"name": "small_cnn", "width": 2},
+            "method": method,
+            "threat": "linf:0.1",
+            "batch_size": 19,
+            "steps": 60,
+            "averages": [0.9],
+        }
+    )
+    data = DATA["tiny"]()
+    split, _, index = splits(recipe, data)
+    assert len(split) % recipe.batch_size == 1
+    job, batches = set_up(recipe, data, split, index, torch.device("cpu"), dtype=torch.float64)
+    for i in range(2 * len(batches)):
+        batch = batches[i]
+        train_batch(job, replace(batch, x=batch.x.double()))
+    job.finite.check()
+    record = job.meters.read()
+    tensors, _ = capture(job, slots=recipe.batch_size)
+    if distributed.is_main():
+        flat = {f"{group}.{name}": t for group, members in tensors.items() for name, t in members.items()}
+        flat["meters"] = torch.tensor(list(record.values()), dtype=torch.float64)
+        save_file({name: t.contiguous() for name, t in flat.items()}, out)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    DATA["tiny"] = tiny_data
+    with distributed.group(torch.device("cpu")):
+        for name, method in METHODS.items():
+            train(Path(sys.argv[1]) / f"{name}.safetensors", method)
