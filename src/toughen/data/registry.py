@@ -11,7 +11,6 @@ your own is one more entry, a function without arguments that returns an `ImageD
 import difflib
 import os
 from collections.abc import Callable
-from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -32,10 +31,20 @@ def mnist5k() -> ImageData:
         return from_arrays("mnist5k", dict(stored), tuple("0123456789"))
 
 
+def cifar10() -> ImageData:
+    """CIFAR-10 from the Hub, 3x32x32: 50,000 training and 10,000 test images (Krizhevsky 2009)."""
+    return load_hub("cifar10", "uoft-cs/cifar10")
+
+
+def cifar100() -> ImageData:
+    """CIFAR-100 from the Hub, 3x32x32, fine labels: 50,000 training and 10,000 test images (Krizhevsky 2009)."""
+    return load_hub("cifar100", "uoft-cs/cifar100")
+
+
 DATA: dict[str, Callable[[], ImageData]] = {
     "mnist5k": mnist5k,
-    "cifar10": partial(load_hub, "cifar10", "uoft-cs/cifar10"),
-    "cifar100": partial(load_hub, "cifar100", "uoft-cs/cifar100"),
+    "cifar10": cifar10,
+    "cifar100": cifar100,
 }
 
 
