@@ -1,0 +1,140 @@
+"""What a training step of ours costs, against a bare torch loop and against the arithmetic.
+
+    make bench-step                                          # both models; about ten minutes on two cores
+    python benchmarks/step_cost.py --models preact_resnet18 --rounds 9
+
+Steps are timed in interleaved rounds, so that whatever else the machine does meets all of them; each figure is the
+median over rounds of (our step / the bare natural step of the same round).
+"""
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from toughen.data import Batches, ImageData, Split
+from toughen.noise import generator
+from toughen.recipes.text import build
+from toughen.training.loop import train_batch
+from toughen.training.setup import build_model, set_up
+
+MODELS = {"preact_resnet18": 32, "wrn-16-4": 64}
+METHODS: dict[str, tuple[object, float, float]] = {
+    # name -> recipe text, natural steps by arithmetic, most that is allowed of it
+    "natural": ({"name": "natural"}, 1.0, 1.03),
+    "free": ({"name": "free", "replays": 2}, 1.0, 1.06),
+    "pgd-10": ({"name": "adversarial", "attack": {"name": "pgd", "steps": 10}}, 23 / 3, 1.05),
+}
+
+
+def images(n: int) -> ImageData:
+    """Random CIFAR-shaped images: what they show does not change what a step costs."""
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=generator("benchmark"), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(n) % 10)
+    return ImageData("random", split, None, split, tuple("0123456789"))
+
+
+def our_step(model: str, batch_size: int, method: object, data: ImageData) -> Callable[[], float]:
+    """One batch of ours, as seconds per optimiser step: data, attack, step, guard, meters."""
+    recipe = build(
+        {
+            "data": {"source": "random", "pad": 4, "flip": True},
+            "model": model,
+            "method": method,
+            "threat": "linf:8/255",
+            "batch_size": batch_size,
+            "steps": 10**6,
+            "optimizer": {"lr": 0.01, "weight_decay": 5e-4},
+        }
+    )
+    n = len(data.train)
+    job, batches = set_up(recipe, data, data.train, torch.arange(n), torch.device("cpu"))
+    assert isinstance(batches, Batches)
+
+    def step() -> float:
+        started = time.perf_counter()
+        train_batch(job, batches[job.number])
+        return (time.perf_counter() - started) / job.method.steps_per_batch
+
+    return step
+
+
+def bare_step(model: str, batch_size: int, data: ImageData) -> Callable[[], float]:
+    """The same natural step in plain torch, on a batch that is already there."""
+    recipe = build(
+        {"data": "random", "model": model, "method": "natural", "threat": "linf:8/255", "steps": 1, "batch_size": 1}
+    )
+    net = build_model(recipe, data).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    x, y = data.train.images[:batch_size].float() / 255, data.train.labels[:batch_size]
+
+    def step() -> float:
+        started = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        return time.perf_counter() - started
+
+    return step
+
+
+def measure(model: str, batch_size: int, rounds: int) -> list[str]:
+    """Rows of the result table."""
+    data = images(512)
+    steps = {"bare": bare_step(model, batch_size, data)}
+    steps |= {name: our_step(model, batch_size, text, data) for name, (text, _, _) in METHODS.items()}
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        # Back and forth, so that a drift of the machine does not favour whoever comes first.
+        for name in list(steps)[:: 1 if number % 2 else -1]:
+            times[name].append(steps[name]())
+    rows = []
+    bare = statistics.median(times["bare"])
+    for name, (_, count, allowed) in METHODS.items():
+        ratio = statistics.median(a / b for a, b in zip(times[name], times["bare"], strict=True))
+        verdict = "within" if ratio <= allowed * count else "ABOVE"
+        rows.append(
+            f"| {model} | {batch_size} | {name} | {ratio:.3f} | {count:.3f} | {ratio / count:.3f} | "
+            f"{verdict} {allowed:.2f} | {1000 * bare:.0f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure and write `results/step_cost.md`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    header = [
+        "| model | batch | step of ours | bare natural steps | by arithmetic | ratio to it | bound | bare step, ms |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- | ---: |",
+    ]
+    print("\n".join(header))
+    rows = [row for model in arguments.models for row in measure(model, MODELS[model], arguments.rounds)]
+    text = [
+        "# What a step costs",
+        "",
+        f"`python benchmarks/step_cost.py --rounds {arguments.rounds}`, {datetime.date.today()}, "
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        "fp32. Medians of interleaved rounds in one run; the bare loop is plain torch on a batch that is already there,",
+        "ours makes its batch (crop, flip), guards against non-finite values and meters loss and accuracy.",
+        "",
+        *header,
+        *rows,
+    ]
+    path = Path(__file__).parent / "results" / "step_cost.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
