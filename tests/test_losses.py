@@ -47,7 +47,9 @@ def test_cross_entropy_of_probabilities(logits, soft):
         -sum(share * log_probability(row, k) for k, share in enumerate(shares))
         for row, shares in zip(logits.tolist(), soft.tolist(), strict=True)
     ]
-    torch.testing.assert_close(cross_entropy(logits, soft), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        cross_entropy(logits, soft), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "margin"])

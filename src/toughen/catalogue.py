@@ -1,6 +1,6 @@
 """What there is, for `toughen list`: every registry in plain sight, with the first line of what each member says.
 
-print("\n".join(catalogue("methods")))
+lines = catalogue("methods")
 """
 
 import inspect

@@ -95,7 +95,7 @@ def total(value: Tensor) -> Tensor:
 
 def any_rank(flag: Tensor) -> Tensor:
     """Whether a flag is set on any rank."""
-    return total(flag.to(torch.int32)) > 0
+    return total(flag.to(torch.int32)) > 0 if world() > 1 else flag
 
 
 def from_main(value: Any) -> Any:

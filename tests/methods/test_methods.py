@@ -124,7 +124,11 @@ def test_free_carries_its_perturbation_across_minibatches_and_a_short_batch_move
         generator = method.losses(model, batch(number, n), state)
         first = next(generator)
         seen = []
-        handle = model.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0].detach()))
+
+        def note(module: nn.Module, inputs: tuple[torch.Tensor], seen: list[torch.Tensor] = seen) -> None:
+            seen.append(inputs[0].detach())
+
+        handle = model.register_forward_pre_hook(note)
         first().mean().backward()
         handle.remove()
         # The very first forward of a minibatch sees the perturbation that the last one left.

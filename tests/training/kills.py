@@ -10,17 +10,15 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from conftest import tiny_data  # pyright: ignore[reportMissingImports]  # noqa: E402
-
-from toughen.data import DATA  # noqa: E402
-from toughen.recipes import Recipe  # noqa: E402
-from toughen.training import train  # noqa: E402
+from conftest import tiny_data
+from toughen.data import DATA
+from toughen.recipes import Recipe
+from toughen.training import train
 
 torch.set_num_threads(1)
 DATA["tiny"] = tiny_data
@@ -66,10 +64,11 @@ def in_child(method: object, run: Path, kill_after: float | None) -> bool:
     if child == 0:
         try:
             train(recipe(method), run)
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
+        finally:
+            # Never back into the parent's code, whatever happened.
+            if sys.exception():
+                traceback.print_exc()
+            os._exit(sys.exception() is not None)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)

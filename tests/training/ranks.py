@@ -10,16 +10,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from conftest import tiny_data  # pyright: ignore[reportMissingImports]  # noqa: E402
-
-from toughen import distributed  # noqa: E402
-from toughen.data import DATA  # noqa: E402
-from toughen.recipes.text import build  # noqa: E402
-from toughen.training.loop import train_batch  # noqa: E402
-from toughen.training.saving import capture  # noqa: E402
-from toughen.training.setup import set_up, splits  # noqa: E402
+from conftest import tiny_data
+from toughen import distributed
+from toughen.data import DATA
+from toughen.recipes.text import build
+from toughen.training.loop import train_batch
+from toughen.training.saving import capture
+from toughen.training.setup import set_up, splits
 
 METHODS = {
     "natural": {"name": "natural", "replays": 2},

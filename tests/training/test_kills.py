@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ SCRIPT = Path(__file__).with_name("kills.py")
 
 
 def test_runs_that_were_killed_end_with_the_bits_of_one_that_was_not(tmp_path: Path):
-    done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "3"], capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "3"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(trials) == 8

@@ -15,7 +15,13 @@ def run(folder: Path, world: int) -> dict[str, dict[str, torch.Tensor]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+    }
     processes = [
         subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env={**common, "RANK": str(rank)})
         for rank in range(world)

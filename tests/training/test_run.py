@@ -9,7 +9,7 @@ from toughen.checkpoint import latest_checkpoint
 from toughen.data import DATA
 from toughen.evaluation import evaluate
 from toughen.losses import cross_entropy
-from toughen.methods import METHODS, Method, Natural
+from toughen.methods import METHODS, Method
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
 from toughen.training import run as run_module
@@ -131,13 +131,18 @@ def test_selection_sees_no_test_image(tiny: str, tmp_path: Path, monkeypatch: py
     assert not shown & trained_on
 
 
-def test_schedule_and_budget_count_optimiser_steps(tiny: str):
+def test_schedule_and_budget_count_optimiser_steps(tiny: str, monkeypatch: pytest.MonkeyPatch):
     found = recipe(schedule={"name": "multistep", "milestones": [0.5], "decay": 0.1}, steps=23)
     assert (found.total_steps, found.batches) == (24, 8)
     job, batches = job_of(found)
     rates = []
     step = job.optimizer.step
-    job.optimizer.step = lambda: (rates.append(job.optimizer.param_groups[0]["lr"]), step())[1]
+
+    def noted() -> None:
+        rates.append(job.optimizer.param_groups[0]["lr"])
+        step()
+
+    monkeypatch.setattr(job.optimizer, "step", noted)
     for number in range(found.batches):
         train_batch(job, batches[number])
     assert job.step == 24
@@ -167,8 +172,8 @@ def test_normalisation_is_that_of_the_training_images(tiny: str):
     assert float(model.normalize(pixels.float()).mean()) == pytest.approx(0, abs=1e-5)
 
 
-class Poisoned(Natural, frozen=True):
-    """Natural training with a NaN in the third batch: in the loss, or in a gradient behind a finite loss."""
+class Poisoned(Method, frozen=True):
+    """A NaN in the third batch: in the loss, or in a gradient behind a finite loss."""
 
     name: str = "poisoned"
     where: str = "loss"
@@ -275,7 +280,7 @@ def test_opening_runs_says_what_is_missing(tiny: str, tmp_path: Path):
     with pytest.raises(ValueError, match="no checkpoint yet"):
         open_run(tmp_path / "new")
     train(recipe(), tmp_path / "run")
-    with pytest.raises(ValueError, match="has no weights 'average-0.5'; it has weights"):
+    with pytest.raises(ValueError, match=r"has no weights 'average-0\.5'; it has weights"):
         open_run(tmp_path / "run", weights="average-0.5")
     with pytest.raises(ValueError, match="limit is 99, but there are 40"):
         evaluate_run(tmp_path / "run", suite="pgd-2", limit=99)

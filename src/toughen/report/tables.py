@@ -6,6 +6,7 @@ console.print(evaluation_table(read_json(folder / "result.json")))
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -44,34 +45,34 @@ def predicted_cost(recipe: "Recipe") -> str:
     )
 
 
-def training_table(summary: Record) -> Table:
+def training_table(summary: Record) -> Group:
     """A finished run: accuracies on the validation split and cost."""
     table = Table(title=f"{summary['name']}: {summary['method']}, {summary['threat']}, {summary['steps']} steps")
     for column in ("best by validation", "at step", "clean", "robust"):
         table.add_column(column, justify="left" if column.startswith("best") else "right")
     for name, best in summary["best"].items():
         table.add_row(name, str(best["step"]), percent(best["clean_accuracy"]), percent(best["robust_accuracy"]))
-    table.caption = (
+    return Group(
+        table,
         f"{summary['forwards']} forward and {summary['backwards']} backward passes "
         f"({summary['natural_steps']:.0f} natural steps, predicted {summary['predicted_natural_steps']:.0f}), "
-        f"{duration(summary['seconds'])} with validation, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"{duration(summary['seconds'])} with validation, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB",
     )
-    return table
 
 
-def evaluation_table(result: Record) -> Table:
+def evaluation_table(result: Record) -> Group:
     """An evaluation: clean accuracy, then what is left after each attack."""
     table = Table(title=f"{result['suite']}, {result['threat']}, {result['n']} test images")
     for column in ("attack", "attempted", "broken", "accuracy left"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for row in result["attacks"]:
         table.add_row(row["attack"], str(row["attempted"]), str(row["broken"]), percent(row["accuracy"]))
-    table.caption = (
+    return Group(
+        table,
         f"clean {with_interval(result['clean_accuracy'], result['clean_interval'])}   "
-        f"robust {with_interval(result['robust_accuracy'], result['robust_interval'])}   "
-        f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})"
+        f"robust {with_interval(result['robust_accuracy'], result['robust_interval'])}\n"
+        f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})",
     )
-    return table
 
 
 def comparison_table(rows: Sequence[tuple[str, Record, Record]], title: str) -> Table:

@@ -54,7 +54,6 @@ class Finite:
         self._index[:n] = torch.where(first, index.to(self._index), self._index[:n])
         self._broken = self._broken | bad
         optimizer.found_inf = self._broken.float()  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def check(self) -> None:
         """Wait for the device and look.

@@ -20,7 +20,7 @@ from toughen.recipes import Recipe, RecipeError
 from toughen.training.loop import Job, train_batch
 from toughen.training.saving import capture, restore
 from toughen.training.selection import Accuracies, improved, validate
-from toughen.training.setup import chosen_device, set_up, splits
+from toughen.training.setup import chosen_device, has_batchnorm, set_up, splits
 
 
 @dataclass
@@ -87,6 +87,8 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         for opened in outputs.logs or ():
             held.enter_context(opened)
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
+        if distributed.world() > 1 and has_batchnorm(job.model):
+            display.note("per-rank BatchNorm: each rank normalises by its own part of the batch")
         with display:
             loop(recipe, job, batches, outputs, validation, display)
         return finish(recipe, job, outputs, device)

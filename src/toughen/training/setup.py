@@ -74,7 +74,7 @@ def set_up(
         raise RecipeError(f"data: {error}") from None
     model = build_model(recipe, data, split).to(device, dtype)
     short = len(split) % recipe.batch_size
-    if 0 < short < distributed.world() and any(isinstance(m, _BatchNorm) for m in model.modules()):
+    if 0 < short < distributed.world() and has_batchnorm(model):
         raise RecipeError(
             f"batch_size: {recipe.batch_size} leaves a last batch of {short} for {distributed.world()} ranks, and "
             "BatchNorm needs an example on each; choose a batch size that leaves more or none"
@@ -96,6 +96,11 @@ def set_up(
         finite=Finite(slots, device),
     )
     return job, batches
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether statistics of the batch enter the model, which several ranks do not share."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def build_model(recipe: Recipe, data: ImageData, split: Split | None = None) -> models.Classifier:
