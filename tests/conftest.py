@@ -1,6 +1,11 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from toughen.checkpoint import save_checkpoint
 from toughen.data import DATA, ImageData, Split
 from toughen.noise import generator
 
@@ -31,3 +36,56 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tiny data set."""
     monkeypatch.setitem(DATA, "tiny", tiny_data)
     return "tiny"
+
+
+class Saving:
+    """What the tests of run folders and checkpoints share: saving, looking, and stopping the writer."""
+
+    class Fault(Exception):
+        """Thrown at a point."""
+
+    @staticmethod
+    def groups(step: int) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors that are saved at a step."""
+        values = torch.arange(12, dtype=torch.float32) + step
+        return {
+            "weights": {"conv.weight": values.view(3, 4), "bn.steps": torch.tensor(step)},
+            "average-0.995": {"conv.weight": values.double()},
+        }
+
+    @classmethod
+    def save(cls, run: Path, step: int, **keywords: Any) -> Path:
+        """A checkpoint of a step."""
+        return save_checkpoint(run, step, cls.groups(step), {"step": step, "log": 7}, **keywords)
+
+    @staticmethod
+    def contents(folder: Path) -> dict[str, bytes]:
+        """Every file below a folder."""
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    @staticmethod
+    def leftovers(run: Path) -> list[Path]:
+        """What a writer left behind."""
+        return [*run.rglob(".tmp-*"), *run.rglob(".replaced-*")]
+
+    @staticmethod
+    def never(sentence: str) -> None:
+        """A `warn` that nothing may call."""
+        raise AssertionError(sentence)
+
+    @classmethod
+    def fail(cls) -> None:
+        """An action for `stop_at`."""
+        raise cls.Fault
+
+    @staticmethod
+    def stop_at(number: int, action: Callable[[], None]) -> Callable[[str], None]:
+        """A `store.point` that acts at the point of that number."""
+        reached = iter(range(10**6))
+        return lambda _name: action() if next(reached) == number else None
+
+
+@pytest.fixture
+def saving() -> type[Saving]:
+    """The helpers for tests of run folders and checkpoints."""
+    return Saving

@@ -68,10 +68,14 @@ def test_what_was_found_is_restored(model, name):
 @pytest.mark.parametrize("name", list(CONTEXTS))
 def test_what_was_found_is_restored_after_an_error(model, name):
     before = state(model)
-    with pytest.raises(KeyError, match="inside"), CONTEXTS[name](model):
+
+    def fail() -> None:
         # each context answers for what it changes itself
         model.requires_grad_(False) if name == "frozen" else model.train()
         raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"), CONTEXTS[name](model):
+        fail()
     assert state(model) == before
 
 

@@ -72,7 +72,7 @@ def test_numbers_are_read(text, value):
 
 @pytest.mark.parametrize("text", ["", "/", "8/", "/255", "eight", "8/255/2", "8/0", "0/0", "1,5", "0x10"])
 def test_what_is_no_number_is_refused(text):
-    with pytest.raises(ValueError, match="is not a number; write it like 0.03, 1e-3 or 8/255") as caught:
+    with pytest.raises(ValueError, match=r"is not a number; write it like 0\.03, 1e-3 or 8/255") as caught:
         parse_number(text)
     assert repr(text) in str(caught.value)
 

@@ -25,7 +25,7 @@ def test_multistep_drops_exactly_at_its_milestones(done, drops):
 
 def test_free_drops_at_40_000_and_60_000_of_80_000_steps():
     factor = multistep()
-    rates = [factor(step / 80_000) for step in range(0, 80_000)]
+    rates = [factor(step / 80_000) for step in range(80_000)]
     assert rates == [1] * 40_000 + [0.1] * 20_000 + [0.1**2] * 20_000
 
 
@@ -89,11 +89,7 @@ def test_no_warm_up_is_the_schedule_itself():
     assert warmed_up(plain, 0) is plain
 
 
-def test_every_schedule_has_its_name():
-    assert SCHEDULES == {
-        "constant": constant,
-        "multistep": multistep,
-        "cosine": cosine,
-        "exponential": exponential,
-        "one_cycle": one_cycle,
-    }
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_every_schedule_has_its_name_and_defaults(name):
+    assert SCHEDULES[name].__name__ == name
+    assert 0 <= SCHEDULES[name]()(0.3) <= 1

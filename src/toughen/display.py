@@ -68,7 +68,7 @@ class Lines(Display):
 
     def note(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def progress(self, record: dict[str, Any], images_per_second: float) -> None:
         """One line, if the last is long enough ago."""

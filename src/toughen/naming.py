@@ -62,7 +62,14 @@ def format_number(value: float) -> str:
     return in_255ths if len(in_255ths) < len(repr(value)) and parse_number(in_255ths) == value else repr(value)
 
 
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    return value
+
+
 def _read(value: Any) -> Any:
+    value = _no_truth(value)
     return parse_number(value) if isinstance(value, str) else value
 
 
@@ -72,7 +79,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 OpenShare = Annotated[Number, Field(gt=0, lt=1)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
 
 
 class Settings(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False):
@@ -95,7 +102,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=T
             fields = list(cls.model_fields)
             message = f"unknown; allowed: {', '.join(fields) or 'nothing'}{nearest(str(error['loc'][0]), fields)}"
             kind = PydanticCustomError("unknown_setting", "{message}", {"message": message})
-        elif kind not in list_type_errors():
+        elif kind not in list_type_errors() or (kind == "value_error" and "error" not in error.get("ctx", {})):
             kind = PydanticCustomError("value_error", "{message}", {"message": error["msg"]})
         return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 

@@ -58,7 +58,7 @@ def test_default_steps_reach_the_linf_optimum_from_anywhere(linear, x, y):
 
 
 def test_soft_labels_are_ascended_too(linear, inner, y):
-    soft = torch.nn.functional.one_hot(y, 2) * 0.8 + 0.1
+    soft = torch.nn.functional.one_hot(y, 2).double() * 0.8 + 0.1
     for threat in BALLS:
         found = fgsm(linear, inner, soft, threat=threat)
         assert found.dtype == torch.float64

@@ -78,6 +78,8 @@ def in_child(method: object, run: Path, kill_after: float | None) -> bool:
 
 
 def main(folder: Path, trials: int) -> None:
+    # Once here, so that no fork has to import anything; one thread, so that forking is safe.
+    train(recipe({"name": "natural"}), folder / "warm")
     for name, method in {
         "free": {"name": "free", "replays": 3},
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},

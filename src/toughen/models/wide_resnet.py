@@ -15,7 +15,9 @@ from toughen.models.preact_resnet import PreActBlock
 
 
 def check_size(depth: int, width: int) -> None:
-    """Raise ValueError unless `depth` is 6n + 4 for some n >= 1 and `width` is at least 1."""
+    """Raise ValueError unless `depth` is 6n + 4 for some n >= 1 and `width` is at least 1, neither beyond reason."""
+    if max(depth, width) > 10_000:
+        raise ValueError(f"depth and width of a wide ResNet must be at most 10000, got {depth} and {width}")
     if depth < 10 or depth % 6 != 4:
         near = max(10, 6 * round((depth - 4) / 6) + 4)
         raise ValueError(

@@ -6,6 +6,7 @@
 Numbers may be text (`8/255`, `1e-3`). A section that is just a name takes its defaults: `model: wrn-28-10`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -60,8 +61,11 @@ class ModelSpec(NamedCall, frozen=True):
     @model_validator(mode="after")
     def _buildable(self) -> Self:
         # On the meta device: no memory and no random numbers, but the builder's own checks of its options.
-        with torch.device("meta"):
-            self.find(self.name)(num_classes=10, in_channels=3, **self.settings)
+        try:
+            with torch.device("meta"):
+                self.find(self.name)(num_classes=10, in_channels=3, **self.settings)
+        except (TypeError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{self.name} cannot be built so: {str(error).partition(chr(10))[0]}") from None
         return self
 
 
@@ -143,7 +147,7 @@ def _method(value: Any) -> Any:
     return METHODS[name].model_validate(settings)
 
 
-def _radius(threat: Threat) -> Threat:
+def check_radius(threat: Threat) -> Threat:
     """A ball of radius 0 has its uses in Python; in a recipe it is a mistake, like one that holds every image."""
     radius = float(threat.eps)
     if radius <= 0 or (threat.norm == "linf" and radius > 1):
@@ -153,12 +157,18 @@ def _radius(threat: Threat) -> Threat:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        try:
-            torch.device(name)
-        except RuntimeError:
-            raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda or cuda:NUMBER") from None
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda or cuda:NUMBER")
     return name
+
+
+def _normalize(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ChannelStatistics.model_validate(value)
+    return value if isinstance(value, ChannelStatistics) else known(str(value), NORMALIZE, "normalisation")
+
+
+NORMALIZE = ("none", "data", "per_image")
 
 
 class Recipe(Settings, frozen=True):
@@ -188,9 +198,9 @@ class Recipe(Settings, frozen=True):
     name: str = "custom"
     data: Annotated[DataSettings, _named("source")]
     model: ModelSpec
-    normalize: Literal["none", "data", "per_image"] | ChannelStatistics = "none"
+    normalize: Annotated[Literal["none", "data", "per_image"] | ChannelStatistics, BeforeValidator(_normalize)] = "none"
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
-    threat: Annotated[Threat, AfterValidator(_radius)]
+    threat: Annotated[Threat, AfterValidator(check_radius)]
     batch_size: Count = 128
     steps: Count
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)
@@ -207,6 +217,11 @@ class Recipe(Settings, frozen=True):
     def _consistent(self) -> Self:
         if len(set(map(average_name, self.averages))) < len(self.averages):
             raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
+        if (own := getattr(self.method, "threat", None)) is not None:
+            try:
+                check_radius(own)
+            except ValueError as error:
+                raise ValueError(f"method.threat: {error}") from None
         return self
 
     @property

@@ -4,6 +4,8 @@ recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
 text = dump(recipe)                          # starts the same run again
 """
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -32,6 +34,8 @@ class _Loader(yaml.SafeLoader):
     """YAML as people mean it: no aliases (they can grow without bound), no key twice, `no` is text, 1e-3 a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.MarkedYAMLError(None, None, "tags are not allowed", self.peek_event().start_mark)
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
@@ -39,6 +43,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a key must be text", key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
@@ -50,15 +56,8 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
-def _typed(value: Any) -> Any:
-    """Truth values from text; every other scalar stays text until the field that it belongs to reads it."""
-    if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+# Only unquoted, so that a name "true" comes back from a dump.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false"), ["t", "f"])
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -70,7 +69,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > LONGEST:
         raise RecipeError(f"{where} is larger than 1 MiB, which no recipe is; check the path")
     try:
-        return _typed(yaml.load(text, _Loader))  # _Loader is a SafeLoader
+        return yaml.load(text, _Loader)  # _Loader is a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{where}{line}: {error.problem}; write YAML like `method: {{name: free}}`") from None
@@ -88,7 +87,7 @@ def shipped() -> dict[str, str]:
 def read(recipe: str) -> dict[str, Any]:
     """The mapping that a shipped recipe's name or a file's path stands for."""
     path = Path(recipe)
-    if recipe.endswith((".yaml", ".yml")) or len(path.parts) > 1 or path.exists():
+    if recipe.endswith((".yaml", ".yml")) or len(path.parts) > 1 or os.path.exists(recipe):
         path = path / "recipe.yaml" if path.is_dir() else path
         try:
             text = path.read_text(encoding="utf-8")
@@ -163,10 +162,10 @@ def build(mapping: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(mapping)
     except ValidationError as error:
         raise RecipeError("\n".join(_sentence(e, mapping) for e in error.errors())) from None
-    source = Path(recipe.data.source).expanduser()
-    if recipe.data.source in DATA or not source.exists():
+    source = os.path.expanduser(recipe.data.source)
+    if recipe.data.source in DATA or not os.path.exists(source):
         return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(source.resolve())})})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(Path(source).resolve())})})
 
 
 def _sentence(error: Any, mapping: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from toughen.recipes import Recipe
@@ -47,11 +48,11 @@ def predicted_cost(recipe: "Recipe") -> str:
 
 def training_table(summary: Record) -> Group:
     """A finished run: accuracies on the validation split and cost."""
-    table = Table(title=f"{summary['name']}: {summary['method']}, {summary['threat']}, {summary['steps']} steps")
+    table = Table(title=Text(f"{summary['name']}: {summary['method']}, {summary['threat']}, {summary['steps']} steps"))
     for column in ("best by validation", "at step", "clean", "robust"):
         table.add_column(column, justify="left" if column.startswith("best") else "right")
     for name, best in summary["best"].items():
-        table.add_row(name, str(best["step"]), percent(best["clean_accuracy"]), percent(best["robust_accuracy"]))
+        table.add_row(Text(name), str(best["step"]), percent(best["clean_accuracy"]), percent(best["robust_accuracy"]))
     return Group(
         table,
         f"{summary['forwards']} forward and {summary['backwards']} backward passes "
@@ -62,11 +63,11 @@ def training_table(summary: Record) -> Group:
 
 def evaluation_table(result: Record) -> Group:
     """An evaluation: clean accuracy, then what is left after each attack."""
-    table = Table(title=f"{result['suite']}, {result['threat']}, {result['n']} test images")
+    table = Table(title=Text(f"{result['suite']}, {result['threat']}, {result['n']} test images"))
     for column in ("attack", "attempted", "broken", "accuracy left"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for row in result["attacks"]:
-        table.add_row(row["attack"], str(row["attempted"]), str(row["broken"]), percent(row["accuracy"]))
+        table.add_row(Text(row["attack"]), str(row["attempted"]), str(row["broken"]), percent(row["accuracy"]))
     return Group(
         table,
         f"clean {with_interval(result['clean_accuracy'], result['clean_interval'])}   "
@@ -82,12 +83,12 @@ def comparison_table(rows: Sequence[tuple[str, Record, Record]], title: str) -> 
         rows: for each run its name, its summary and its evaluation.
         title: above the table.
     """
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for column in ("", "clean", "robust", "forwards", "backwards", "natural steps", "seconds"):
         table.add_column(column, justify="right" if column else "left")
     for name, summary, result in rows:
         table.add_row(
-            name,
+            Text(name),
             percent(result["clean_accuracy"]),
             with_interval(result["robust_accuracy"], result["robust_interval"]),
             str(summary["forwards"]),

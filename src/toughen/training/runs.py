@@ -15,6 +15,7 @@ from toughen.data import ImageData, load
 from toughen.evaluation import Evaluation, evaluate
 from toughen.models import Classifier
 from toughen.recipes import Recipe
+from toughen.recipes.schema import check_radius
 from toughen.threat import parse
 from toughen.training.setup import build_model, chosen_device
 
@@ -104,7 +105,7 @@ def evaluate_run(
     """
     with torch.random.fork_rng():
         run = open_run(folder, checkpoint=checkpoint, weights=weights)
-    ball = parse(threat) if threat else run.recipe.threat
+    ball = check_radius(parse(threat)) if threat else run.recipe.threat
     test = run.data.test
     if limit is not None and limit > len(test):
         raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
