@@ -4,6 +4,7 @@ Prints one JSON line for each trial: the digest of everything that must be equal
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -12,13 +13,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from conftest import tiny_data
 from toughen.data import DATA
 from toughen.recipes import Recipe
-from toughen.training import train
+from toughen.training import loop, train
 
 torch.set_num_threads(1)
 DATA["tiny"] = tiny_data
@@ -58,11 +60,25 @@ def digest(run: Path) -> str:
     return total.hexdigest()
 
 
-def in_child(method: object, run: Path, kill_after: float | None) -> bool:
+def die_at(step: int) -> None:
+    """Let this process kill itself just before its n-th optimiser step: with three replays, 20 is amid a minibatch."""
+    original, taken = loop.set_rate, itertools.count(1)
+
+    def deadly(*given: Any) -> None:
+        if next(taken) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*given)
+
+    loop.set_rate = deadly
+
+
+def in_child(method: object, run: Path, *, kill_after: float | None = None, die_at_step: int | None = None) -> bool:
     """Train in a fork; whether it ended by itself."""
     child = os.fork()
     if child == 0:
         try:
+            if die_at_step is not None:
+                die_at(die_at_step)
             train(recipe(method), run)
         finally:
             # Never back into the parent's code, whatever happened.
@@ -85,12 +101,15 @@ def main(folder: Path, trials: int) -> None:
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},
     }.items():
         started = time.monotonic()
-        in_child(method, folder / name, None)
+        in_child(method, folder / name)
         length = time.monotonic() - started
         print(json.dumps({"method": name, "digest": digest(folder / name), "kills": 0}))
         for trial in range(trials):
             run, kills, draw = folder / f"{name}-{trial}", 0, random.Random(trial)
-            while not in_child(method, run, draw.uniform(0, length) if kills < 4 else None):
+            if trial == 0:
+                assert not in_child(method, run, die_at_step=20)
+                kills += 1
+            while not in_child(method, run, kill_after=draw.uniform(0, length) if kills < 4 else None):
                 kills += 1
             print(json.dumps({"method": name, "digest": digest(run), "kills": kills}))
 

@@ -150,6 +150,18 @@ def test_schedule_and_budget_count_optimiser_steps(tiny: str, monkeypatch: pytes
     assert rates == [0.05] * 12 + [0.05 * 0.1] * 12
 
 
+def test_frees_perturbation_is_carried_into_the_next_epoch(tiny: str):
+    job, batches = job_of(recipe())
+    for number in range(len(batches)):
+        train_batch(job, batches[number])
+    left, first = job.state["delta"].clone(), []
+    handle = job.model.register_forward_pre_hook(lambda module, inputs: first.append(inputs[0].detach()))
+    train_batch(job, batches[len(batches)])
+    handle.remove()
+    assert left.abs().amax() > 0
+    assert torch.equal(first[0], (batches[len(batches)].x + left).clamp(0, 1))
+
+
 def test_linear_scaling_and_decay_on_weights(tiny: str):
     settings = {"lr": 0.1, "lr_batch_size": 128, "weight_decay": 0.5, "decay_on": "weights"}
     job, _ = job_of(recipe(optimizer=settings))
@@ -276,6 +288,7 @@ def test_training_leaves_the_global_generator_as_it_was(tiny: str, tmp_path: Pat
 def test_opening_runs_says_what_is_missing(tiny: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no recipe\.yaml"):
         open_run(tmp_path)
+    (tmp_path / "new").mkdir()
     run_module.claim(recipe(), tmp_path / "new")
     with pytest.raises(ValueError, match="no checkpoint yet"):
         open_run(tmp_path / "new")

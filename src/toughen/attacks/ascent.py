@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import Length, LossName, attack
-from toughen.losses import LOSSES, Loss, hard
+from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.modes import AttackBN, attacking
 from toughen.naming import Count, Share
 from toughen.noise import Stream, fixed
@@ -64,7 +64,7 @@ def _objective(model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss) -> Call
     function = LOSSES[loss] if isinstance(loss, str) else loss
     if loss == "kl":
         with torch.no_grad():
-            y = model(x).float().softmax(1)
+            y = full_precision(model(x)).softmax(1)
     return lambda logits: function(logits, y)
 
 

@@ -81,11 +81,15 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         train_split, validation, index = splits(recipe, data)
         job, batches = set_up(recipe, data, train_split, index, device)
         if distributed.is_main():
-            claim(recipe, out)
+            out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
+            claim(recipe, out)
         outputs = resume(job, data, out, display)
         for opened in outputs.logs or ():
             held.enter_context(opened)
+        if job.number == recipe.batches:
+            display.note(f"{out} is complete")
+            return finish(recipe, job, outputs, device)
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
         if distributed.world() > 1 and has_batchnorm(job.model):
             display.note("per-rank BatchNorm: each rank normalises by its own part of the batch")
@@ -122,9 +126,9 @@ def check_folder(recipe: Recipe, out: Path) -> None:
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Make the folder this recipe's."""
+    """Make the folder this recipe's; under its lock, for another process may have claimed it meanwhile."""
+    check_folder(recipe, out)
     if not (out / "recipe.yaml").exists():
-        out.mkdir(parents=True, exist_ok=True)
         store.write_text(out / "recipe.yaml", recipes.dump(recipe))
 
 
