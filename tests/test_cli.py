@@ -75,7 +75,7 @@ def test_train_and_evaluate_and_both_again(recipe: Path, tmp_path: Path):
     assert "12 forward and 12 backward passes (12 natural steps, predicted 12)" in " ".join(text.split())
     weights = {path: data for path, data in everything(out).items() if path.suffix == ".safetensors"}
     assert weights
-    assert "going on at step 12" in done("train", recipe, "--out", out)
+    assert f"{out} is complete" in done("train", recipe, "--out", out)
     assert weights == {path: data for path, data in everything(out).items() if path.suffix == ".safetensors"}
 
     folder = out / "evaluation" / "pgd-3_n20"

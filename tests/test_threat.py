@@ -316,7 +316,6 @@ def test_equality_is_of_norm_and_radius():
     assert {Linf(0.1): 1}[Linf(0.1)] == 1
 
 
-@pytest.mark.xfail(reason="Threat.__eq__ compares numbers in float32", strict=True)
 def test_equal_threats_have_equal_hashes():
     """0.1 and its float32 neighbour are different radii: written and hashed apart, so not equal either."""
     rounded = torch.tensor(0.1).item()

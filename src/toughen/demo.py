@@ -4,6 +4,7 @@ demo(Path("runs/demo"), Console())
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ def demo(out: Path, console: Console) -> list[tuple[str, dict[str, Any], dict[st
         For each run its name, its summary and its evaluation on the test split.
     """
     started, rows = time.monotonic(), []
+    show = partial(console.print, markup=False, highlight=False)
     for name in ("mnist-natural", "mnist-free", OPTIONAL):
         recipe = recipes.load(name)
         if name == OPTIONAL and not (out / name / "summary.json").exists():
             trained = rows[-1][1]
             expected = trained["seconds"] * recipe.natural_steps / trained["natural_steps"]
             if time.monotonic() - started + expected > BUDGET_SECONDS:
-                console.print(f"{name} is left out: about {expected:.0f} s here; toughen train {name} runs it")
+                show(f"{name} is left out: about {expected:.0f} s here; toughen train {name} runs it")
                 continue
         summary = train(recipe, out / name, display=terminal(console))
         found, _ = evaluate_run(out / name, suite=SUITE)
@@ -41,6 +43,6 @@ def demo(out: Path, console: Console) -> list[tuple[str, dict[str, Any], dict[st
     threat = rows[0][1]["threat"]
     title = f"{rows[0][2]['n']} test digits, robust: {SUITE} within {threat} (95 % interval)"
     console.print(report.comparison_table(rows, title))
-    console.print(f"runs: {out}", markup=False, highlight=False)
-    console.print("next: toughen train mnist-free threat=linf:0.1 --out runs/mine", markup=False, highlight=False)
+    show(f"runs: {out}")
+    show("next: toughen train mnist-free threat=linf:0.1 --out runs/mine")
     return rows

@@ -71,7 +71,9 @@ class Threat:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Threat) or self.norm != other.norm:
             return False
-        return torch.equal(torch.as_tensor(self.eps), torch.as_tensor(other.eps))
+        if isinstance(self.eps, Tensor) and isinstance(other.eps, Tensor):
+            return torch.equal(self.eps, other.eps)
+        return isinstance(self.eps, float) and isinstance(other.eps, float) and self.eps == other.eps
 
     def __hash__(self) -> int:
         return hash((self.norm, str(self)))

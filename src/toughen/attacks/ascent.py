@@ -59,13 +59,34 @@ def ascend(
     return x_adv.detach()
 
 
-def _objective(model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss) -> Callable[[Tensor], Tensor]:
-    """What an attack ascends, as a function of the logits; KL is measured from the model's own clean probabilities."""
-    function = LOSSES[loss] if isinstance(loss, str) else loss
+def _objective(
+    model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, rows: Tensor | slice = slice(None)
+) -> Callable[[Tensor], Tensor]:
+    """What an attack on some rows of a batch ascends, as a function of their logits.
+
+    KL is measured from the model's own clean probabilities of `x`, which are the images of these rows; `y` has all.
+    """
+    if isinstance(loss, str):
+        y = y[rows]
+        if loss == "kl":
+            with torch.no_grad():
+                y = full_precision(model(x)).softmax(1)
+        return lambda logits: LOSSES[loss](logits, y)
+
+    def own(logits: Tensor) -> Tensor:
+        if len(logits) == len(y):
+            return loss(logits, y)
+        # A loss of the caller's may hold something for each example of the batch, as a targeted one does.
+        whole = logits.new_zeros(len(y), logits.shape[1])
+        whole[rows] = logits
+        return loss(whole, y)[rows]
+
+    return own
+
+
+def _refuse_kl(loss: str | Loss) -> None:
     if loss == "kl":
-        with torch.no_grad():
-            y = full_precision(model(x)).softmax(1)
-    return lambda logits: function(logits, y)
+        raise ValueError("loss kl has a zero gradient at the clean image; use random_start: true (pgd)")
 
 
 @attack
@@ -107,8 +128,8 @@ def pgd(
     Raises:
         ValueError: for settings outside these ranges, and for "kl" without a random start, where its gradient is zero.
     """
-    if loss == "kl" and not random_start:
-        raise ValueError("loss kl has a zero gradient at the clean image; use random_start: true with it")
+    if not random_start:
+        _refuse_kl(loss)
     if restarts > 1 and not random_start:
         raise ValueError(f"{restarts} restarts without a random start would be equal; use random_start: true")
     length = 2.5 * threat.eps / steps if step_size is None else step_size
@@ -119,14 +140,14 @@ def pgd(
         start = images
         if random_start:
             start = (images + ball.sample(images, noise[rows].child("pgd", restart))).clamp(0, 1)
-        objective = _objective(model, images, y[rows], loss)
+        objective = _objective(model, images, y, loss, rows)
         step = length[rows] if isinstance(length, Tensor) and length.ndim else length
         return ascend(model, images, objective, threat=ball, steps=steps, step_size=step, start=start), objective
 
     with attacking(model, attack_bn):
         if restarts == 1:
             return run(slice(None), 0)[0]
-        best, highest = x.clone(), x.new_full((len(x),), -torch.inf)
+        best, highest = x.detach().clone(), x.new_full((len(x),), -torch.inf)
         standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for restart in range(restarts):
             # Batch statistics depend on who is in the batch, so under them nobody leaves it.
@@ -158,6 +179,7 @@ def fgsm(
 
     In the L2 ball it is the fast gradient method, x + eps grad / ||grad||. Arguments as for `pgd`.
     """
+    _refuse_kl(loss)
     with attacking(model, attack_bn):
         objective = _objective(model, x, y, loss)
         return ascend(model, x, objective, threat=threat, steps=1, step_size=threat.eps, start=x)
@@ -214,6 +236,7 @@ def bim(
 
     The default step is eps / steps, which just reaches the ball's surface.
     """
+    _refuse_kl(loss)
     step = threat.eps / steps if step_size is None else step_size
     with attacking(model, attack_bn):
         objective = _objective(model, x, y, loss)

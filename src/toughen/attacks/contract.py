@@ -25,8 +25,13 @@ GIVEN = ("model", "x", "y", "threat", "noise")
 
 
 def _positive(value: float | Tensor | None) -> float | Tensor | None:
-    if isinstance(value, int | float) and not 0 < value < float("inf"):
-        raise ValueError(f"it must be positive and finite, like 2/255; it is {value}")
+    if isinstance(value, Tensor):
+        # An example with a radius of 0 may have a step of 0.
+        sound, allowed = bool(((value >= 0) & value.isfinite()).all()), "not be negative, and be finite"
+    else:
+        sound, allowed = value is None or 0 < value < float("inf"), "be positive and finite"
+    if not sound:
+        raise ValueError(f"it must {allowed}, like 2/255; it is {value}")
     return value
 
 

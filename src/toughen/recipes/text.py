@@ -90,7 +90,8 @@ def read(recipe: str) -> dict[str, Any]:
     if recipe.endswith((".yaml", ".yml")) or len(path.parts) > 1 or os.path.exists(recipe):
         path = path / "recipe.yaml" if path.is_dir() else path
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise RecipeError(f"recipe file {path} cannot be read: {reason}; check the path") from None
@@ -100,7 +101,7 @@ def read(recipe: str) -> dict[str, Any]:
         try:
             mapping = parse_yaml(recipes[known(recipe, recipes, "recipe")], recipe)
         except ValueError as error:
-            raise RecipeError(f"{error}; or give the path of a YAML file") from None
+            raise RecipeError(f"{error} (or give the path of a YAML file)") from None
     if not isinstance(mapping, dict):
         raise RecipeError(f"{recipe} holds no mapping; write lines like `data: mnist5k`")
     return mapping
@@ -174,8 +175,9 @@ def _sentence(error: Any, mapping: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         message = "is missing; give it a value"
     elif error["type"] not in ("unknown_setting", "value_error"):
-        shown = error["input"] if isinstance(error["input"], str | int | float | bool | list) else "what is there"
-        message = f"{message[:1].lower()}{message[1:]}; it is {shown!r}"
+        given = error["input"]
+        shown = "a section" if isinstance(given, dict) else "null" if given is None else repr(given)
+        message = f"{message[:1].lower()}{message[1:]}; it is {shown}"
     return f"{path}: {message}" if path else message
 
 

@@ -128,6 +128,7 @@ def check_folder(recipe: Recipe, out: Path) -> None:
 def claim(recipe: Recipe, out: Path) -> None:
     """Make the folder this recipe's; under its lock, for another process may have claimed it meanwhile."""
     check_folder(recipe, out)
+    out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():
         store.write_text(out / "recipe.yaml", recipes.dump(recipe))
 

@@ -105,7 +105,7 @@ def evaluate_run(
     """
     with torch.random.fork_rng():
         run = open_run(folder, checkpoint=checkpoint, weights=weights)
-    ball = check_radius(parse(threat)) if threat else run.recipe.threat
+    ball = check_radius(parse(threat)) if threat is not None else run.recipe.threat
     test = run.data.test
     if limit is not None and limit > len(test):
         raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
