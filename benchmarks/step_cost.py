@@ -71,7 +71,7 @@ def bare_step(model: str, batch_size: int, data: ImageData) -> Callable[[], floa
         {"data": "random", "model": model, "method": "natural", "threat": "linf:8/255", "steps": 1, "batch_size": 1}
     )
     net = build_model(recipe, data).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     x, y = data.train.images[:batch_size].float() / 255, data.train.labels[:batch_size]
 
     def step() -> float:

@@ -1,6 +1,7 @@
 """What there is, for `toughen list`: every registry in plain sight, with the first line of what each member says.
 
-lines = catalogue("methods")
+Example:
+    lines = catalogue("methods")
 """
 
 import inspect

@@ -1,6 +1,7 @@
 """The demo: natural, free and PGD training on real digits, attacked and compared in one table.
 
-demo(Path("runs/demo"), Console())
+Example:
+    demo(Path("runs/demo"), Console())
 """
 
 import time

@@ -1,8 +1,9 @@
 """What users type, names, numbers and settings, and the sentence they get where it is not understood.
 
-known("pgf", ATTACKS, "attack")             # ValueError: 'pgf' is not a known attack; ... did you mean 'pgd'?
-parse_number("8/255")
-class Mine(Settings, frozen=True): ...      # refuses unknown fields by name, with the nearest one
+Example:
+    known("pgf", ATTACKS, "attack")             # ValueError: 'pgf' is not a known attack; ... did you mean 'pgd'?
+    parse_number("8/255")
+    class Mine(Settings, frozen=True): ...      # refuses unknown fields by name, with the nearest one
 """
 
 import difflib

@@ -1,7 +1,8 @@
 """An attack as text: its name and settings, as recipes and suites write it, called like the function.
 
-spec = AttackSpec(name="pgd", steps=7, step_size="2/255")
-x_adv = spec(model, x, y, threat=Linf(8 / 255), noise=noise)
+Example:
+    spec = AttackSpec(name="pgd", steps=7, step_size="2/255")
+    x_adv = spec(model, x, y, threat=Linf(8 / 255), noise=noise)
 """
 
 import inspect

@@ -1,8 +1,9 @@
 """Evaluation: a named suite of attacks, run worst-case over fixed examples, every adversarial example re-verified.
 
-evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="pgd-20")
-evaluation.clean_accuracy, evaluation.robust_accuracy
-evaluation.write(Path("runs/mine/evaluation"))
+Example:
+    evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="pgd-20")
+    evaluation.clean_accuracy, evaluation.robust_accuracy
+    evaluation.write(Path("runs/mine/evaluation"))
 """
 
 from toughen.evaluation.evaluate import evaluate

@@ -1,8 +1,9 @@
 """The result of an evaluation: its table of outcomes, and what must be known to run it again.
 
-evaluation.summary()["robust_accuracy"]      # recomputed from the table, like every number
-evaluation.write(folder)                     # result.json and examples.parquet
-evaluation = Evaluation.read(folder)
+Example:
+    evaluation.summary()["robust_accuracy"]      # recomputed from the table, like every number
+    evaluation.write(folder)                     # result.json and examples.parquet
+    evaluation = Evaluation.read(folder)
 """
 
 import functools

@@ -1,6 +1,7 @@
 """Adversarial training on the examples of any attack; with K-step PGD it is that of Madry et al. 2018.
 
-AdversarialTraining(attack=AttackSpec(name="pgd", steps=7, step_size=2 / 255))
+Example:
+    AdversarialTraining(attack=AttackSpec(name="pgd", steps=7, step_size=2 / 255))
 """
 
 from collections.abc import Iterator

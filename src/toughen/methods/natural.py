@@ -1,7 +1,8 @@
 """Natural training, and natural training with replay (Free, section 4 and figure 1).
 
-Natural()                       # the usual thing
-Natural(replays=8)              # each minibatch 8 times in a row: Free without an adversary
+Example:
+    Natural()                       # the usual thing
+    Natural(replays=8)              # each minibatch 8 times in a row: Free without an adversary
 """
 
 from collections.abc import Iterator

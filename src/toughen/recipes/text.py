@@ -1,7 +1,8 @@
 """Recipes as text: YAML files, `key=value` changes, and errors that say what to type instead.
 
-recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
-text = dump(recipe)                          # starts the same run again
+Example:
+    recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
+    text = dump(recipe)                          # starts the same run again
 """
 
 import os

@@ -1,6 +1,7 @@
 """Tables for the terminal, from summaries and results as they lie in run folders.
 
-console.print(evaluation_table(read_json(folder / "result.json")))
+Example:
+    console.print(evaluation_table(read_json(folder / "result.json")))
 """
 
 from collections.abc import Mapping, Sequence

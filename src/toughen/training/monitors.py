@@ -1,7 +1,8 @@
 """What watches a run without making the device wait: sums and flags stay on the device until they are read.
 
-finite.guard(optimizer, losses, batch.index, step)      # masks the coming update if anything is NaN or infinite
-finite.check()                                          # raises, naming the first bad step and its examples
+Example:
+    finite.guard(optimizer, losses, batch.index, step)      # masks the coming update if anything is NaN or infinite
+    finite.check()                                          # raises, naming the first bad step and its examples
 """
 
 from collections.abc import Iterator

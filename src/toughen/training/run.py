@@ -1,6 +1,7 @@
 """A run: set-up, loop, finish. The same call in the same folder goes on where it stopped.
 
-summary = train(load("mnist-free"), Path("runs/free"))
+Example:
+    summary = train(load("mnist-free"), Path("runs/free"))
 """
 
 import contextlib

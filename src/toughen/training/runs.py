@@ -1,7 +1,8 @@
 """Finished or unfinished runs, opened from their folders.
 
-run = open_run(Path("runs/free"))
-run.model, run.data.test
+Example:
+    run = open_run(Path("runs/free"))
+    run.model, run.data.test
 """
 
 from dataclasses import dataclass

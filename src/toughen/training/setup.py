@@ -1,6 +1,7 @@
 """What a recipe builds: splits, batches, model, optimiser, and the job that holds them in its first state.
 
-job, batches = set_up(recipe, data, train_split, index, device)
+Example:
+    job, batches = set_up(recipe, data, train_split, index, device)
 """
 
 from typing import Any
