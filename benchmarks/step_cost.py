@@ -130,7 +130,7 @@ def main() -> None:
         f"`python benchmarks/step_cost.py --rounds {arguments.rounds}`, {datetime.date.today()}, "
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         "fp32.",
-        "Medians over steps of ours, each timed between two bare ones, in one run on a shared machine. The bare loop is",
+        "Medians over steps of ours, each timed between two bare ones, in one run, shared machine. The bare loop is",
         "plain torch (fused SGD) on a batch that is already there; ours makes its batch (crop, flip), guards against",
         "non-finite values and meters loss and accuracy.",
         "",
