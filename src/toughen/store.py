@@ -194,7 +194,7 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         # unbuffered, so that no line waits in a buffer that a kill loses or a forked worker writes once more
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (the log outlives this function; `close` closes it)
         self._length = os.fstat(self._file.fileno()).st_size
         sync_folder(path.parent)
 

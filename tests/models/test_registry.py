@@ -33,10 +33,10 @@ def test_a_wide_resnet_is_found_by_its_numbers() -> None:
         ("wrn-27-10", r"6n \+ 4.*got 27; try 28"),
         ("wrn-4-10", r"6n \+ 4.*got 4; try 10"),
         ("wrn-28-0", "at least 1, got 0"),
-        ("wrn-28", "unknown model 'wrn-28'.*'wrn-D-W'"),
-        ("wrn-28-10-1", "unknown model"),
-        ("resnet-18", "nearest is 'resnet18'.*allowed are small_cnn, resnet18"),
-        ("zzzz", "unknown model 'zzzz'; allowed are"),
+        ("wrn-28", "'wrn-28' is not a known model.*'wrn-D-W'"),
+        ("wrn-28-10-1", "is not a known model"),
+        ("resnet-18", "allowed: small_cnn, resnet18.*did you mean 'resnet18'"),
+        ("zzzz", "'zzzz' is not a known model; allowed:"),
     ],
 )
 def test_refused_names(name: str, words: str) -> None:
@@ -47,11 +47,11 @@ def test_refused_names(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("small_cnn", {"widht": 8}, "no option 'widht'.*nearest is 'width'.*allowed are width, norm, activation"),
+        ("small_cnn", {"widht": 8}, "no option 'widht'.*allowed are width, norm, activation.*did you mean 'width'"),
         ("wrn-16-1", {"depth": 22}, "no option 'depth'; allowed are activation"),
         ("wrn-D-W", {"depth": 16}, "also needs the options width"),
         ("wrn-D-W", {"depth": 15, "width": 1}, "got 15; try 16"),
-        ("resnet18", {"activation": "rellu"}, "nearest is 'relu'"),
+        ("resnet18", {"activation": "rellu"}, "did you mean 'relu'"),
         ("small_cnn", {"norm": "layer"}, "allowed are none, batch"),
         ("small_cnn", {"width": 0}, "at least 1, got 0"),
         ("small_cnn", {"mean": (0.5,), "std": (0.5,)}, "each of the 3 channels, got 1"),

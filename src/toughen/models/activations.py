@@ -7,10 +7,11 @@ of adversarial training against norm-bounded adversarial examples").
     layer(torch.zeros(2, 3))                     # zeros (2, 3)
 """
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import nn
+
+from toughen.naming import known
 
 # Never in place: a residual unit may use its activated input twice.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -37,14 +38,4 @@ def activation(name: str) -> nn.Module:
     Raises:
         ValueError: the name is none of these.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"unknown activation {name!r}{nearest(name, ACTIVATIONS)}; allowed are {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]()
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The phrase ` (nearest is 'x')` for an error message, empty when nothing in `allowed` resembles `name`."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.4)
-    return f" (nearest is {close[0]!r})" if close else ""
+    return ACTIVATIONS[known(name, ACTIVATIONS, "activation")]()

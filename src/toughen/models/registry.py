@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from toughen.models.activations import nearest
 from toughen.models.classifier import Classifier
 from toughen.models.preact_resnet import PreActResNet18
 from toughen.models.resnet import ResNet18
 from toughen.models.small_cnn import SmallCNN
 from toughen.models.wide_resnet import MadryResNet, WideResNet, check_size
+from toughen.naming import nearest
 
 # A builder takes `num_classes` and `in_channels`, then options by keyword, and returns a network from images to logits.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -52,7 +52,7 @@ def find(name: str) -> Callable[..., nn.Module]:
         depth, width = int(numbers[1]), int(numbers[2])
         check_size(depth, width)
         return partial(MODELS["wrn-D-W"], depth=depth, width=width)
-    raise ValueError(f"unknown model {name!r}{nearest(name, MODELS)}; allowed are {', '.join(MODELS)}")
+    raise ValueError(f"{name!r} is not a known model; allowed: {', '.join(MODELS)}{nearest(name, MODELS)}")
 
 
 def build(
@@ -104,7 +104,7 @@ def _check_options(name: str, builder: Callable[..., nn.Module], options: dict[s
     for option in options:
         if option in filled or (option not in known and not open_ended):
             allowed = f"allowed are {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"model {name!r} has no option {option!r}{nearest(option, known)}; {allowed}")
+            raise ValueError(f"model {name!r} has no option {option!r}; {allowed}{nearest(option, known)}")
     missing = [p.name for p in by_name if p.default is p.empty and p.name in known and p.name not in options]
     if missing:
         raise ValueError(f"model {name!r} also needs the options {', '.join(missing)}")
