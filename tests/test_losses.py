@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toughen.losses import LOSSES, cross_entropy, full_precision, hard, kl, margin, targeted
+from toughen.losses import LOSSES, cross_entropy, full_precision, hard, kl, margin, targeted, targeted_dlr
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -150,4 +150,33 @@ def test_losses_are_per_example(logits, soft, name):
 def test_losses_stay_finite_far_out(name):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     found = LOSSES[name](logits, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
-    torch.testing.assert_close(found, torch.tensor([-1e4 if name == "margin" else 0, 2e4]))
+    expected = {"margin": [-1e4, 2e4], "margin-0": [-1e4, 0], "margin-50": [-1e4, 50], "dlr": [-0.5, 1.0]}
+    torch.testing.assert_close(found, torch.tensor(expected.get(name, [0, 2e4])))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dlr_by_hand(dtype):
+    logits = torch.tensor([[4.0, 1.0, 3.0, -2.0]], dtype=dtype)
+    assert LOSSES["dlr"](logits, torch.tensor([0])).item() == pytest.approx(-(4 - 3) / (4 - 1))
+    assert LOSSES["dlr"](logits, torch.tensor([1])).item() == pytest.approx(-(1 - 4) / (4 - 1))
+    found = targeted_dlr(logits, torch.tensor([0]), torch.tensor([3]))
+    assert found.item() == pytest.approx(-(4 + 2) / (4 - (1 - 2) / 2))
+
+
+def test_dlr_does_not_feel_a_shift_or_a_scale(logits, y):
+    for loss in (LOSSES["dlr"], lambda z, y: targeted_dlr(z, y, (y + 3) % 7)):
+        torch.testing.assert_close(loss(1e3 * logits - 7, y), loss(logits, y))
+
+
+def test_too_few_classes_for_dlr():
+    with pytest.raises(ValueError, match="needs at least 3 classes, the model has 2; use loss: margin"):
+        LOSSES["dlr"](torch.zeros(1, 2), torch.tensor([0]))
+    with pytest.raises(ValueError, match="needs at least 4 classes"):
+        targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
+
+
+def test_the_clipped_margin_stops_at_its_confidence():
+    logits = torch.tensor([[0.0, 70.0], [0.0, 20.0], [5.0, 0.0]])
+    y = torch.zeros(3, dtype=torch.long)
+    assert LOSSES["margin-50"](logits, y).tolist() == [50, 20, -5]
+    assert LOSSES["margin-0"](logits, y).tolist() == [0, 0, -5]

@@ -54,6 +54,55 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - logits.gather(1, column).squeeze(1)
 
 
+def clipped_margin(confidence: float) -> Loss:
+    """The margin, no longer rising once it reaches `confidence` >= 0: min(margin, confidence).
+
+    The papers' "CW" losses: 50 in Madry et al.'s code and in Bilateral's, 0 in Free's (table 1). At 0 an example that
+    is broken has no gradient.
+    """
+    return lambda logits, y: margin(logits, y).clamp(max=confidence)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)) with z_(1) >= z_(2) >= ... sorted.
+
+    Croce & Hein 2020, equation 5: the margin, invariant to a shift and a rescaling of the logits.
+
+    Args:
+        logits: (N, K).
+        y: classes (N,), or probabilities (N, K), of which the most probable class counts.
+
+    Raises:
+        ValueError: K is less than 3.
+    """
+    logits = full_precision(logits)
+    top = _largest(logits, 3, "dlr")
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, equation 6).
+
+    Args:
+        logits: (N, K).
+        y: as in `dlr`.
+        target: classes (N,).
+
+    Raises:
+        ValueError: K is less than 4.
+    """
+    logits, columns = full_precision(logits), torch.stack([target, hard(y)], 1)
+    top = _largest(logits, 4, "targeted dlr")
+    to, of = logits.gather(1, columns).unbind(1)
+    return (to - of) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def _largest(logits: Tensor, k: int, loss: str) -> Tensor:
+    if logits.shape[1] < k:
+        raise ValueError(f"loss {loss} needs at least {k} classes, the model has {logits.shape[1]}; use loss: margin")
+    return logits.topk(k, dim=1).values
+
+
 def kl(logits: Tensor, y: Tensor) -> Tensor:
     """KL(y || softmax(logits)) = sum_k y_k (log y_k - log softmax(logits)_k).
 
@@ -73,4 +122,11 @@ def targeted(loss: Loss, target: Tensor) -> Loss:
     return lambda logits, y: -loss(logits, target)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "margin-0": clipped_margin(0),
+    "margin-50": clipped_margin(50),
+    "dlr": dlr,
+    "kl": kl,
+}

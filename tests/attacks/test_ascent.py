@@ -217,13 +217,21 @@ def test_an_example_does_not_depend_on_its_batch_mates(smooth, x, y, threat, los
 
 def test_ascend_leaves_after_no_step_with_its_start(linear, x, y):
     start = x / 2
-    found = ascend(linear, x, lambda logits: margin(logits, y), threat=Linf(1), steps=0, step_size=0.1, start=start)
+    found = ascend(
+        linear, x, lambda logits, rows: margin(logits, y[rows]), threat=Linf(1), steps=0, step_size=0.1, start=start
+    )
     assert torch.equal(found, start)
 
 
 def test_ascend_brings_a_start_from_outside_into_the_ball(linear, inner, y):
     found = ascend(
-        linear, inner, lambda logits: margin(logits, y), threat=Linf(0.1), steps=1, step_size=1e-3, start=inner + 0.2
+        linear,
+        inner,
+        lambda logits, rows: margin(logits, y[rows]),
+        threat=Linf(0.1),
+        steps=1,
+        step_size=1e-3,
+        start=inner + 0.2,
     )
     torch.testing.assert_close(found, inner + 0.1, **EXACT)
 
@@ -231,7 +239,13 @@ def test_ascend_brings_a_start_from_outside_into_the_ball(linear, inner, y):
 def test_ascend_takes_any_objective_of_the_logits(linear, inner):
     p = torch.tensor([0.9, 0.1], dtype=torch.float64).expand(8, 2)
     found = ascend(
-        linear, inner, lambda logits: -kl(logits, p), threat=L2(0.2), steps=1, step_size=0.2, start=inner.clone()
+        linear,
+        inner,
+        lambda logits, rows: -kl(logits, p[rows]),
+        threat=L2(0.2),
+        steps=1,
+        step_size=0.2,
+        start=inner.clone(),
     )
     grad = ((p - linear(inner).softmax(1)) @ linear.weight).detach().reshape(inner.shape)
     torch.testing.assert_close(found, inner + 0.2 * unit(grad), **EXACT)

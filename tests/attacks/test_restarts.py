@@ -126,7 +126,7 @@ def test_the_best_of_several_ascents(smooth, x):
     y, noise = smooth(x).argmax(1), fixed(8)
     settings = {"threat": L2(0.1), "steps": 2, "step_size": 0.02}
     ends = [
-        ascend(smooth, x, lambda logits: cross_entropy(logits, y), start=start, **settings)
+        ascend(smooth, x, lambda logits, rows: cross_entropy(logits, y[rows]), start=start, **settings)
         for start in starts(x, L2(0.1), 4)
     ]
     losses = torch.stack([cross_entropy(smooth(end), y) for end in ends])

@@ -11,12 +11,11 @@ Sources: FGSM, Goodfellow et al. 2015; BIM, Kurakin et al. 2017; PGD, Madry et a
 Tramer et al. 2018. Deviation from the papers' text, as in every public code: each step is also clipped to [0, 1].
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import Length, LossName, attack
+from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.modes import AttackBN, attacking
 from toughen.naming import Count, Share
@@ -27,7 +26,7 @@ from toughen.threat import Radius, Threat, per_example
 def ascend(
     model: nn.Module,
     x: Tensor,
-    objective: Callable[[Tensor], Tensor],
+    objective: Objective,
     *,
     threat: Threat,
     steps: int,
@@ -39,7 +38,7 @@ def ascend(
     Args:
         model: classifier of images in [0, 1].
         x: clean images (N, C, H, W) in [0, 1].
-        objective: logits (N, K) -> what to ascend, (N,).
+        objective: what to ascend, see `batched.Objective`.
         threat: the ball around `x`.
         steps: number of steps, each one forward and one backward pass.
         step_size: length of a step in the threat's norm, a number or (N,).
@@ -50,36 +49,32 @@ def ascend(
     """
     x_adv, length = start, per_example(step_size, x)
     for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_()
-        with torch.enable_grad():
-            gain = objective(model(x_adv)).sum()
-        (grad,) = torch.autograd.grad(gain, x_adv)
+        _, grad, _ = value_and_grad(model, x_adv, objective)
         moved = x_adv.detach() - x + length * threat.steepest(grad)
         x_adv = (x + threat.project(moved)).clamp(0, 1)
     return x_adv.detach()
 
 
-def _objective(
-    model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, rows: Tensor | slice = slice(None)
-) -> Callable[[Tensor], Tensor]:
-    """What an attack on some rows of a batch ascends, as a function of their logits.
+def _objective(model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, rows: Tensor | None = None) -> Objective:
+    """What an attack on some rows of a batch ascends; on all of them by default.
 
     KL is measured from the model's own clean probabilities of `x`, which are the images of these rows; `y` has all.
     """
     if isinstance(loss, str):
-        y = y[rows]
+        function = LOSSES[loss]
+        of_rows = y if rows is None else y[rows]
         if loss == "kl":
-            with torch.no_grad():
-                y = full_precision(model(x)).softmax(1)
-        return lambda logits: LOSSES[loss](logits, y)
+            of_rows = full_precision(predict(model, x)).softmax(1)
+        return lambda logits, piece: function(logits, of_rows[piece])
 
-    def own(logits: Tensor) -> Tensor:
+    def own(logits: Tensor, piece: slice) -> Tensor:
         if len(logits) == len(y):
             return loss(logits, y)
         # A loss of the caller's may hold something for each example of the batch, as a targeted one does.
+        positions = piece if rows is None else rows[piece]
         whole = logits.new_zeros(len(y), logits.shape[1])
-        whole[rows] = logits
-        return loss(whole, y)[rows]
+        whole[positions] = logits
+        return loss(whole, y)[positions]
 
     return own
 
@@ -135,18 +130,19 @@ def pgd(
     length = 2.5 * threat.eps / steps if step_size is None else step_size
     noise = fixed(len(x), device=x.device) if noise is None else noise
 
-    def run(rows: Tensor | slice, restart: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        images, ball = x[rows], threat[rows]
+    def run(rows: Tensor | None, restart: int) -> tuple[Tensor, Objective]:
+        every = slice(None) if rows is None else rows
+        images, ball = x[every], threat[every]
         start = images
         if random_start:
-            start = (images + ball.sample(images, noise[rows].child("pgd", restart))).clamp(0, 1)
+            start = (images + ball.sample(images, noise[every].child("pgd", restart))).clamp(0, 1)
         objective = _objective(model, images, y, loss, rows)
-        step = length[rows] if isinstance(length, Tensor) and length.ndim else length
+        step = length[every] if isinstance(length, Tensor) and length.ndim else length
         return ascend(model, images, objective, threat=ball, steps=steps, step_size=step, start=start), objective
 
     with attacking(model, attack_bn):
         if restarts == 1:
-            return run(slice(None), 0)[0]
+            return run(None, 0)[0]
         best, highest = x.detach().clone(), x.new_full((len(x),), -torch.inf)
         standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for restart in range(restarts):
@@ -155,9 +151,8 @@ def pgd(
             if not len(rows):
                 break
             found, objective = run(rows, restart)
-            with torch.no_grad():
-                logits = model(found)
-                gain = objective(logits).to(highest)
+            logits = predict(model, found)
+            gain = objective(logits, slice(0, len(rows))).to(highest)
             fooled = logits.argmax(1) != hard(y)[rows]
             better = standing[rows] & (fooled | (gain > highest[rows]))
             best[rows[better]], highest[rows[better]] = found[better], gain[better]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from toughen.attacks.contract import GIVEN, Attack
+from toughen.attacks.contract import GIVEN, Attack, is_minimal_norm
 from toughen.attacks.registry import ATTACKS
 from toughen.naming import NamedCall, known
 from toughen.noise import Stream
@@ -30,6 +30,11 @@ class AttackSpec(NamedCall, frozen=True):
     def find(cls, name: str) -> Attack:
         """The attack of that name."""
         return ATTACKS[known(name, ATTACKS, "attack")]
+
+    @property
+    def minimal_norm(self) -> bool:
+        """See `contract.minimal_norm`."""
+        return is_minimal_norm(self.find(self.name))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, noise: Stream | None = None
