@@ -39,7 +39,7 @@ class LinearProblem:
     def best_linf(self, eps: float = EPS) -> Tensor:
         """The highest margin that any point of the Linf ball and of [0, 1] has, (N,): positive where breakable.
 
-        The margin towards class k is linear with weights w_k - w_y, so that each pixel goes its own way as far as it may.
+        The margin towards class k is linear, with weights w_k - w_y: each pixel goes its own way as far as it may.
         """
         x, weight = self.x.double().flatten(1), self.model.weight.detach().double()
         toward = weight.unsqueeze(0) - weight[self.y].unsqueeze(1)
