@@ -27,6 +27,7 @@ def table(rows: list[tuple[str, int, bool]], **columns: list) -> Outcomes:
         "forwards": [1] * n,
         "backwards": [0 if a == "clean" else 2 for a in attack],
         "seed": [0] * n,
+        "aside": [False] * n,
     }
     return Outcomes(**{name: np.array(column) for name, column in (filled | columns).items()})
 

@@ -107,6 +107,15 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
+def from_every(value: Any) -> list[Any]:
+    """What each rank passes in, by rank, on every rank."""
+    if world() == 1:
+        return [value]
+    box: list[Any] = [None] * world()
+    dist.all_gather_object(box, value)
+    return box
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:

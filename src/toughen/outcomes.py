@@ -38,6 +38,7 @@ COLUMNS: dict[str, str] = {
     "forwards": "int32",
     "backwards": "int32",
     "seed": "int64",
+    "aside": "bool",
 }
 """The columns of the table with their numpy types, in the order of the file."""
 
@@ -48,7 +49,7 @@ class Tally(TypedDict):
     Attributes:
         attempted: examples that it was run on.
         broken: examples that it broke.
-        accuracy: share of all examples that survived this attack and those before it.
+        accuracy: share of all examples that survived this attack and those before it; attacks aside break nobody.
         alone: share of all examples that survive the clean image and this attack; None where the attack was not run
             on every correctly classified example, because the examples it got were chosen by earlier attacks.
         forwards: forward passes of all examples together, without the evaluator's own.
@@ -101,7 +102,8 @@ class Outcomes:
         index: example id.
         label: true class.
         prediction: class predicted on the example that the attack returned, by the evaluator's own forward pass.
-        survived: whether the prediction is the label.
+        survived: whether the prediction is the label; also true of an example that a minimal-norm attack left outside
+            the ball, whatever its prediction.
         distance: norm of x_adv - x in the threat's norm and unit, computed in float64; 0 for clean.
         loss: cross-entropy there.
         margin: highest other logit minus the label's; positive where the example is broken.
@@ -109,6 +111,7 @@ class Outcomes:
         forwards: forward passes that the example took in this attack.
         backwards: backward passes likewise.
         seed: seed of the evaluation.
+        aside: whether the attack ran in a ball of its own, beside the worst case: its outcome is reported alone.
 
     Raises:
         ValueError: columns of unequal length, an id twice under one attack, or, in a table with clean rows, an attack
@@ -127,6 +130,7 @@ class Outcomes:
     forwards: np.ndarray
     backwards: np.ndarray
     seed: np.ndarray
+    aside: np.ndarray
 
     def __post_init__(self) -> None:
         for name, kind in COLUMNS.items():
@@ -219,7 +223,7 @@ class Outcomes:
     @property
     def robust_correct(self) -> int:
         """Examples that survived every attack attempted on them, the clean image included."""
-        return int((~np.isin(self._ids(CLEAN), self.index[~self.survived])).sum())
+        return int((~np.isin(self._ids(CLEAN), self.index[~self.survived & ~self.aside])).sum())
 
     @property
     def clean_accuracy(self) -> float:
@@ -243,7 +247,8 @@ class Outcomes:
         for attack in self.attacks:
             rows = self.attack == attack
             broken = self._ids(attack, survived=False)
-            standing = standing[~np.isin(standing, broken)]
+            if not self.aside[rows].any():
+                standing = standing[~np.isin(standing, broken)]
             independent = bool(np.isin(correct, self.index[rows]).all())
             tallies[attack] = Tally(
                 attempted=int(rows.sum()),

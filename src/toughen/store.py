@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +110,24 @@ def write_text(path: Path, text: str) -> None:
     temporary = temporary_in(path.parent)
     try:
         write_new(temporary, text.encode())
+        point(f"before rename to {path.name}")
+        os.replace(temporary, path)
+    finally:
+        delete(temporary)
+    sync_folder(path.parent)
+
+
+def replace_by(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, bring it to the disk and give it its own name at once.
+
+    Raises:
+        OSError: as for `write_text`; the old file is untouched.
+    """
+    temporary = temporary_in(path.parent)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         point(f"before rename to {path.name}")
         os.replace(temporary, path)
     finally:

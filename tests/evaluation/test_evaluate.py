@@ -147,7 +147,7 @@ def test_the_cascade_gives_each_attack_only_what_stands():
         y,
         threat=Linf(EPS),
         suite={"first": first, "second": second},
-        batch_size=32,
+        chunk_size=32,
         progress=lambda *state: shown.append(state),
     )
     right = (model(x).argmax(1) == y).nonzero().squeeze(1).tolist()

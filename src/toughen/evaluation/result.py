@@ -8,25 +8,27 @@ Example:
 
 import functools
 import json
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
 
+from toughen import store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
-from toughen.counting import Passes
+from toughen.evaluation.stages import Aside
 from toughen.outcomes import CLEAN, Outcomes, Tally, interval
 
 RESULT = "result.json"
 EXAMPLES = "examples.parquet"
 
 
-def describe(attack: AttackSpec | Attack) -> dict[str, Any]:
+def describe(attack: AttackSpec | Attack | Aside) -> dict[str, Any]:
     """What a record says of an attack, in JSON's types: a spec's name and every setting, or a function's name."""
+    if isinstance(attack, Aside):
+        return {**describe(attack.attack), "threat": str(attack.threat)}
     if isinstance(attack, AttackSpec):
         return {"name": attack.name, **{key: _plain(value) for key, value in attack.settings.items()}}
     if isinstance(attack, functools.partial):
@@ -54,9 +56,10 @@ class Evaluation:
         settings: every attack of the suite by label, with its settings, in the order in which they ran.
         seed: seed of the attacks' random draws.
         seconds: wall-clock time.
-        passes: all passes of the model, the evaluator's own included.
+        notes: what a reader should know, such as a batch size that was halved.
         device: where it ran, such as "cpu" or "cuda:0".
         torch: version of torch.
+        identity: what this is an evaluation of, for a folder that is asked for another one (see `ledger`).
     """
 
     outcomes: Outcomes
@@ -65,9 +68,10 @@ class Evaluation:
     settings: dict[str, dict[str, Any]]
     seed: int
     seconds: float
-    passes: Passes
+    notes: tuple[str, ...]
     device: str
     torch: str
+    identity: dict[str, Any]
 
     @property
     def n(self) -> int:
@@ -94,11 +98,24 @@ class Evaluation:
         """95 % Wilson interval of the robust accuracy."""
         return interval(self.outcomes.robust_correct, self.n)
 
+    @property
+    def forwards(self) -> int:
+        """Forward passes times examples in them: those of the table, and the referee's one or two."""
+        table = self.outcomes
+        attacked = table.attack != CLEAN
+        return int(table.forwards.sum()) + int(attacked.sum()) + int((attacked & ~table.survived).sum())
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes times examples in them."""
+        return int(self.outcomes.backwards.sum())
+
     def summary(self) -> dict[str, Any]:
         """Everything but the table, in JSON's types; accuracies are fractions.
 
         `forwards` and `backwards` are passes times examples in them. They are those of "attacks", in which every
-        attack is listed with its own, plus one forward pass for each verification.
+        attack is listed with its own, plus the referee's forward passes: one of each example that an attack
+        returned, and a second one of what is reported as broken.
         """
         return {
             "clean_accuracy": self.clean_accuracy,
@@ -111,12 +128,13 @@ class Evaluation:
             "seed": self.seed,
             "attacks": self._attacks(),
             "marginal": self.outcomes.marginal_examples,
-            "forwards": self.passes.example_forwards,
-            "backwards": self.passes.example_backwards,
-            "passes": asdict(self.passes),
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+            "notes": list(self.notes),
             "seconds": self.seconds,
             "device": self.device,
             "torch": self.torch,
+            "identity": self.identity,
         }
 
     def _attacks(self) -> list[dict[str, Any]]:
@@ -143,8 +161,8 @@ class Evaluation:
         """
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.summary(), indent=2, allow_nan=False) + "\n"
-        _replace(folder / EXAMPLES, self.outcomes.write)
-        _replace(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+        store.replace_by(folder / EXAMPLES, self.outcomes.write)
+        store.replace_by(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -160,8 +178,10 @@ class Evaluation:
             found = cls(
                 outcomes=outcomes,
                 settings={row["attack"]: row["settings"] for row in stored["attacks"] if row["attack"] != CLEAN},
-                passes=Passes(**stored["passes"]),
-                **{name: stored[name] for name in ("threat", "suite", "seed", "seconds", "device", "torch")},
+                notes=tuple(stored["notes"]),
+                **{
+                    name: stored[name] for name in ("threat", "suite", "seed", "seconds", "device", "torch", "identity")
+                },
             )
             numbers = {name: stored[name] for name in ("n", "clean_accuracy", "robust_accuracy")}
         except (KeyError, TypeError) as error:
@@ -172,18 +192,6 @@ class Evaluation:
         return found
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name, bring it to the disk and give it its own name at once."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def describe_suite(suite: Mapping[str, AttackSpec | Attack]) -> dict[str, dict[str, Any]]:
+def describe_suite(suite: Mapping[str, AttackSpec | Attack | Aside]) -> dict[str, dict[str, Any]]:
     """`describe` for every attack, by label."""
     return {label: describe(attack) for label, attack in suite.items()}

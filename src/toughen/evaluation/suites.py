@@ -1,38 +1,46 @@
 """Suites: the attacks of an evaluation by name, in the order in which they are run.
 
-A suite is a dict from a label to an `AttackSpec` or a Python function with an attack's signature. `SUITES` holds them
-in plain sight; a key with `K` or `R` in it stands for any number of steps or restarts.
+A suite is a dict from a label to an `AttackSpec`, a Python function with an attack's signature, or an `Aside`. `SUITES`
+holds them in plain sight; a key with `K` or `R` in it stands for any number of steps or restarts.
 
     find("pgd-20-r5", Linf(8 / 255))                    # {"pgd-20-r5": AttackSpec(name="pgd", steps=20, ...)}
     SUITES["mine"] = {"short": AttackSpec(name="pgd", steps=5), "own": my_attack}
     SUITES["bim-K"] = lambda threat, K: {f"bim-{K}": AttackSpec(name="bim", steps=K)}
 """
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.evaluation.stages import UNBOUNDED, Aside
 from toughen.naming import nearest
 from toughen.outcomes import CLEAN
-from toughen.threat import Threat
+from toughen.threat import L2, Linf, Threat
 
-Suite = Mapping[str, AttackSpec | Attack]
+Suite = Mapping[str, AttackSpec | Attack | Aside]
 Builder = Callable[..., Suite]
-"""(threat, K=..., R=...) -> suite, with those of K and R that its key holds."""
+"""(threat, K=..., R=..., side=...) -> suite, with those of K and R in its key, and the images' side if it asks."""
 
 STEP_SIZES = {"linf": 2 / 255, "l2": 15 / 255}
-"""Step sizes of the pattern suites in pixel units: 002, section 3.1, at radii 8/255 and 128/255."""
+"""Step sizes of the pattern suites in pixel units: Limits, section 3.1, at radii 8/255 and 128/255."""
+
+LARGE = 64
+"""Images with a longer side than this are stepped through as ImageNet's are: 1/255 in Linf (Free, tables 3 to 10)."""
 
 
-def step_size(threat: Threat, steps: int) -> float | None:
+def step_size(threat: Threat, steps: int, side: int = 0) -> float | None:
     """The customary step where `steps` of it cross the radius, else 2.5 eps / steps (Madry et al. 2018).
 
     None, an attack's name for the second rule, where the radii differ between examples and the largest is out of reach.
     """
     usual, eps = STEP_SIZES.get(threat.norm, 0.0), threat.eps
+    if threat.norm == Linf.norm and side > LARGE:
+        usual = 1 / 255
     largest = float(eps.max()) if isinstance(eps, Tensor) else eps
     # 3 * (2/255) may fall short of 6/255 by rounding.
     if steps * usual >= largest * (1 - 1e-6):
@@ -41,36 +49,133 @@ def step_size(threat: Threat, steps: int) -> float | None:
     return None if isinstance(eps, Tensor) and eps.ndim else 2.5 * largest / steps
 
 
-def pgd(threat: Threat, K: int, R: int = 1) -> Suite:
+def _spec(name: str, **settings: Any) -> AttackSpec:
+    return AttackSpec.model_validate({"name": name, **settings})
+
+
+def _pgd(threat: Threat, steps: int, *, side: int, restarts: int = 1, loss: str = "cross_entropy") -> AttackSpec:
+    return _spec("pgd", steps=steps, step_size=step_size(threat, steps, side), restarts=restarts, loss=loss)
+
+
+def _label(family: str, K: int, R: int) -> str:
+    return f"{family}-{K}" if R == 1 else f"{family}-{K}-r{R}"
+
+
+def pgd(threat: Threat, K: int, R: int = 1, side: int = 0) -> Suite:
     """K steps of PGD on the cross-entropy from R random starts."""
-    return _ascent("pgd", "cross_entropy", threat, K, R)
+    return {_label("pgd", K, R): _pgd(threat, K, restarts=R, side=side)}
 
 
-def cw(threat: Threat, K: int, R: int = 1) -> Suite:
+def cw(threat: Threat, K: int, R: int = 1, side: int = 0) -> Suite:
     """K steps of PGD on the margin, the field's "CW" attack, from R random starts."""
-    return _ascent("cw", "margin", threat, K, R)
+    return {_label("cw", K, R): _pgd(threat, K, restarts=R, side=side, loss="margin")}
 
 
-def _ascent(family: str, loss: str, threat: Threat, K: int, R: int) -> Suite:
-    label = f"{family}-{K}" if R == 1 else f"{family}-{K}-r{R}"
-    settings = {"steps": K, "step_size": step_size(threat, K), "random_start": True, "restarts": R, "loss": loss}
-    return {label: AttackSpec.model_validate({"name": "pgd", **settings})}
+def pgd_margin(threat: Threat, K: int, side: int = 0) -> Suite:
+    """K steps of PGD on the margin, as Limits names it (table 2, "PGD-40 margin")."""
+    return {f"pgd-{K}-margin": _pgd(threat, K, side=side, loss="margin")}
+
+
+def autoattack(threat: Threat) -> Suite:
+    """AutoAttack, standard: Croce & Hein 2020, section 6, with the budgets of its code."""
+    return {
+        "apgd-ce": _spec("apgd", steps=100, loss="cross_entropy"),
+        "apgd-t": _spec("apgd_targeted", steps=100, targets=9),
+        "fab-t": _spec("fab", steps=100, targets=9, stop_inside=True),
+        "square": _spec("square", queries=5000),
+    }
+
+
+def autoattack_plus(threat: Threat) -> Suite:
+    """AutoAttack, "plus": five restarts of the untargeted attacks, then the targeted ones."""
+    return {
+        "apgd-ce": _spec("apgd", steps=100, restarts=5, loss="cross_entropy"),
+        "apgd-dlr": _spec("apgd", steps=100, restarts=5, loss="dlr"),
+        "fab": _spec("fab", steps=100, restarts=5, stop_inside=True),
+        "square": _spec("square", queries=5000),
+        "apgd-t": _spec("apgd_targeted", steps=100, targets=9),
+        "fab-t": _spec("fab", steps=100, targets=9, stop_inside=True),
+    }
+
+
+def aa_mt(threat: Threat) -> Suite:
+    """AA+MT: AutoPGD on two losses, then MultiTargeted (Limits, section 3.1)."""
+    return {
+        "apgd-ce": _spec("apgd", steps=100, restarts=5, loss="cross_entropy"),
+        "apgd-dlr": _spec("apgd", steps=100, restarts=5, loss="dlr"),
+        "multi-targeted": _spec("multi_targeted", steps=200, restarts=10),
+    }
+
+
+def iaat(threat: Threat, side: int = 0) -> Suite:
+    """The white-box attacks of IAAT's tables 1 to 3, with the settings of its code."""
+    return {
+        "pgd-10-r5": _pgd(threat, 10, restarts=5, side=side),
+        "pgd-100-r5": _pgd(threat, 100, restarts=5, side=side),
+        "pgd-1000-r2": _pgd(threat, 1000, restarts=2, side=side),
+        "mi-fgsm-40": _spec("mi_fgsm", steps=40),
+        "deepfool": _spec("deepfool"),
+        "cw-40": _spec("carlini_wagner_linf", steps=40),
+    }
+
+
+def bilateral(threat: Threat, side: int = 0) -> Suite:
+    """The white-box attacks of Bilateral's tables 1 and 3.
+
+    The L2 attacks know no ball, so they run aside: their accuracy is the share of images for which they find nothing.
+    """
+    everywhere = L2(UNBOUNDED)
+    return {
+        "fgsm": _spec("fgsm"),
+        **{f"ce-{K}": _pgd(threat, K, side=side) for K in (20, 100, 1000)},
+        **{f"cw-{K}": _pgd(threat, K, side=side, loss="margin-50") for K in (100, 1000)},
+        "pgd-100-r100": _pgd(threat, 100, restarts=100, side=side),
+        "mi-fgsm": _spec("mi_fgsm", steps=10, step_size=None if _each(threat) else threat.eps / 5 or None),
+        "cw-l2-100": Aside(_spec("carlini_wagner", constant=100, lr=0.1, steps=100), everywhere),
+        "cw-l2-1000": Aside(_spec("carlini_wagner", constant=100, lr=0.01, steps=1000), everywhere),
+        "deepfool-l2": Aside(_spec("deepfool"), everywhere),
+    }
+
+
+def iaat_imagenet(threat: Threat) -> Suite:
+    """PGD-1000 towards random classes at 4, 8, 12 and 16 of 255 (IAAT, table 4), aside, and in the ball itself."""
+    attack = _spec("targeted_pgd", target="random", steps=1000, step_size=1 / 255)
+    others = [k for k in (4, 8, 12, 16) if threat != Linf(k / 255)]
+    return {"random-target-1000": attack, **{f"at {k}/255": Aside(attack, Linf(k / 255)) for k in others}}
+
+
+def quick(threat: Threat) -> Suite:
+    """Two short attacks that need no setting: a first look, in seconds."""
+    return {"apgd-ce": _spec("apgd", steps=20), "apgd-margin": _spec("apgd", steps=20, loss="margin")}
+
+
+def _each(threat: Threat) -> bool:
+    return isinstance(threat.eps, Tensor)
 
 
 SUITES: dict[str, Suite | Builder] = {
     "pgd-K": pgd,
     "pgd-K-rR": pgd,
+    "pgd-K-margin": pgd_margin,
     "cw-K": cw,
     "cw-K-rR": cw,
+    "autoattack": autoattack,
+    "autoattack-plus": autoattack_plus,
+    "aa+mt": aa_mt,
+    "iaat": iaat,
+    "bilateral": bilateral,
+    "iaat-imagenet": iaat_imagenet,
+    "quick": quick,
 }
 
 
-def find(name: str, threat: Threat) -> dict[str, AttackSpec | Attack]:
+def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | Attack | Aside]:
     """The suite of that name: an entry of `SUITES` or one that its patterns stand for.
 
     Args:
         name: such as "pgd-20", "pgd-100-r5", "cw-30", or the key of a suite of one's own.
         threat: the ball, on which step sizes depend.
+        side: the longer side of the images in pixels, on which they depend too.
 
     Returns:
         The attacks by label, in order.
@@ -84,6 +189,8 @@ def find(name: str, threat: Threat) -> dict[str, AttackSpec | Attack]:
                 return check(suite)
         elif match := _pattern(key).fullmatch(name):
             numbers = {letter: int(number) for letter, number in match.groupdict().items()}
+            if "side" in inspect.signature(suite).parameters:
+                numbers["side"] = side
             return check(suite(threat, **numbers))
     raise ValueError(
         f"{name!r} is not a known suite; allowed: {', '.join(SUITES)}, with numbers K and R of at least 1, "
@@ -97,7 +204,7 @@ def _pattern(key: str) -> re.Pattern[str]:
     return re.compile("-".join(parts.get(part, re.escape(part)) for part in key.split("-")))
 
 
-def check(suite: Suite) -> dict[str, AttackSpec | Attack]:
+def check(suite: Suite) -> dict[str, AttackSpec | Attack | Aside]:
     """The suite itself, as a dict.
 
     Raises:
@@ -106,9 +213,10 @@ def check(suite: Suite) -> dict[str, AttackSpec | Attack]:
     """
     if not suite:
         raise ValueError("the suite holds no attack, and robustness against none is not defined; give at least one")
-    for label, attack in suite.items():
+    for label, member in suite.items():
         if not isinstance(label, str) or label in ("", CLEAN):
             raise ValueError(f"an attack is labelled {label!r}; give a text other than {CLEAN!r}, which is taken")
+        attack = member.attack if isinstance(member, Aside) else member
         if not callable(attack):
             raise ValueError(
                 f"attack {label!r} is {attack!r}; give an AttackSpec or a function (model, x, y, *, threat, noise)"

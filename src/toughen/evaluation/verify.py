@@ -5,11 +5,14 @@ does so here stops the evaluation: dropping it would hide the bug, counting it w
 
     distance = measure(x_adv, x, threat, attack="mine", ids=ids)    # (N,), or Unsound
     logits = predict(model, x_adv, attack="mine", ids=ids)          # (N, K), finite
+    marginal = confirm(model, x_adv, y, logits, attack="mine", ids=ids)     # of what is reported as broken
 """
 
 import torch
 from torch import Tensor, nn
 
+from toughen import batched
+from toughen.batched import Batched
 from toughen.losses import full_precision
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -25,7 +28,13 @@ class Unsound(RuntimeError):
     """An attack returned something that its threat model does not allow; the attack is wrong, not the model."""
 
 
-def measure(x_adv: Tensor, x: Tensor, threat: Threat, *, attack: str, ids: Tensor) -> Tensor:
+MARGINAL = 1e-5
+"""Two highest logits nearer than this may change places by rounding alone."""
+
+
+def measure(
+    x_adv: Tensor, x: Tensor, threat: Threat, *, attack: str, ids: Tensor, anywhere: bool = False
+) -> tuple[Tensor, Tensor]:
     """||x_adv - x|| of each example, in float64, once it is known to be allowed.
 
     Args:
@@ -34,23 +43,22 @@ def measure(x_adv: Tensor, x: Tensor, threat: Threat, *, attack: str, ids: Tenso
         threat: the ball; an example may overstep it by `ROUNDING`.
         attack: the attack's label.
         ids: example ids (N,).
+        anywhere: the attack looks for the nearest example, which may lie outside the ball.
 
     Returns:
-        (N,) float64.
+        The distances (N,) in float64, and whether each lies in the ball (N,).
 
     Raises:
-        Unsound: the shape differs, or an example lies outside the ball or outside [0, 1]; the sentence names the
-            attack, the first such example and the amount.
+        Unsound: an example lies outside the ball or outside [0, 1]; the sentence names the attack, the first such
+            example and the amount.
     """
-    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-        given = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
-        raise Unsound(f"attack {attack!r} returned {given} for images of shape {tuple(x.shape)}")
     distance = threat.size(x_adv.double() - x.double())
     eps = torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device).expand(len(x))
     share, amount = ROUNDING.get(threat.norm, ROUNDING["l2"])
     # "not <=" rather than ">", so that NaN is outside.
     outside = ~(distance <= eps * (1 + share) + amount)
-    if outside.any():
+    inside = ~outside
+    if outside.any() and not anywhere:
         first = int(outside.nonzero()[0])
         raise Unsound(
             f"attack {attack!r} left the ball on example {int(ids[first])}: its {threat.norm} distance is "
@@ -67,7 +75,7 @@ def measure(x_adv: Tensor, x: Tensor, threat: Threat, *, attack: str, ids: Tenso
             f"{low[first].item():.6g} to {high[first].item():.6g} ({int(outside.sum())} of {len(x)} examples of "
             "this batch)"
         )
-    return distance
+    return distance, inside
 
 
 def check_logits(logits: Tensor, n: int) -> None:
@@ -97,8 +105,7 @@ def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
     Raises:
         ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
     """
-    with torch.no_grad():
-        logits = model(x)
+    logits = batched.predict(model, x)
     check_logits(logits, len(x))
     lost = ~logits.isfinite().all(1)
     if lost.any():
@@ -109,3 +116,43 @@ def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
             f"Counting them either way would be wrong; first ids {first}."
         )
     return full_precision(logits)
+
+
+def confirm(
+    model: Batched, x_adv: Tensor, y: Tensor, logits: Tensor, *, attack: str, ids: Tensor, strict: bool = True
+) -> Tensor:
+    """Classify reported examples again, in other company: half as many at a time, in the reverse order.
+
+    Args:
+        model: classifier in inference mode.
+        x_adv: examples (N, C, H, W) that `logits` misclassify.
+        y: their classes (N,).
+        logits: the evaluator's first verdict, (N, K).
+        attack: the attack's label.
+        ids: example ids (N,).
+        strict: whether an example that is classified correctly this time is an error; not for a randomised model.
+
+    Returns:
+        (N,), whether an example is marginal: its two highest logits differ by less than `MARGINAL` in either pass, or,
+        where not `strict`, the two passes differ.
+
+    Raises:
+        Unsound: EV261, when an example that is not marginal is classified correctly this time.
+    """
+    other = Batched(model.model, max(1, model.size // 2) if model.size > 1 else 2)
+    again = predict(other, x_adv.flip(0), attack=attack, ids=ids.flip(0)).flip(0)
+    marginal = torch.minimum(gap(logits), gap(again)) < MARGINAL
+    lost = (again.argmax(1) == y) & ~marginal
+    if lost.any() and strict:
+        named = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
+        raise Unsound(
+            f"EV261 {int(lost.sum())} of {len(x_adv)} adversarial examples of attack {attack!r} no longer fool the "
+            f"model in a batch of another size (ids {named}): its answers depend on chance or on the other images"
+        )
+    return marginal | lost
+
+
+def gap(logits: Tensor) -> Tensor:
+    """The highest logit minus the second highest: (N, K) -> (N,)."""
+    top = logits.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
