@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-step clean
+.PHONY: help setup setup-bench demo test lint format bench-step clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -18,6 +19,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+setup-bench: $(BENCH)/.ready  ## a second environment with the libraries that attacks are compared with
+
+# The last two come without their dependencies: see the extra `bench` in pyproject.toml.
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[bench]'
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		torchattacks==3.5.1 adv-lib==0.2.8
+	touch $@
 
 demo: $(READY)  ## train natural and robust classifiers on real digits and compare them
 	$(BIN)/toughen demo

@@ -1,10 +1,14 @@
 """Classifiers whose most damaging perturbation is known exactly, as the judges of every attack."""
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import torch
 from torch import Tensor, nn
 
+from toughen.losses import margin
 from toughen.noise import generator
 
 EPS = 2 / 255
@@ -81,3 +85,95 @@ def linear_problem(
     with torch.no_grad():
         y = model(x).argmax(1)
     return LinearProblem(model, x, y)
+
+
+class TinyReLU(nn.Module):
+    """Logits V relu(W x + b) + c."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, out: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.out, self.shift = nn.Parameter(out), nn.Parameter(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        return (x.flatten(1) @ self.weight.T + self.bias).relu() @ self.out.T + self.shift
+
+
+@dataclass(frozen=True, eq=False)
+class ReLUProblem:
+    """A tiny ReLU network with images that it classifies correctly, and the truth about them.
+
+    Attributes:
+        model: 5 classes, 8 hidden units, images (1, 2, W).
+        x: images (N, 1, 2, W), uniform in [0, 1].
+        y: the model's own labels (N,).
+    """
+
+    model: TinyReLU
+    x: Tensor
+    y: Tensor
+
+    def best_margin(self, eps: float) -> Tensor:
+        """The highest margin that any point of the Linf ball and of [0, 1] has, (N,): positive where breakable.
+
+        Where no hidden unit changes sign the logits are linear, so the highest margin lies on a corner of such a piece
+        of the box: j units are at zero and all but j pixels at an end of their range. Every such point is solved for
+        and tried; one that rounding puts outside is moved into the box, so that no value is higher than the truth.
+        """
+        x, exact = self.x.double().flatten(1), copy.deepcopy(self.model).double()
+        low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+        best = x.new_full((len(x),), -torch.inf)
+        for points in _corners(exact.weight.detach(), exact.bias.detach(), low, high):
+            inside = ((points >= low.unsqueeze(1) - 1e-9) & (points <= high.unsqueeze(1) + 1e-9)).all(2)
+            image, corner = inside.nonzero(as_tuple=True)
+            there = points[image, corner].clamp(low[image], high[image])
+            with torch.no_grad():
+                best.scatter_reduce_(0, image, margin(exact(there), self.y[image]), "amax")
+        return best
+
+
+def _corners(weight: Tensor, bias: Tensor, low: Tensor, high: Tensor) -> Iterator[Tensor]:
+    """Where as many of the planes weight x + bias = 0 and of the box's faces meet as x has pixels: pieces (N, M, D)."""
+    units, pixels = weight.shape
+    for j in range(min(units, pixels) + 1):
+        ends = torch.tensor(list(product((False, True), repeat=pixels - j)), dtype=torch.bool)
+        for at_zero, free in product(combinations(range(units), j), combinations(range(pixels), j)):
+            rows, columns = torch.tensor(at_zero, dtype=torch.int64), torch.tensor(free, dtype=torch.int64)
+            fixed = torch.tensor([p for p in range(pixels) if p not in free], dtype=torch.int64)
+            given = torch.where(ends, high[:, None, fixed], low[:, None, fixed])
+            points = low.new_empty(len(low), len(ends), pixels)
+            points[..., fixed] = given
+            square = weight[rows][:, columns]
+            # Planes that are parallel meet nowhere, or in a line, whose ends are other corners.
+            if square.det().abs() < 1e-12:
+                continue
+            level = -bias[rows] - given @ weight[rows][:, fixed].T
+            points[..., columns] = torch.linalg.solve(square, level.mT).mT
+            yield points
+
+
+def relu_problem(seed: int = 0, *, n: int = 50, width: int = 2, dtype: torch.dtype = torch.float64) -> ReLUProblem:
+    """A random tiny ReLU network on images (1, 2, width), with its own labels.
+
+    Args:
+        seed: of the draws.
+        n: images.
+        width: of the images, 2 or 3: the corners to try are 1,462 or 22,180.
+        dtype: of everything.
+    """
+    draw = generator("relu-problem", seed, width)
+    pixels = 2 * width
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    weight = random(8, pixels)
+    # Planes through random points of the box, so that the units do change sign in it.
+    bias = -(weight * torch.rand(8, pixels, generator=draw, dtype=torch.float64)).sum(1)
+    out, shift = random(5, 8), random(5) * 0.1
+    x = torch.rand(n, 1, 2, width, generator=draw, dtype=torch.float64).to(dtype)
+    model = TinyReLU(*(tensor.to(dtype) for tensor in (weight, bias, out, shift)))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return ReLUProblem(model, x, y)

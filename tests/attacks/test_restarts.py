@@ -151,3 +151,32 @@ def test_a_targeted_attack_may_restart(edge):
     found = pgd(Sure(), edge, y, threat=Linf(0.1), steps=5, restarts=3, loss=loss)
     expected = pgd(Sure(), edge, y, threat=Linf(0.1), steps=5, restarts=3, loss="cross_entropy")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+# --- keep="highest_loss"
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("attack_bn", ["eval", "batch"])
+def test_the_highest_loss_is_kept_even_where_it_loses_a_success(edge, sign, attack_bn):
+    model, y, threat = Sure(), torch.zeros(40, dtype=torch.int64), Linf(0.2)
+    ends = starts(edge, threat, 5)
+    margins = torch.stack([margin(model(end), y) for end in ends]).detach()
+    kept = (sign * margins).argmax(0)
+    lost = (margins > 0).any(0) & (margins.gather(0, kept[None])[0] <= 0)
+    assert lost.any() == (sign < 0)
+    settings = {"threat": threat, "steps": 1, "restarts": 5, "keep": "highest_loss", "attack_bn": attack_bn}
+    found = pgd(model, edge, y, loss=scored(sign), **settings)
+    assert torch.equal(found, torch.stack([ends[restart][i] for i, restart in enumerate(kept.tolist())]))
+
+
+def test_by_the_highest_loss_nobody_leaves():
+    x, y = torch.full((6, 1, 2, 2), 0.55, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)
+    found = passes(pgd, Sure(), x, y, steps=K, restarts=R, keep="highest_loss")
+    assert found == Passes(R * (K + 1), R * K, 0, 6 * R * (K + 1), 6 * R * K)
+
+
+def test_of_one_start_there_is_nothing_to_keep(smooth, x):
+    y, settings = smooth(x).argmax(1), {"threat": Linf(0.1), "steps": 3}
+    expected = pgd(smooth, x, y, **settings)
+    assert torch.equal(pgd(smooth, x, y, keep="highest_loss", **settings), expected)

@@ -34,6 +34,7 @@ def test_a_record_says_all_settings():
         "step_size": 2 / 255,
         "random_start": True,
         "restarts": 1,
+        "keep": "any_success",
         "loss": "cross_entropy",
         "attack_bn": "eval",
     }

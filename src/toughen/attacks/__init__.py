@@ -1,8 +1,40 @@
 """Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv."""
 
-from toughen.attacks.ascent import ascend, bim, fgsm, pgd, r_fgsm
-from toughen.attacks.contract import attack
+from toughen.attacks.apgd import apgd, apgd_targeted
+from toughen.attacks.ascent import ascend
+from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
+from toughen.attacks.contract import attack, minimal_norm
+from toughen.attacks.deepfool import deepfool
+from toughen.attacks.diversified import diversified_pgd
+from toughen.attacks.fab import fab
+from toughen.attacks.multi_targeted import multi_targeted
+from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm
 from toughen.attacks.registry import ATTACKS
 from toughen.attacks.spec import AttackSpec
+from toughen.attacks.spsa import spsa
+from toughen.attacks.square import square
+from toughen.attacks.targeted import targeted_pgd
 
-__all__ = ["ATTACKS", "AttackSpec", "ascend", "attack", "bim", "fgsm", "pgd", "r_fgsm"]
+__all__ = [
+    "ATTACKS",
+    "AttackSpec",
+    "apgd",
+    "apgd_targeted",
+    "ascend",
+    "attack",
+    "bim",
+    "carlini_wagner",
+    "carlini_wagner_linf",
+    "deepfool",
+    "diversified_pgd",
+    "fab",
+    "fgsm",
+    "mi_fgsm",
+    "minimal_norm",
+    "multi_targeted",
+    "pgd",
+    "r_fgsm",
+    "spsa",
+    "square",
+    "targeted_pgd",
+]

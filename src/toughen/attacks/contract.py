@@ -8,7 +8,9 @@ alike, and `naming.settings_of` turns them into the model by which both are chec
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Real
 from typing import Annotated, Any
 
 import torch
@@ -17,14 +19,19 @@ from torch import Tensor
 
 from toughen.losses import LOSSES, Loss
 from toughen.naming import known, parse_number, settings_of
+from toughen.threat import Radius
 
 Attack = Callable[..., Tensor]
+Schedule = Callable[[int], Radius]
+"""step, counted from 0 -> its length, a number or (N,)"""
 
 # Given by the caller of an attack, never part of a recipe.
 GIVEN = ("model", "x", "y", "threat", "noise")
 
 
-def _positive(value: float | Tensor | None) -> float | Tensor | None:
+def _positive(value: Radius | Schedule | None) -> Radius | Schedule | None:
+    if callable(value):
+        return value
     if isinstance(value, Tensor):
         # An example with a radius of 0 may have a step of 0.
         sound, allowed = bool(((value >= 0) & value.isfinite()).all()), "not be negative, and be finite"
@@ -35,14 +42,39 @@ def _positive(value: float | Tensor | None) -> float | Tensor | None:
     return value
 
 
-Length = Annotated[
-    float | Tensor | None,
-    BeforeValidator(lambda value: parse_number(value) if isinstance(value, str) else value),
-    AfterValidator(_positive),
-]
+_from_text = BeforeValidator(lambda value: parse_number(value) if isinstance(value, str) else value)
+Length = Annotated[float | Tensor | None, _from_text, AfterValidator(_positive)]
+StepSize = Annotated[float | Tensor | Schedule | None, _from_text, AfterValidator(_positive)]
 LossName = Annotated[
     str | Loss, AfterValidator(lambda loss: known(loss, LOSSES, "loss") if isinstance(loss, str) else loss)
 ]
+
+
+def lengths(step_size: Radius | Schedule, steps: int, n: int) -> Radius | list[Radius]:
+    """The length of every step: one for all, or those that a function of the step gives, checked.
+
+    Looking at them makes the device wait where the function gives tensors on it.
+
+    Args:
+        step_size: a number, (N,), or a function of the step, counted from 0, that returns one of them.
+        steps: number of steps.
+        n: number of examples.
+
+    Raises:
+        ValueError: the function returns anything else, or what is negative or not finite. (0 it may return: schedules
+            end there.)
+    """
+    if not callable(step_size):
+        return step_size
+    values = [step_size(step) for step in range(steps)]
+    for step, value in enumerate(values):
+        fits = value.shape in ((), (n,)) if isinstance(value, Tensor) else isinstance(value, Real)
+        if not fits:
+            given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"step_size gives {given} at step {step}; it must give a number or a tensor ({n},)")
+        if not bool(((torch.as_tensor(value) >= 0) & torch.as_tensor(value).isfinite()).all()):
+            raise ValueError(f"step_size gives {value} at step {step}; it must not be negative, and be finite")
+    return values
 
 
 def check_images(x: Tensor) -> None:
@@ -69,13 +101,16 @@ def check_labels(y: Tensor, n: int, classes: int | None = None) -> None:
     """Refuse labels that do not fit the images: neither n classes (n,) nor n rows of probabilities (n, K).
 
     Raises:
-        ValueError: for another shape or type, or labels outside 0 .. classes - 1.
+        ValueError: for another shape or type, labels outside 0 .. classes - 1, or probabilities of another number of
+            classes.
     """
     if len(y) != n or y.ndim > 2 or y.is_floating_point() != (y.ndim == 2):
         raise ValueError(
             f"labels are {y.dtype} of shape {tuple(y.shape)} for {n} images; give class numbers (N,) or "
             "probabilities (N, K)"
         )
+    if y.ndim == 2 and classes is not None and y.shape[1] != classes:
+        raise ValueError(f"labels are probabilities of {y.shape[1]} classes but the model has {classes}")
     if y.ndim == 1 and len(y) and classes is not None and not (int(y.min()) >= 0 and int(y.max()) < classes):
         raise ValueError(
             f"labels run from {int(y.min())} to {int(y.max())} but the model has classes 0 to {classes - 1}"
@@ -97,9 +132,28 @@ def attack(function: Attack) -> Attack:
         check_labels(y, len(x))
         if torch.is_inference_mode_enabled():
             raise ValueError("attacks need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
-        return function(model, x, y, **given, **settings)
+        with _checked_at_first_logits(model, y):
+            return function(model, x, y, **given, **settings)
 
     return checked
+
+
+@contextmanager
+def _checked_at_first_logits(model: torch.nn.Module, y: Tensor) -> Iterator[None]:
+    """Look at the labels when the first logits say how many classes there are: on a GPU a loss would end the process.
+
+    No pass is made for it.
+    """
+
+    def look(module: torch.nn.Module, inputs: object, logits: Tensor) -> None:
+        handle.remove()
+        check_labels(y, len(y), logits.shape[1])
+
+    handle = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def minimal_norm(function: Attack) -> Attack:

@@ -1,0 +1,170 @@
+"""DeepFool: step to the nearest boundary of the model's linearisation, until the true boundary is crossed.
+
+    x_adv = deepfool(model, x, y, threat=L2(0.5))            # of the threat only the norm is read
+
+`nearest_boundary`, the linearised boundaries of a batch and the nearest of them, is FAB's first half too.
+
+Source: Moosavi-Dezfooli et al. 2016, algorithm 2 and its extension to other norms.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toughen.attacks.contract import attack, minimal_norm
+from toughen.batched import in_pieces, predict
+from toughen.losses import full_precision, hard
+from toughen.modes import attacking
+from toughen.naming import Count, NonNegative
+from toughen.threat import Threat, per_example
+
+# Added to every step by the authors' code and by every library: without it a step may end on the boundary.
+STEP_FLOOR = 1e-4
+
+
+class Boundary(NamedTuple):
+    """For each point the nearest of its linearised boundaries, where gap + <normal, z - point> = 0.
+
+    Attributes:
+        gap: logit of the class on the other side, less that of the label, (N,).
+        normal: gradient of `gap`, (N, C, H, W); zero where no gradient is finite and other than zero.
+        distance: |gap| / ||normal||_dual, the distance in the threat's norm with [0, 1] disregarded, (N,); infinite
+            where the normal is zero.
+        logits: of the points, (N, K).
+    """
+
+    gap: Tensor
+    normal: Tensor
+    distance: Tensor
+    logits: Tensor
+
+
+def ranked_others(logits: Tensor, y: Tensor) -> Tensor:
+    """All classes but the label, the most likely first: (N, K), (N,) -> (N, K - 1).
+
+    Raises:
+        ValueError: the model has a single class.
+    """
+    if logits.shape[1] < 2:
+        raise ValueError(f"the model has {logits.shape[1]} class; an attack needs at least 2 to choose between")
+    # Sorted stably, so that classes of equal logits come in one order on every machine.
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def nearest_boundary(
+    model: nn.Module, x: Tensor, y: Tensor, others: Callable[[Tensor, slice], Tensor], threat: Threat
+) -> Boundary:
+    """The nearest linearised boundary between the label and some other classes.
+
+    It costs one forward pass, and a backward pass for each other class; of their gradients two are kept at a time.
+
+    Args:
+        model: classifier, already in the mode wanted.
+        x: points (N, C, H, W).
+        y: classes (N,).
+        others: (logits (n, K) of some rows, which rows they are) -> the classes to look at, (n, J).
+        threat: its norm measures the distance.
+    """
+
+    def compute(rows: slice) -> tuple[Tensor, ...]:
+        points = x[rows].detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(points)
+            scores = full_precision(logits)
+            columns = others(scores.detach(), rows)
+            gaps = (scores.gather(1, columns) - scores.gather(1, y[rows].unsqueeze(1))).unbind(1)
+        gap = scores.new_zeros(len(points))
+        normal, distance = torch.zeros_like(points, requires_grad=False), torch.full_like(gap, torch.inf)
+        for j, rise in enumerate(gaps):
+            (grad,) = torch.autograd.grad(rise, points, torch.ones_like(rise), retain_graph=j + 1 < len(gaps))
+            grad = grad.nan_to_num(0, 0, 0)
+            length = (threat.steepest(grad) * grad).flatten(1).sum(1)
+            candidate = rise.detach()
+            away = candidate.abs() / length
+            closer = (length > 0) & (away < distance)
+            gap, distance = torch.where(closer, candidate, gap), torch.where(closer, away, distance)
+            normal = torch.where(closer.reshape(-1, *[1] * (x.ndim - 1)), grad, normal)
+        return gap, normal, distance, logits.detach()
+
+    return Boundary(*in_pieces(model, len(x), compute))
+
+
+@minimal_norm
+@attack
+def deepfool(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: Count = 50,
+    overshoot: NonNegative = 0.02,
+    candidates: Count = 10,
+    stop_inside: bool = False,
+) -> Tensor:
+    """DeepFool: the sum of steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, algorithm 2).
+
+        k = argmin |gap_k(x_t)| / ||grad gap_k(x_t)||_dual        over the candidate classes, gap_k = z_k - z_y
+        r <- r + (|gap_k| / ||grad gap_k||_dual + 1e-4) steepest(grad gap_k)
+        x_{t+1} = clip_[0,1](x + (1 + overshoot) r)               until x_{t+1} is misclassified
+
+    An example that still stands costs two forward passes and candidates - 1 backward passes a step; the last step, and
+    the one that crosses the boundary, do without the gradients of their end point.
+
+    Deviations from the paper, each as in the authors' code or in Foolbox: the overshoot is part of every step, not
+    only of the result; 1e-4 is added to each step; iterates are clipped to [0, 1], the sum r is not; the candidates
+    are the classes with the highest clean logits.
+
+    Args:
+        model: classifier of images in [0, 1]; left as it was found.
+        x: images (N, C, H, W) in [0, 1].
+        y: classes (N,) or probabilities (N, K).
+        threat: its norm is the one minimised; the radius is not read.
+        steps: most steps for an example, at least 1.
+        overshoot: how much further than the linearised boundary, a share of the distance.
+        candidates: classes looked at, the label's own among them, at least 2; all where the model has fewer.
+        stop_inside: what every minimal-norm attack takes. DeepFool stops at the first example found in any case.
+
+    Returns:
+        The first misclassified iterate (N, C, H, W); the image itself where it is misclassified already, or where
+        none was found.
+
+    Raises:
+        ValueError: for settings outside these ranges or a model with a single class.
+    """
+    if candidates < 2:
+        raise ValueError(f"candidates is {candidates}, which is the label alone; give at least 2")
+    labels, best = hard(y), x.detach().clone()
+
+    def kept(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part[mask] for part in parts)
+
+    with attacking(model, "eval"):
+        boundary = nearest_boundary(
+            model, x, labels, lambda logits, rows: ranked_others(logits, labels[rows])[:, : candidates - 1], threat
+        )
+        others = ranked_others(full_precision(boundary.logits), labels)[:, : candidates - 1]
+        clean, total = x.detach(), torch.zeros_like(x, requires_grad=False)
+        row, stands = torch.arange(len(x), device=x.device), boundary.logits.argmax(1) == labels
+        for step in range(steps):
+            # Where no gradient is left there is no next step.
+            moves = stands & boundary.distance.isfinite()
+            clean, total, labels, others, row = kept(moves, clean, total, labels, others, row)
+            boundary = Boundary(*kept(moves, *boundary))
+            if not len(row):
+                break
+            length = (boundary.distance + STEP_FLOOR).to(total)
+            total = total + per_example(length, total) * threat.steepest(boundary.normal)
+            point = (clean + (1 + overshoot) * total).clamp(0, 1)
+            # Crossing is what a step is for, and gradients beyond the boundary are of no use: logits come first.
+            stands = predict(model, point).argmax(1) == labels
+            best[row[~stands]] = point[~stands]
+            if step + 1 == steps or not stands.any():
+                break
+            clean, total, labels, others, row, point = kept(stands, clean, total, labels, others, row, point)
+            boundary = nearest_boundary(model, point, labels, lambda _, rows, others=others: others[rows], threat)
+            stands = torch.ones_like(row, dtype=torch.bool)
+    return best

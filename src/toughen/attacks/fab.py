@@ -1,0 +1,248 @@
+"""FAB, the fast adaptive boundary attack: follow the decision boundary towards the image.
+
+Each step goes to the nearest linearised boundary inside [0, 1], not only from the current point but, with a small
+weight, from the clean image as well, which pulls the path towards the point of the boundary that is nearest to it.
+
+    x_adv = fab(model, x, y, threat=Linf(8 / 255), targets=9, stop_inside=True)        # FAB-T of AutoAttack
+
+Source: Croce & Hein 2020b, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from toughen.attacks.contract import attack, minimal_norm
+from toughen.attacks.deepfool import Boundary, nearest_boundary, ranked_others
+from toughen.batched import predict
+from toughen.losses import full_precision, hard
+from toughen.modes import attacking
+from toughen.naming import Count, Number, OpenShare, Share
+from toughen.noise import Stream, fixed
+from toughen.threat import Threat, per_example
+
+# How the entries of a projection share the way: |d_i| = min(lambda q_i, room_i), with q by the norm from |w|.
+_SHARES: dict[str, Callable[[Tensor], Tensor]] = {"linf": lambda w: w.new_ones(1, 1), "l2": lambda w: w}
+
+
+def to_plane(point: Tensor, normal: Tensor, gap: Tensor, threat: Threat) -> Tensor:
+    """argmin ||d|| subject to <normal, d> = -gap and point + d in [0, 1]; as far as it goes where no d is enough.
+
+    With w the normal and room_i the way from point_i to the side of [0, 1] that lowers |gap|, the answer is |d_i| =
+    min(lambda q_i, room_i), q = 1 for Linf and q = |w| for L2, where sum_i |w_i| min(lambda q_i, room_i) = |gap|. The
+    sum is concave and piecewise linear in lambda, so Newton's method from 0 climbs to the root without overshooting it
+    and ends in finitely many steps, some five to ten in practice, where sorting the breakpoints (the paper's way)
+    costs as much as hundreds of them. The answer is exact but for rounding.
+
+    Args:
+        point: (N, ...) in [0, 1].
+        normal: (N, ...), finite; where it is zero d is zero.
+        gap: (N,).
+        threat: its norm is the one minimised, of the d that are optimal in Linf the one with the smallest entries.
+
+    Returns:
+        d, (N, ...).
+    """
+    w, at = normal.flatten(1), point.flatten(1)
+    # Scaled, so that squares of tiny gradients do not vanish.
+    scale = w.abs().amax(1, keepdim=True)
+    w = w / torch.where(scale > 0, scale, 1.0)
+    way = -w.sign() * gap.sign().unsqueeze(1)
+    room = torch.where(way > 0, 1 - at, at) * way.abs()
+    w = w.abs()
+    most = torch.finfo(w.dtype).max
+    goal = (gap.abs().unsqueeze(1) / torch.where(scale > 0, scale, 1.0)).to(w).nan_to_num(0, most)
+    share = _SHARES[threat.norm](w)
+    slopes, ends = w * share, w * room
+    length = torch.zeros_like(goal)
+    # On the CPU fresh memory for each product would cost more than the products.
+    free, work = torch.empty_like(w), torch.empty_like(w)
+    while True:
+        torch.lt(length * share, room, out=free)
+        slope = torch.mul(slopes, free, out=work).sum(1, keepdim=True)
+        held = torch.mul(ends, free.neg_().add_(1), out=work).sum(1, keepdim=True)
+        further = torch.where(slope > 0, (goal - held) / slope, most).clamp(max=most)
+        # Rounding may turn it back by a last digit, for ever.
+        further = torch.maximum(further, length)
+        if torch.equal(further, length):
+            break
+        length = further
+    return (way * torch.minimum(length * share, room)).reshape(point.shape)
+
+
+def _step(point: Tensor, clean: Tensor, boundary: Boundary, threat: Threat, alpha_max: float, eta: float) -> Tensor:
+    """The next point, a mean of what lies behind the projections of the point and of the clean image."""
+    gap = boundary.gap.to(point)
+    from_point = to_plane(point, boundary.normal, gap, threat)
+    gap_at_clean = gap + (boundary.normal * (clean - point)).flatten(1).sum(1)
+    from_clean = to_plane(clean, boundary.normal, gap_at_clean, threat)
+    near, far = (threat.size(way).clamp(min=1e-8) for way in (from_point, from_clean))
+    alpha = per_example((near / (near + far)).clamp(max=alpha_max), point)
+    assert isinstance(alpha, Tensor)
+    return torch.lerp(point + eta * from_point, clean + eta * from_clean, alpha).clamp(0, 1)
+
+
+@dataclass
+class _Path:
+    """The examples of one run that are still on their way, one row each.
+
+    Attributes:
+        row: their positions in the batch.
+        clean: images.
+        point: where they are.
+        y: classes.
+        others: classes to look at, (n, J).
+        crosses: whether the last step crossed the decision boundary.
+    """
+
+    row: Tensor
+    clean: Tensor
+    point: Tensor
+    y: Tensor
+    others: Tensor
+    crosses: Tensor
+
+    def keep(self, stay: Tensor) -> None:
+        """Let the others go."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[stay])
+
+
+@minimal_norm
+@attack
+def fab(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: Count = 100,
+    restarts: Count = 1,
+    targets: Count | None = None,
+    alpha_max: Share = 0.1,
+    eta: Annotated[Number, Field(ge=1)] = 1.05,
+    beta: OpenShare = 0.9,
+    stop_inside: bool = False,
+    noise: Stream | None = None,
+) -> Tensor:
+    """Fast adaptive boundary attack (Croce & Hein 2020b, algorithm 1), in Linf and L2.
+
+        d(p)    = projection of p onto the nearest linearised boundary of x_t inside [0, 1], less p
+        alpha   = min(||d(x_t)|| / (||d(x_t)|| + ||d(x)||), alpha_max)
+        x_{t+1} = clip_[0,1]((1 - alpha) (x_t + eta d(x_t)) + alpha (x + eta d(x)))
+        where x_{t+1} is misclassified: a candidate; go on from x + beta (x_{t+1} - x)
+
+    The nearest boundary is that of any class (`targets=None`: K - 1 backward passes a step), or that of one class at a
+    time, the `targets` classes with the highest clean logits in turn (FAB-T: one backward pass).
+
+    Cost of a standing example, for each target (of one, without targets) and restart: a first pass (one forward, J
+    backwards; J = K - 1 or 1), then for every step but the last one forward and J backwards, and for the last one
+    forward. That is 1 + steps forwards and J steps backwards where no step crosses the boundary, against 2 steps
+    forwards in the reference code. A step that crosses needs the gradient at another point, so it costs a forward more;
+    and J backwards more, unless the step before crossed too: then the logits are asked for alone first, for which a
+    step that does not cross after all pays a forward. The clean logits come with the first target's first pass.
+
+    Deviations: no final search on the segment to x (the reference code has none either). The random starts of further
+    restarts are uniform in a ball instead of on its sphere, which in high dimension is the same; its radius is half of
+    threat.eps or of the distance found so far, if that is less (the reference code forgets what earlier runs found). A
+    component of the gradient that is not finite counts as zero.
+
+    Args:
+        model: classifier of images in [0, 1]; left as it was found.
+        x: images (N, C, H, W) in [0, 1].
+        y: classes (N,) or probabilities (N, K).
+        threat: its norm is the one minimised; the radius counts with `stop_inside` and for restarts alone.
+        steps: steps of each run, at least 1.
+        restarts: runs for each target; the first starts from the image, the others at random.
+        targets: how many classes to aim at in turn; all there are where that is fewer. Default: untargeted.
+        alpha_max: largest weight of the clean image, in [0, 1].
+        eta: overshoot, at least 1.
+        beta: how far to go back to after a success, a share of the way in (0, 1).
+        stop_inside: an example leaves, finished, once one is found within the ball.
+        noise: stream of the random starts. Default: one keyed by the examples' positions.
+
+    Returns:
+        The nearest misclassified point found (N, C, H, W); the image itself where it is misclassified already, or
+        where none was found.
+
+    Raises:
+        ValueError: for settings outside these ranges or a model with a single class.
+    """
+    labels, clean = hard(y), x.detach()
+    noise = fixed(len(x), device=x.device) if noise is None else noise
+    best, nearest = clean.clone(), x.new_full((len(x),), torch.inf)
+    radius = per_example(threat.eps, nearest)
+    radius = radius.expand_as(nearest) if isinstance(radius, Tensor) else torch.full_like(nearest, radius)
+    aims = slice(None) if targets is None else slice(0, 1)
+
+    def linearised(path: _Path, rows: Tensor | slice) -> Boundary:
+        others = path.others[rows]
+        return nearest_boundary(model, path.point[rows], path.y[rows], lambda _, piece: others[piece], threat)
+
+    def record(path: _Path, crossed: Tensor) -> Tensor:
+        """Keep what is nearer, send those that crossed back, and return who goes on."""
+        points, row = path.point[crossed], path.row[crossed]
+        way = points - path.clean[crossed]
+        distance = threat.size(way)
+        nearer = distance < nearest[row]
+        best[row[nearer]], nearest[row[nearer]] = points[nearer], distance[nearer]
+        path.point[crossed] = path.clean[crossed] + beta * way
+        return ~(stop_inside & (nearest[path.row] <= radius[path.row]))
+
+    def run(path: _Path, boundary: Boundary) -> None:
+        for step in range(steps):
+            path.point = _step(path.point, path.clean, boundary, threat, alpha_max, eta)
+            last = step + 1 == steps
+            # Whoever crossed in the last step probably does so again, and then wants no gradient here.
+            asked = torch.ones_like(path.crosses) if last else path.crosses
+            crossed = torch.zeros_like(asked)
+            if asked.any():
+                crossed[asked] = predict(model, path.point[asked]).argmax(1) != path.y[asked]
+                stay = record(path, crossed)
+                if last:
+                    return
+                if not stay.all():
+                    path.keep(stay)
+                    asked, crossed = asked[stay], crossed[stay]
+            if not len(path.row):
+                return
+            boundary = linearised(path, slice(None))
+            late = ~asked & (boundary.logits.argmax(1) != path.y)
+            path.crosses = crossed | late
+            if late.any():
+                stay = record(path, late)
+                path.keep(stay)
+                boundary, late = Boundary(*(part[stay] for part in boundary)), late[stay]
+                if late.any():
+                    for part, again in zip(boundary, linearised(path, late), strict=True):
+                        part[late] = again
+            if not len(path.row):
+                return
+
+    with attacking(model, "eval"):
+        first = nearest_boundary(
+            model, x, labels, lambda logits, rows: ranked_others(logits, labels[rows])[:, aims], threat
+        )
+        others = ranked_others(full_precision(first.logits), labels)
+        standing = first.logits.argmax(1) == labels
+        for target in range(1 if targets is None else min(targets, others.shape[1])):
+            aims = slice(None) if targets is None else slice(target, target + 1)
+            for restart in range(restarts):
+                row = (standing & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
+                if not len(row):
+                    return best
+                images = clean[row]
+                path = _Path(
+                    row, images, images, labels[row], others[row, aims], torch.zeros_like(row, dtype=torch.bool)
+                )
+                if restart:
+                    ball = type(threat)(torch.minimum(radius, nearest)[row] / 2)
+                    drawn = ball.sample(images, noise[row].child("fab", target, restart))
+                    path.point = (images + drawn).clamp(0, 1)
+                reused = target == 0 and restart == 0
+                run(path, Boundary(*(part[row] for part in first)) if reused else linearised(path, slice(None)))
+    return best
