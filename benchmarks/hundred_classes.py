@@ -3,7 +3,7 @@
 CIFAR-100 cannot be had everywhere; this has its number of classes and its number of images per class (on average), on
 the same photographs. For benchmarks that need many classes, not for published figures.
 
-    python benchmarks/hundred_classes.py ../shared/data/cifar10 OUT      # writes OUT/train-*.parquet and OUT/test-*.parquet
+    python benchmarks/hundred_classes.py ../shared/data/cifar10 OUT
 """
 
 import argparse
@@ -54,7 +54,7 @@ def write(split: Split, labels: Tensor, path: Path) -> None:
 
 def main() -> None:
     """Group, and write both splits."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", help="a folder of CIFAR-10 parquet files")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toughen.modes import attacking, evaluating, frozen, plain
+from toughen.modes import attacking, channels_last, evaluating, frozen, plain
 
 CONTEXTS = {
     "evaluating": evaluating,
@@ -186,3 +186,26 @@ def test_another_name_is_refused_and_nothing_touched(model):
 
 def test_a_plain_model_is_itself(model):
     assert plain(model) is model
+
+
+def test_channels_last_changes_the_layout_alone_and_brings_the_very_tensors_back():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)).double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    expected, weight = model(x), model[0].weight
+    before = {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in model.state_dict().items()}
+    assert isinstance(weight, torch.Tensor)
+    with channels_last(model):
+        assert model[0].weight is weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not weight.is_contiguous()
+        assert model[0](x).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+    assert weight.is_contiguous()
+
+    def fails() -> None:
+        with channels_last(model):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fails()
+    assert {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in model.state_dict().items()} == before

@@ -89,33 +89,54 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    suite: Annotated[str, typer.Option(help="Attacks, like pgd-20 or pgd-20-r5 (toughen list suites).")] = "pgd-20",
+    run_or_model: Annotated[
+        str,
+        typer.Argument(help="A run folder, or FILE.py:FUNCTION that returns a module (images in [0, 1] to logits)."),
+    ],
+    suite: Annotated[
+        str, typer.Option(help="Attacks, like autoattack or pgd-20-r5 (toughen list suites), or FILE.py:DICT.")
+    ] = "pgd-20",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N test images.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best (by validation) or last.")] = "best",
-    weights: Annotated[str | None, typer.Option(help="weights, or an average like average-0.995.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
     threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
     seed: Annotated[int, typer.Option(min=0, help="Of the attacks.")] = 0,
+    step_size: Annotated[str | None, typer.Option(help="Of the suite's PGD attacks, like 1/255.")] = None,
+    independent: Annotated[bool, typer.Option(help="Every attack on every image, not on what is left.")] = False,
+    keep: Annotated[str | None, typer.Option(help="Keep adversarial examples: float32 or uint8.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")] = None,
 ) -> None:
-    """Measure clean and robust accuracy on the test split."""
+    """Measure clean and robust accuracy on the test split; killed, the same command goes on."""
     with plain_errors():
         from toughen import report
+        from toughen.display import watching
+        from toughen.naming import known, parse_number
         from toughen.training.runs import evaluate_run
 
-        with show_warnings_briefly():
+        if keep is not None:
+            known(keep, ("float32", "uint8"), "way to keep examples")
+        with show_warnings_briefly(), watching(console()) as watch:
             found, folder = evaluate_run(
-                run,
+                run_or_model,
                 suite=suite,
                 limit=limit,
+                data=data,
                 checkpoint=checkpoint,
                 weights=weights,
                 threat=threat,
                 batch_size=batch_size,
                 seed=seed,
+                step_size=parse_number(step_size) if step_size is not None else None,
+                independent=independent,
+                keep=keep,  # pyright: ignore[reportArgumentType]
+                out=out,
+                progress=watch,
             )
-        console().print(report.evaluation_table(found.summary()))
-        print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
+        if int(os.environ.get("RANK", "0")) == 0:
+            console().print(report.evaluation_table(found.summary()))
+            print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
 
 
 @app.command()

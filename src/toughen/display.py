@@ -5,6 +5,8 @@ with terminal() as display:
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
@@ -131,3 +133,35 @@ def terminal(console: Console | None = None) -> Display:
     """The display that fits where the output goes."""
     console = console or Console()
     return Live(console) if console.is_terminal else Lines(console)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Callable[[tuple[str, int, int, float, float | None]], None]]:
+    """Shows the status of an evaluation: one live line in a terminal, else a line at most every half minute."""
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def line(status: tuple[str, int, int, float, float | None]) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 30:
+                last = time.monotonic()
+                console.print(_status(status), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+        yield line
+        return
+    with Progress(TextColumn("{task.description}"), console=console, transient=True) as bar:
+        task = bar.add_task("starting")
+        yield lambda status: bar.update(task, description=escape(_status(status)))
+
+
+def _status(status: tuple[str, int, int, float, float | None]) -> str:
+    attack, done, attempted, accuracy, seconds_left = status
+    left = "" if seconds_left is None else f", at most {duration(seconds_left)} left"
+    return f"{attack}: {attempted - done} of {attempted} examples to go, accuracy {accuracy:.1%} so far{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

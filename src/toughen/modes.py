@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -88,3 +89,21 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
         finally:
             for module in tracking:
                 module.track_running_stats = True
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """Convolution weights on the CPU laid out with channels last, so that images follow; the values are the same.
+
+    Passes of convolutional networks are 5 to 40 % cheaper so, and none that was measured is dearer
+    (`benchmarks/results/evaluation.md`). Nothing is done on other devices.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    found = [(tensor, tensor.data) for tensor in tensors if tensor.ndim == 4 and tensor.device.type == "cpu"]
+    try:
+        for tensor, data in found:
+            tensor.data = data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for tensor, data in found:
+            tensor.data = data

@@ -144,7 +144,7 @@ def test_progress_ends_at_all(analyse: Analyse, problem: tuple):
         ({"y": torch.full((7,), 5)}, "classes 0 to 4"),
         ({"y": torch.full((7, 5), 0.2)}, "needs class numbers"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"index": torch.zeros(7).long()}, "each once"),
+        ({"index": torch.zeros(7).long()}, "each its own|whole numbers"),
     ],
 )
 def test_bad_input_is_named(analyse: Analyse, problem: tuple, change: dict[str, Any], said: str):

@@ -16,8 +16,14 @@ def suites(monkeypatch):
     SUITES.update(before)
 
 
+def members(name: str, threat: Threat) -> dict:
+    found = find(name, threat)
+    assert isinstance(found, dict)
+    return found
+
+
 def settings(name: str, threat: Threat) -> dict:
-    (attack,) = find(name, threat).values()
+    (attack,) = members(name, threat).values()
     assert isinstance(attack, AttackSpec)
     assert attack.name == "pgd"
     return attack.settings
@@ -38,7 +44,7 @@ def test_patterns_are_in_plain_sight():
     ],
 )
 def test_patterns_stand_for_any_numbers(name, label, steps, restarts, loss):
-    assert list(find(name, Linf(8 / 255))) == [label]
+    assert list(members(name, Linf(8 / 255))) == [label]
     found = settings(name, Linf(8 / 255))
     assert (found["steps"], found["restarts"], found["loss"]) == (steps, restarts, loss)
     assert found["random_start"] is True
@@ -69,7 +75,9 @@ def test_step_size_is_the_customary_one_where_it_can_cross_the_radius(name, thre
 
 @pytest.mark.parametrize("name", ["pgd-0", "pgd-K", "pgd-", "pgd-20-r0", "pgd-5-5", "xpgd-20", "pgd-2_0", "cw", ""])
 def test_another_name_is_refused_with_what_is_allowed(name):
-    with pytest.raises(ValueError, match=r"is not a known suite; allowed: pgd-K, pgd-K-rR, pgd-K-margin, cw-K, cw-K-rR, .*with"):
+    with pytest.raises(
+        ValueError, match=r"is not a known suite; allowed: pgd-K, pgd-K-rR, pgd-K-margin, cw-K, cw-K-rR, .*with"
+    ):
         find(name, Linf(8 / 255))
 
 
@@ -86,7 +94,7 @@ def test_suites_and_patterns_from_outside(suites):
     suites["mine"] = {"a": spec, "b": pgd}
     suites["bim-K"] = lambda threat, K: {f"bim-{K}": AttackSpec.model_validate({"name": "bim", "steps": K})}
     assert find("mine", Linf(0.1)) == {"a": spec, "b": pgd}
-    bim = find("bim-9", Linf(0.1))["bim-9"]
+    bim = members("bim-9", Linf(0.1))["bim-9"]
     assert isinstance(bim, AttackSpec)
     assert bim.settings["steps"] == 9
 

@@ -6,6 +6,7 @@ from oracles import linear_problem
 from toughen.attacks import pgd, targeted_pgd
 from toughen.counting import counted
 from toughen.evaluation.sweeps import EpsSweep, eps_sweep, step_sweep
+from toughen.modes import channels_last
 from toughen.noise import Stream
 from toughen.outcomes import interval
 from toughen.threat import L2, Linf, Threat
@@ -119,7 +120,9 @@ def test_one_run_says_what_a_run_for_each_number_of_steps_says(threat, loss, ran
     ends = [seen[1 + steps + at] for at, steps in enumerate(counts, start=1)]
     for at, steps in enumerate(counts):
         noise = Stream(("step-sweep", 3), rows=torch.arange(6))
-        x_adv = pgd(model, x, y, threat=threat, steps=steps, noise=noise, **given)
+        # The layout of an evaluation, in which sums of floats are taken in another order.
+        with channels_last(model):
+            x_adv = pgd(model, x, y, threat=threat, steps=steps, noise=noise, **given)
         assert torch.equal(ends[at], x_adv)
         assert found.survived[at].tolist() == (model(x_adv).argmax(1) == y).tolist()
     assert found.target.tolist() == [-1] * 6

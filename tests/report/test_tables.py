@@ -35,7 +35,20 @@ RESULT = {
     "robust_interval": [0.469, 0.531],
     "marginal": 2,
     "seconds": 150.0,
-    "attacks": [{"attack": "pgd-40", "attempted": 957, "broken": 457, "accuracy": 0.5}],
+    "attacks": [
+        {
+            "attack": "pgd-40",
+            "attempted": 957,
+            "broken": 457,
+            "accuracy": 0.5,
+            "alone": 0.5,
+            "forwards": 38280,
+            "backwards": 38280,
+            "settings": {"name": "pgd"},
+        },
+    ],
+    "notes": [],
+    "audit": None,
 }
 
 
@@ -76,11 +89,30 @@ def test_training_table():
 
 def test_evaluation_table():
     table = evaluation_table(RESULT)
-    assert cells(table) == [["pgd-40", "957", "457", "50.0 %"]]
+    assert cells(table) == [["pgd-40", "957", "457", "50.0 %", "38280", "38280"]]
     text = " ".join(shown(table).split())
     for part in ("pgd-40, linf:0.2, 1000 test images", "clean 95.7 % [94.2, 96.8]", "robust 50.0 % [46.9, 53.1]"):
         assert part in text
     assert "n = 1000, 2 marginal, 2.5 min" in text
+    assert "audit: left out" in text
+
+
+def test_evaluation_table_says_what_not_to_believe_and_what_ran_aside():
+    aside = {**RESULT["attacks"][0], "attack": "cw-l2", "alone": 0.25, "settings": {"name": "x", "threat": "l2:0.5"}}
+    finding = {"code": "EV201", "message": "All gradients are zero.", "figures": {}, "remedy": "Tried: square."}
+    audit = {"findings": [finding], "not_checked": ["No stronger attack."], "examples": 128}
+    result = {**RESULT, "attacks": [*RESULT["attacks"], aside], "notes": ["EV241 halved."], "audit": audit}
+    table = evaluation_table(result)
+    assert cells(table)[1] == ["cw-l2 (aside, l2:0.5)", "957", "457", "25.0 %", "38280", "38280"]
+    text = " ".join(shown(table).split())
+    for part in (
+        "UNRELIABLE EV201 All gradients are zero. Tried: square.",
+        "note: EV241",
+        "audit: No stronger attack.",
+    ):
+        assert part in text
+    sound = {**result, "audit": {**audit, "findings": []}}
+    assert "audit: nothing found on 128 examples" in " ".join(shown(evaluation_table(sound)).split())
 
 
 def test_comparison_table():

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from toughen.batched import Batched
+from toughen.batched import Batched, out_of_memory
 from toughen.counting import counted
 from toughen.evaluation.examination import AsGiven, Examination
 from toughen.evaluation.findings import Audit, Finding, finding
@@ -133,13 +133,18 @@ def _as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
     if not training:
         return None
     names = [name for name, module in training.items() if not any(module.children())] or list(training)
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    kept, logits = [(buffer, buffer.clone()) for buffer in model.buffers()], None
     try:
         # BatchNorm refuses to train on a single example.
         logits = model(x if len(x) > 1 else torch.cat([x, x]))
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
     finally:
         for buffer, before in kept:
             buffer.copy_(before)
+    if logits is None:
+        return _as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
     if not isinstance(logits, Tensor):
         # As of networks with outputs for training alone.
         return AsGiven(torch.full((len(x), 1), torch.nan), names)

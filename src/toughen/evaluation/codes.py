@@ -32,6 +32,9 @@ CODES: dict[str, str] = {
     "EV288": "the audit breaks what the evaluation left standing",
 }
 
+RANDOM = {"EV212", "EV213"}
+"""Of a model with one of these, two passes over an example may differ without anybody being at fault."""
+
 _UPPER = "The robust accuracy is an upper bound and may be far too high; "
 _LOST = "Counting them either way would be wrong; look for a division by zero, a logarithm or an overflow in the model."
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from toughen import store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.evaluation.findings import Audit
 from toughen.evaluation.stages import Aside
 from toughen.outcomes import CLEAN, Outcomes, Tally, interval
 
@@ -60,6 +61,7 @@ class Evaluation:
         device: where it ran, such as "cpu" or "cuda:0".
         torch: version of torch.
         identity: what this is an evaluation of, for a folder that is asked for another one (see `ledger`).
+        audit: whether the figures can be believed; None where it was left out.
     """
 
     outcomes: Outcomes
@@ -72,6 +74,7 @@ class Evaluation:
     device: str
     torch: str
     identity: dict[str, Any]
+    audit: Audit | None = None
 
     @property
     def n(self) -> int:
@@ -97,6 +100,11 @@ class Evaluation:
     def robust_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the robust accuracy."""
         return interval(self.outcomes.robust_correct, self.n)
+
+    @property
+    def unreliable(self) -> bool:
+        """Whether the audit found a reason not to believe the robust accuracy."""
+        return self.audit is not None and self.audit.unreliable
 
     @property
     def forwards(self) -> int:
@@ -131,6 +139,8 @@ class Evaluation:
             "forwards": self.forwards,
             "backwards": self.backwards,
             "notes": list(self.notes),
+            "unreliable": self.unreliable,
+            "audit": self.audit and self.audit.to_json(),
             "seconds": self.seconds,
             "device": self.device,
             "torch": self.torch,
@@ -179,6 +189,7 @@ class Evaluation:
                 outcomes=outcomes,
                 settings={row["attack"]: row["settings"] for row in stored["attacks"] if row["attack"] != CLEAN},
                 notes=tuple(stored["notes"]),
+                audit=stored["audit"] and Audit.from_json(stored["audit"]),
                 **{
                     name: stored[name] for name in ("threat", "suite", "seed", "seconds", "device", "torch", "identity")
                 },

@@ -64,13 +64,16 @@ class Board:
         clean: the outcomes without an attack.
         parts: the outcomes of every stage so far.
         standing: positions of the examples not yet broken, ascending.
+        highest: the highest margin that any attack reached on each example (N,), -inf where none was run.
     """
 
     def __init__(self, clean: Outcomes, index: Tensor) -> None:
         self.index = index
+        self._order = index.argsort()
         self.clean = clean
         self.parts = [clean]
         self.standing = self._of(clean.index[clean.survived])
+        self.highest = torch.full((len(index),), -torch.inf)
 
     @property
     def outcomes(self) -> Outcomes:
@@ -81,8 +84,14 @@ class Board:
         """Take in the outcomes of a stage."""
         self.parts.append(part)
         if not aside:
+            rows = self._places(part.index)
+            self.highest[rows] = torch.maximum(self.highest[rows], torch.from_numpy(part.margin.copy()))
             broken = self._of(part.index[~part.survived])
             self.standing = self.standing[~torch.isin(self.standing, broken)]
+
+    def _places(self, ids: np.ndarray) -> Tensor:
+        """Positions of ids, in the order of the ids."""
+        return self._order[torch.searchsorted(self.index, torch.from_numpy(ids.copy()), sorter=self._order)]
 
     def _of(self, ids: np.ndarray) -> Tensor:
         return torch.isin(self.index, torch.from_numpy(ids.copy())).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""A model under analysis: checked, in inference mode, frozen and in pieces, with its images cut into chunks.
+"""A model under examination: checked, in inference mode, frozen and in pieces, with its images cut into chunks.
 
 index = check_examples(x, y, index, batch_size)
 with under_analysis(model, x, y, batch_size) as subject:
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toughen import batched
 from toughen.attacks.contract import check_images, check_labels
 from toughen.batched import Batched
 from toughen.evaluation.units import as_input
 from toughen.evaluation.verify import check_logits, predict
-from toughen.modes import evaluating, frozen, plain
+from toughen.modes import channels_last, evaluating, frozen, plain
 from toughen.threat import Threat
 
 CHUNK = 4
@@ -65,9 +66,8 @@ def under_analysis(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> I
     tensors = [*model.parameters(), *model.buffers()] or [x]
     kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     device, dtype = tensors[0].device, torch.float64 if kinds[:1] == [torch.float64] else torch.float32
-    with evaluating(model), frozen(model), torch.autocast(device.type, enabled=False):
-        with torch.no_grad():
-            logits = model(as_input(x[:1], device, dtype))
+    with evaluating(model), frozen(model), channels_last(model), torch.autocast(device.type, enabled=False):
+        logits = batched.predict(Batched(model, 1), as_input(x[:1], device, dtype))
         check_logits(logits, 1)
         check_labels(y, len(x), logits.shape[1])
         yield Subject(Batched(model, batch_size), device, dtype, logits.shape[1])
@@ -92,22 +92,21 @@ def check_examples(
         ValueError: the sentence says what was given and what is allowed.
     """
     if torch.is_inference_mode_enabled():
-        raise ValueError("analyses need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
+        raise ValueError("attacks need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
     if x.dtype != torch.uint8 or x.ndim != 4:
         check_images(x)
     check_labels(y, len(x))
     if y.ndim != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; an analysis needs class numbers (N,)")
+        raise ValueError(f"labels have shape {tuple(y.shape)}; an evaluation needs class numbers (N,)")
     if not len(x):
-        raise ValueError("there are no images to analyse; give at least one")
+        raise ValueError("there are no images to evaluate; give at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     index = torch.arange(len(x)) if index is None else index
-    if index.shape != y.shape or index.is_floating_point() or len(index.unique()) != len(index):
-        raise ValueError(
-            f"index is {index.dtype} of shape {tuple(index.shape)} with {len(index.unique())} different ids; give "
-            f"{len(x)} whole numbers, each once"
-        )
+    if index.shape != y.shape or index.is_floating_point():
+        raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}; give {len(x)} whole numbers")
+    if len(index.unique()) != len(index):
+        raise ValueError(f"index holds {len(index.unique())} different ids for {len(x)} images; give each its own")
     if threat is not None and isinstance(threat.eps, Tensor) and threat.eps.ndim and len(threat.eps) != len(x):
         raise ValueError(f"the threat model has {len(threat.eps)} radii for {len(x)} images; give one, or one each")
     return y.cpu().long(), index.cpu().long()

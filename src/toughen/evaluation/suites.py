@@ -17,13 +17,14 @@ from torch import Tensor
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.stages import UNBOUNDED, Aside
 from toughen.naming import nearest
 from toughen.outcomes import CLEAN
 from toughen.threat import L2, Linf, Threat
 
 Suite = Mapping[str, AttackSpec | Attack | Aside]
-Builder = Callable[..., Suite]
+Builder = Callable[..., Suite | Adaptive]
 """(threat, K=..., R=..., side=...) -> suite, with those of K and R in its key, and the images' side if it asks."""
 
 STEP_SIZES = {"linf": 2 / 255, "l2": 15 / 255}
@@ -131,8 +132,8 @@ def bilateral(threat: Threat, side: int = 0) -> Suite:
         **{f"cw-{K}": _pgd(threat, K, side=side, loss="margin-50") for K in (100, 1000)},
         "pgd-100-r100": _pgd(threat, 100, restarts=100, side=side),
         "mi-fgsm": _spec("mi_fgsm", steps=10, step_size=None if _each(threat) else threat.eps / 5 or None),
-        "cw-l2-100": Aside(_spec("carlini_wagner", constant=100, lr=0.1, steps=100), everywhere),
-        "cw-l2-1000": Aside(_spec("carlini_wagner", constant=100, lr=0.01, steps=1000), everywhere),
+        "cw-l2-100": Aside(_spec("carlini_wagner", initial_const=100, learning_rate=0.1, steps=100), everywhere),
+        "cw-l2-1000": Aside(_spec("carlini_wagner", initial_const=100, learning_rate=0.01, steps=1000), everywhere),
         "deepfool-l2": Aside(_spec("deepfool"), everywhere),
     }
 
@@ -147,6 +148,11 @@ def iaat_imagenet(threat: Threat) -> Suite:
 def quick(threat: Threat) -> Suite:
     """Two short attacks that need no setting: a first look, in seconds."""
     return {"apgd-ce": _spec("apgd", steps=20), "apgd-margin": _spec("apgd", steps=20, loss="margin")}
+
+
+def adaptive(threat: Threat) -> Adaptive:
+    """Our own, see `evaluation.adaptive`."""
+    return Adaptive()
 
 
 def _each(threat: Threat) -> bool:
@@ -166,10 +172,11 @@ SUITES: dict[str, Suite | Builder] = {
     "bilateral": bilateral,
     "iaat-imagenet": iaat_imagenet,
     "quick": quick,
+    "adaptive": adaptive,
 }
 
 
-def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | Attack | Aside]:
+def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | Attack | Aside] | Adaptive:
     """The suite of that name: an entry of `SUITES` or one that its patterns stand for.
 
     Args:
@@ -178,7 +185,7 @@ def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | 
         side: the longer side of the images in pixels, on which they depend too.
 
     Returns:
-        The attacks by label, in order.
+        The attacks by label, in order; or a plan that chooses them as it goes.
 
     Raises:
         ValueError: for another name; the sentence lists what is allowed and the nearest.
@@ -191,11 +198,37 @@ def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | 
             numbers = {letter: int(number) for letter, number in match.groupdict().items()}
             if "side" in inspect.signature(suite).parameters:
                 numbers["side"] = side
-            return check(suite(threat, **numbers))
+            found = suite(threat, **numbers)
+            return found if isinstance(found, Adaptive) else check(found)
     raise ValueError(
         f"{name!r} is not a known suite; allowed: {', '.join(SUITES)}, with numbers K and R of at least 1, "
         f"like pgd-20{nearest(name, SUITES)}"
     )
+
+
+def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec | Attack | Aside]:
+    """The suite with another step size in each attack that has one.
+
+    Raises:
+        ValueError: none has.
+    """
+    members = {} if isinstance(suite, Adaptive) else dict(suite)
+    stepped = {label: member for label, member in members.items() if _has_step(member)}
+    if not stepped:
+        raise ValueError("no attack of this suite has a step size; leave --step-size out")
+    return members | {label: _stepped(member, step_size) for label, member in stepped.items()}
+
+
+def _has_step(member: AttackSpec | Attack | Aside) -> bool:
+    attack = member.attack if isinstance(member, Aside) else member
+    return isinstance(attack, AttackSpec) and "step_size" in attack.settings
+
+
+def _stepped(member: AttackSpec | Attack | Aside, step_size: float) -> AttackSpec | Aside:
+    attack = member.attack if isinstance(member, Aside) else member
+    assert isinstance(attack, AttackSpec)
+    changed = _spec(attack.name, **{**attack.settings, "step_size": step_size})
+    return Aside(changed, member.threat) if isinstance(member, Aside) else changed
 
 
 def _pattern(key: str) -> re.Pattern[str]:

@@ -7,6 +7,8 @@ A unit is a pure function of its examples, so that it may run at any time, on an
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, is_minimal_norm
-from toughen.batched import Batched, in_pieces
+from toughen.batched import Batched, in_pieces, out_of_memory
 from toughen.counting import Passes
 from toughen.evaluation.stages import Stage
 from toughen.evaluation.verify import MARGINAL, Unsound, confirm, gap, measure, predict
@@ -51,7 +53,7 @@ class Task:
         x: images (N, C, H, W), floats in [0, 1] or uint8.
         y: classes (N,) on the CPU.
         index: example ids (N,) on the CPU.
-        threat: the ball, on the device.
+        threat: the ball.
         seed: of the attacks' random draws.
         device: where the model is.
         dtype: in which it computes.
@@ -83,7 +85,7 @@ class Task:
     def run(self, stage: Stage, rows: Tensor) -> Unit:
         """The rows (N,) of `x` under a stage's attack."""
         x, y, ids = as_input(self.x[rows], self.device, self.dtype), self.y[rows].to(self.device), self.index[rows]
-        threat = (self.threat if stage.threat is None else stage.threat)[rows.to(self.device)]
+        threat = self._ball(stage, rows)
         before = self.passes.example_forwards, self.passes.example_backwards
         noise = Stream(("evaluate", self.seed, stage.label), rows=ids)
         x_adv = attacked(stage.attack, self.model, x, y, label=stage.label, threat=threat, noise=noise)
@@ -107,6 +109,13 @@ class Task:
         aside = stage.threat is not None
         unit = self._unit(stage.label, rows, x_adv, logits, survived, marginal, distance, taken, aside=aside)
         return replace(unit, fools_as_uint8=self._rounded(stage, x, x_adv, y, threat, broken, ids))
+
+    def _ball(self, stage: Stage, rows: Tensor) -> Threat:
+        ball = self.threat if stage.threat is None else stage.threat
+        if not isinstance(ball.eps, Tensor):
+            return ball
+        some = ball[rows.to(ball.eps.device)]
+        return replace(some, eps=torch.as_tensor(some.eps, device=self.device))
 
     def _rounded(
         self, stage: Stage, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat, broken: Tensor, ids: Tensor
@@ -187,6 +196,24 @@ def _called(
         given_back = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise Unsound(f"attack {label!r} returned {given_back} for images of shape {tuple(x.shape)}")
     return x_adv.detach().to(x)
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Say in a sentence that memory ran out where no smaller pass is possible, or none was at fault.
+
+    Raises:
+        ValueError: EV242, in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            "EV242 Out of memory, and passes of fewer examples do not help: give a smaller chunk_size, a smaller model "
+            "or more memory; finished chunks are kept where there is a folder"
+        ) from error
 
 
 def shares(total: int, n: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from toughen.display import duration
+
 if TYPE_CHECKING:
     from toughen.recipes import Recipe
 
@@ -25,13 +27,6 @@ def percent(value: float) -> str:
 def with_interval(value: float, interval: Sequence[float]) -> str:
     """A fraction in per cent with its 95 % interval."""
     return f"{percent(value)}  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def predicted_cost(recipe: "Recipe") -> str:
@@ -63,18 +58,37 @@ def training_table(summary: Record) -> Group:
 
 
 def evaluation_table(result: Record) -> Group:
-    """An evaluation: clean accuracy, then what is left after each attack."""
+    """An evaluation: clean accuracy, then what is left after each attack, what that cost, and whether to believe it."""
     table = Table(title=Text(f"{result['suite']}, {result['threat']}, {result['n']} test images"))
-    for column in ("attack", "attempted", "broken", "accuracy left"):
+    for column in ("attack", "attempted", "broken", "accuracy left", "forwards", "backwards"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for row in result["attacks"]:
-        table.add_row(Text(row["attack"]), str(row["attempted"]), str(row["broken"]), percent(row["accuracy"]))
+        aside = "threat" in row["settings"]
+        name = f"{row['attack']} (aside, {row['settings']['threat']})" if aside else row["attack"]
+        left = row["alone"] if aside else row["accuracy"]
+        figures = ("-" if left is None else percent(left), str(row["forwards"]), str(row["backwards"]))
+        table.add_row(Text(name), str(row["attempted"]), str(row["broken"]), *figures)
     return Group(
         table,
         f"clean {with_interval(result['clean_accuracy'], result['clean_interval'])}   "
         f"robust {with_interval(result['robust_accuracy'], result['robust_interval'])}\n"
         f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})",
+        *(Text(f"note: {note}") for note in result["notes"]),
+        *_verdict(result["audit"]),
     )
+
+
+def _verdict(audit: Record | None) -> list[Text]:
+    """What the audit says, worst first."""
+    if audit is None:
+        return [Text("audit: left out", style="dim")]
+    lines = [
+        Text(" ".join(filter(None, ("UNRELIABLE", found["code"], found["message"], found["remedy"]))), style="bold red")
+        for found in audit["findings"]
+    ]
+    if not lines:
+        lines = [Text(f"audit: nothing found on {audit['examples']} examples", style="green")]
+    return lines + [Text(f"audit: {sentence}", style="dim") for sentence in audit["not_checked"]]
 
 
 def comparison_table(rows: Sequence[tuple[str, Record, Record]], title: str) -> Table:

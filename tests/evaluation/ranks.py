@@ -1,0 +1,95 @@
+"""One of several ranks that share evaluations: `python ranks.py FOLDER`, with torchrun's variables set.
+
+Every rank writes the table that it was given; the folder of an evaluation is the first rank's to write.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toughen import distributed, store
+from toughen.attacks import ATTACKS
+from toughen.evaluation import Evaluation, evaluate
+from toughen.evaluation.units import Task
+from toughen.threat import Linf, Threat
+from toys import labels, network, photographs, spec
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pgd": {"steps": 4, "restarts": 2},
+    "apgd": {"steps": 6},
+    "fab": {"steps": 3, "stop_inside": True},
+    "square": {"queries": 20},
+}
+SUITE = {name: spec(name, **settings) for name, settings in SETTINGS.items() if name in ATTACKS}
+# Fewer units than ranks, a unit each, and units left over.
+SIZES = {"one": 1, "two": 2, "seven": 7, "hundred": 100, "odd": 101}
+
+
+class Stopped(Exception):
+    """Thrown instead of a unit's work."""
+
+
+def run(n: int, folder: Path | None, dtype: torch.dtype = torch.float64, **changes: Any) -> Evaluation:
+    model, x = network(dtype=dtype), photographs(n)
+    y = labels(model, x.to(dtype) / 255)
+    threat: Threat = Linf(torch.linspace(1, 4, n, dtype=dtype) / 255)
+    given = {"threat": threat, "suite": SUITE, "chunk_size": 8, "batch_size": 8, "shared": True} | changes
+    return evaluate(model, x, y, folder=folder, **given)
+
+
+def refused(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
+def stop_after(units: int) -> None:
+    """Let the second unit of the first attack be this rank's last; all ranks stop at the same place."""
+    clean, attacked, worked = Task.clean, Task.run, []
+
+    def note() -> None:
+        if len(worked) == units:
+            raise Stopped
+        worked.append(1)
+
+    Task.clean = lambda self, rows: (note(), clean(self, rows))[1]
+    Task.run = lambda self, stage, rows: (note(), attacked(self, stage, rows))[1]
+    try:
+        run(101, OUT / "resumed", keep="float32")
+    except Stopped:
+        pass
+    finally:
+        Task.clean, Task.run = clean, attacked
+
+
+OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+
+
+def main() -> None:
+    mine = OUT / f"rank-{distributed.rank()}"
+    mine.mkdir(parents=True)
+    for name, n in SIZES.items():
+        run(n, OUT / name if name == "odd" else None, keep="float32" if name == "odd" else None).write(mine / name)
+    run(101, None, torch.float32).write(mine / "float32")
+    # A rank that finds the folder done or refused must not leave the others waiting.
+    run(101, OUT / "odd", keep="float32").write(mine / "again")
+    said = [refused(lambda: run(101, OUT / "odd", seed=1, keep="float32"))]
+    # 13 units of the clean images: with two ranks 7 and 6. Both stop in the first attack.
+    stop_after(9 if distributed.world() > 1 else 15)
+    distributed.barrier()
+    said.append(refused(lambda: run(101, OUT / "resumed", seed=1, keep="float32")))
+    run(101, OUT / "resumed", keep="float32").write(mine / "resumed")
+    store.write_json(mine / "said.json", said)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.group(torch.device("cpu")):
+        main()
+    print(json.dumps("done"))

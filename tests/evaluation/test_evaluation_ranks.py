@@ -1,0 +1,86 @@
+"""Two processes that share an evaluation end with the table of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toughen.evaluation import Evaluation
+from toughen.evaluation.ledger import adversarial_examples
+from toughen.outcomes import COLUMNS
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+SIZES = {"one": 1, "two": 2, "seven": 7, "hundred": 100, "odd": 101}
+
+
+def run(folder: Path, world: int) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+    }
+    processes = [
+        subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env={**common, "RANK": str(rank)})
+        for rank in range(world)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0] * world
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("ranks") / "one", 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("ranks") / "two", 2)
+
+
+@pytest.mark.parametrize("name", [*SIZES, "float32", "again", "resumed"])
+def test_the_table_is_the_same_to_the_last_bit_on_every_rank(name, one, two):
+    alone = Evaluation.read(one / "rank-0" / name)
+    assert set(alone.outcomes.index.tolist()) == set(range(SIZES.get(name, 101)))
+    for rank in range(2):
+        shared = Evaluation.read(two / f"rank-{rank}" / name)
+        for column in COLUMNS:
+            np.testing.assert_array_equal(getattr(shared.outcomes, column), getattr(alone.outcomes, column))
+        assert shared.identity == alone.identity
+        assert {**shared.summary(), "seconds": 0} == {**alone.summary(), "seconds": 0}
+    if name in ("hundred", "odd"):
+        assert 0 < alone.robust_accuracy < 1
+
+
+@pytest.mark.parametrize("name", ["odd", "resumed"])
+def test_the_folder_holds_the_same_bytes(name, one, two, saving):
+    folders = [saving.contents(parent / name) for parent in (one, two)]
+    for contents in folders:
+        del contents["result.json"]
+    assert folders[0] == folders[1]
+    assert not saving.leftovers(two / name)
+    table = Evaluation.read(two / name).outcomes
+    broken = [(attack, part.index.tolist()) for attack, part in adversarial_examples(two / name).items()]
+    rows = ~table.survived & (table.attack != "clean")
+    assert broken == [
+        (attack, table.index[rows & (table.attack == attack)].tolist())
+        for attack in table.attacks
+        if (rows & (table.attack == attack)).any()
+    ]
+
+
+def test_a_refusal_reaches_every_rank(two):
+    for rank in range(2):
+        finished, begun = json.loads((two / f"rank-{rank}" / "said.json").read_text())
+        for sentence in (finished, begun):
+            assert sentence.startswith("EV271")
+            assert "another seed (0, given 1)" in sentence

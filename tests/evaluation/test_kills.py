@@ -1,0 +1,21 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("kills.py")
+
+
+def test_evaluations_that_were_killed_end_with_the_bytes_of_one_that_was_not(tmp_path: Path):
+    # A unit passes 9 or 12 points: a stride of 7 meets all of them.
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "kills"), "12", "7"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    folders = [json.loads(line) for line in done.stdout.splitlines()]
+    for form in ("random", "point"):
+        assert len({folder["digest"] for folder in folders if folder["form"] == form}) == 1
+    assert [folder for folder in folders if folder["repeated"]] == []
+    assert sum(folder["kills"] for folder in folders if folder["form"] == "random") == 12
+    assert sum(folder["kills"] for folder in folders if folder["form"] == "point") >= 8
