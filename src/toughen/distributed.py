@@ -6,6 +6,7 @@
 Rank r of W takes rows r, r + W, r + 2W, ... of each global batch.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,9 @@ def group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # Wrapped models hold the group, and lie in cycles: left to the end of the interpreter, the group's threads
+        # now and then abort the process ("terminate called without an active exception").
+        gc.collect()
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -1,14 +1,45 @@
 """Evaluation: a named suite of attacks, run worst-case over fixed examples, every adversarial example re-verified.
 
 Example:
-    evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="pgd-20")
-    evaluation.clean_accuracy, evaluation.robust_accuracy
+    evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="autoattack")
+    evaluation.clean_accuracy, evaluation.robust_accuracy, evaluation.unreliable
     evaluation.write(Path("runs/mine/evaluation"))
 """
 
+from toughen.evaluation.audit import audit
 from toughen.evaluation.evaluate import evaluate
+from toughen.evaluation.findings import Audit, Finding
+from toughen.evaluation.gradients import GradientMagnitude, gradient_magnitude
+from toughen.evaluation.landscape import LossSurface, WeaklyBounded, loss_surface, weakly_bounded
+from toughen.evaluation.ledger import adversarial_examples
 from toughen.evaluation.result import Evaluation
+from toughen.evaluation.stages import UNBOUNDED, Aside
 from toughen.evaluation.suites import SUITES
+from toughen.evaluation.sweeps import EpsSweep, StepSweep, eps_sweep, step_sweep
+from toughen.evaluation.transfer import Transfer, transfer
 from toughen.evaluation.verify import Unsound
 
-__all__ = ["SUITES", "Evaluation", "Unsound", "evaluate"]
+__all__ = [
+    "SUITES",
+    "UNBOUNDED",
+    "Aside",
+    "Audit",
+    "EpsSweep",
+    "Evaluation",
+    "Finding",
+    "GradientMagnitude",
+    "LossSurface",
+    "StepSweep",
+    "Transfer",
+    "Unsound",
+    "WeaklyBounded",
+    "adversarial_examples",
+    "audit",
+    "eps_sweep",
+    "evaluate",
+    "gradient_magnitude",
+    "loss_surface",
+    "step_sweep",
+    "transfer",
+    "weakly_bounded",
+]

@@ -38,7 +38,7 @@ from toughen.evaluation.ledger import (
     refuse_other,
     threat_in_full,
 )
-from toughen.evaluation.progress import Progress, cost_standing, watching
+from toughen.evaluation.progress import Cost, Progress, cost_standing, watching
 from toughen.evaluation.result import RESULT, Evaluation, describe_suite
 from toughen.evaluation.runner import Runner
 from toughen.evaluation.stages import Aside, Plan, cascade
@@ -211,11 +211,10 @@ class _Planned:
     members: Mapping[str, AttackSpec | Attack | Aside]
     shares: dict[str, float]
 
-    def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, float | None]]:
-        """What each attack costs a standing example, worked out when it is asked for."""
+    def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
+        """What each attack costs, worked out when it is asked for."""
         return lambda: {
-            label: (cost := cost_standing(attack, threat, channels=x.shape[1], classes=classes))
-            and cost * self.shares[label]
+            label: Cost(cost_standing(attack, threat, channels=x.shape[1], classes=classes), self.shares[label])
             for label, attack in self.members.items()
         }
 

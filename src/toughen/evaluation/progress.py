@@ -1,6 +1,6 @@
 """How far an evaluation is, and how long the rest will take.
 
-    forecast = {"apgd-ce": cost_standing(attack, threat, channels=3, classes=10)}
+    forecast = {"apgd-ce": Cost(cost_standing(attack, threat, channels=3, classes=10), share=1.0)}
     with watching(model, show, lambda: forecast, n=1000, passes=passes) as watch:
         ...
 
@@ -44,6 +44,18 @@ class Status(NamedTuple):
 Progress = Callable[[Status], None]
 
 
+class Cost(NamedTuple):
+    """What an attack will cost.
+
+    Attributes:
+        passes: forward and backward passes of an example that stands; None where not known.
+        share: of the standing examples that it attacks.
+    """
+
+    passes: int | None
+    share: float
+
+
 class _Unbreakable(nn.Module):
     """Its label 0 leads by more than any perturbation can move."""
 
@@ -80,12 +92,12 @@ class Watch:
 
     Args:
         show: gets a `Status`.
-        forecast: passes of a standing example by attack, in order; None where not known.
+        forecast: the cost of each attack, in order.
         n: examples in all.
         passes: of the model so far.
     """
 
-    def __init__(self, show: Progress, forecast: Mapping[str, float | None], n: int, passes: Passes) -> None:
+    def __init__(self, show: Progress, forecast: Mapping[str, Cost], n: int, passes: Passes) -> None:
         self._show, self._forecast, self._n, self._passes = show, forecast, n, passes
         self._started = self._shown = time.monotonic()
         self._attack, self._attempted, self._standing, self._done, self._lost = "", 0, n, 0, 0
@@ -119,19 +131,22 @@ class Watch:
     def _seconds_left(self, standing: int) -> float | None:
         labels = list(self._forecast)
         place = labels.index(self._attack) if self._attack in labels else -1
-        costs = [self._forecast[label] for label in labels[place + 1 :]]
-        here = self._forecast[self._attack] if place >= 0 else 1
-        if here is None or None in costs:
+        here = self._forecast[self._attack].passes if place >= 0 else 1
+        later = 0.0
+        for passes, share in (self._forecast[label] for label in labels[place + 1 :]):
+            if passes is None:
+                return None
+            later += standing * share * passes
+        if here is None:
             return None
         rest = max(0, here * (self._attempted - self._done) - (self._taken() - self._earlier))
-        later = standing * sum(cost for cost in costs if cost is not None)
         elapsed = self._shown - self._started
         return (rest + later) * elapsed / max(1, self._taken())
 
 
 @contextmanager
 def watching(
-    model: nn.Module, show: Progress | None, forecast: Callable[[], Mapping[str, float | None]], n: int, passes: Passes
+    model: nn.Module, show: Progress | None, forecast: Callable[[], Mapping[str, Cost]], n: int, passes: Passes
 ) -> Iterator[Watch | None]:
     """A `Watch` that also sees every pass of the model; None where nobody looks, and then nothing is worked out."""
     if show is None:
