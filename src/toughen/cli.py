@@ -34,19 +34,20 @@ app = typer.Typer(
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What a user can mend becomes one sentence and an exit code, never a traceback."""
+    from toughen.evaluation import Unsound
     from toughen.training.monitors import NonFinite
 
     try:
         yield
     except Locked as error:
         _fail(str(error), 76)
-    except (ValueError, NonFinite, Damaged) as error:
+    except (ValueError, NonFinite, Damaged, Unsound) as error:
         _fail(str(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        _fail("interrupted; the same command goes on from what is saved", 130)
 
 
 def _fail(message: str, code: int) -> None:
