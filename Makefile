@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step clean
+.PHONY: help setup setup-bench demo test lint format bench-step bench-evaluation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,18 @@ format: $(READY)  ## format and fix what can be fixed
 
 bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
 	$(BIN)/python benchmarks/step_cost.py
+
+# CIFAR10: a folder of its parquet files, or a name that the Hub knows.
+CIFAR10 ?= cifar10
+
+bench-evaluation: $(BENCH)/.ready  ## our AutoAttack and `adaptive` against other libraries, side by side (an hour)
+	$(BENCH)/bin/python benchmarks/evaluation.py robust ours pyautoattack
+	$(BENCH)/bin/python benchmarks/evaluation.py robust torchattacks adaptive
+	$(BENCH)/bin/python benchmarks/evaluation.py resnet18 ours pyautoattack --n 128 --data $(CIFAR10)
+	$(BENCH)/bin/python benchmarks/evaluation.py resnet18 torchattacks adaptive --n 128 --data $(CIFAR10)
+	$(BENCH)/bin/python benchmarks/evaluation.py linear ours adaptive
+	$(BENCH)/bin/python benchmarks/evaluation.py standard ours adaptive
+	$(BENCH)/bin/python benchmarks/evaluation.py report
 
 clean:  ## remove the environment and caches (never runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
