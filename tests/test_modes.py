@@ -188,6 +188,13 @@ def test_a_plain_model_is_itself(model):
     assert plain(model) is model
 
 
+def test_a_layer_of_one_channel_is_laid_out_too():
+    model = nn.Conv2d(1, 4, 3)
+    with channels_last(model):
+        assert model.weight.stride() == (9, 1, 3, 1)
+    assert model.weight.stride() == (9, 9, 3, 1)
+
+
 def test_channels_last_changes_the_layout_alone_and_brings_the_very_tensors_back():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)).double().eval()
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)

@@ -102,7 +102,8 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     found = [(tensor, tensor.data) for tensor in tensors if tensor.ndim == 4 and tensor.device.type == "cpu"]
     try:
         for tensor, data in found:
-            tensor.data = data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`: a layer of one channel is both, and keeps strides that lead convolutions the slow way.
+            tensor.data = torch.empty_like(data, memory_format=torch.channels_last).copy_(data)
         yield
     finally:
         for tensor, data in found:

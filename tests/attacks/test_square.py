@@ -1,5 +1,7 @@
 """Square Attack against the exact truth about linear models, its schedule and its steps by hand, and exact counts."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -332,3 +334,14 @@ def test_probabilities_count_by_their_most_probable_class(smooth, x, y):
     soft = nn.functional.one_hot(y, 4).double() * 0.6 + 0.1
     settings = {"threat": Linf(0.1), "queries": 20}
     assert torch.equal(square(smooth, x, soft, **settings), square(smooth, x, y, **settings))
+
+
+@pytest.mark.parametrize(("stretch", "horizon"), [(True, 30), (False, 10_000)])
+def test_the_schedule_is_that_of_the_budget_or_of_ten_thousand(monkeypatch, stretch, horizon):
+    asked = []
+    module = sys.modules["toughen.attacks.square"]
+    monkeypatch.setattr(module, "share", lambda *given: asked.append(given) or share(*given))
+    problem = linear_problem(0, n=8)
+    safe = problem.best_linf(1e-4) < 0
+    square(problem.model, problem.x[safe], problem.y[safe], threat=Linf(1e-4), queries=30, stretch=stretch)
+    assert asked == [(tried, horizon, 0.8) for tried in range(29)]

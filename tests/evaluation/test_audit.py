@@ -213,3 +213,15 @@ def test_sound_ranges(threat):
 def test_noise_stronger_than_gradients_is_said():
     set_up = FAULTY["nan gradient"][0]()
     assert "EV283" in audited(set_up).codes
+
+
+def test_what_falls_at_once_is_asked_no_more():
+    problem = linear_problem(0)
+    found = audit(problem.model, problem.x, problem.y, threat=Linf(32 / 255))
+    assert not found.unreliable
+    assert found.standing == found.standing_pgd == ()
+    assert any("the first steps of PGD broke 128 of 128 examples" in sentence for sentence in found.not_checked)
+    assert found.passes <= 40 * 128
+    whole = audit(problem.model, problem.x, problem.y, threat=Linf(2 / 255))
+    assert whole.passes > found.passes
+    assert not any("the first steps" in sentence for sentence in whole.not_checked)

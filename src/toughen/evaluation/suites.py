@@ -83,7 +83,7 @@ def autoattack(threat: Threat) -> Suite:
         "apgd-ce": _spec("apgd", steps=100, loss="cross_entropy"),
         "apgd-t": _spec("apgd_targeted", steps=100, targets=9),
         "fab-t": _spec("fab", steps=100, targets=9, stop_inside=True),
-        "square": _spec("square", queries=5000),
+        "square": _spec("square", queries=5000, stretch=False),
     }
 
 
@@ -93,7 +93,7 @@ def autoattack_plus(threat: Threat) -> Suite:
         "apgd-ce": _spec("apgd", steps=100, restarts=5, loss="cross_entropy"),
         "apgd-dlr": _spec("apgd", steps=100, restarts=5, loss="dlr"),
         "fab": _spec("fab", steps=100, restarts=5, stop_inside=True),
-        "square": _spec("square", queries=5000),
+        "square": _spec("square", queries=5000, stretch=False),
         "apgd-t": _spec("apgd_targeted", steps=100, targets=9),
         "fab-t": _spec("fab", steps=100, targets=9, stop_inside=True),
     }
