@@ -11,6 +11,7 @@ from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, _by_yield, near
 from toughen.evaluation.stages import Board, Stage
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
+from zoo import nan_gradient, quantised, saturated
 
 
 def table(attack: str, ids: list[int], margins: list[float]) -> Outcomes:
@@ -110,3 +111,10 @@ def test_it_cannot_be_independent():
     problem = linear_problem(0, n=4)
     with pytest.raises(ValueError, match="follows what broke before"):
         evaluate(problem.model, problem.x, problem.y, threat=Linf(0.1), suite="adaptive", independent=True)
+
+
+@pytest.mark.parametrize("make", [saturated, quantised, nan_gradient])
+def test_on_masked_models_it_says_so_instead(make):
+    set_up = make()
+    found = evaluate(set_up.model, set_up.x, set_up.y, threat=set_up.threat, suite="adaptive")
+    assert found.unreliable

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toughen import store
 from toughen.counting import counted
 from toughen.evaluation import Evaluation, evaluate
+from toughen.evaluation.ledger import hash_model
 from toughen.evaluation.stages import Aside
 from toughen.evaluation.units import Task
 from toughen.threat import L2, Linf, Threat
@@ -301,3 +302,14 @@ def test_keep_needs_a_folder_and_a_known_form(tmp_path):
         ValueError, match=r"'uint16' is not a known form of adversarial examples; .* did you mean 'uint8'"
     ):
         run(tmp_path, keep="uint16")
+
+
+def test_a_model_is_told_by_its_plain_attributes_too():
+    model = linear()[0]
+    before = hash_model(model)
+    assert hash_model(linear()[0]) == before
+    model.b += 0.1
+    assert hash_model(model) != before
+    model.b -= 0.1
+    model.train()
+    assert hash_model(model) == hash_model(model.eval())

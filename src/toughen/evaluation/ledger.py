@@ -66,10 +66,18 @@ def identity_of(**parts: Any) -> Identity:
 
 
 def hash_model(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers, and the modules' types."""
+    """SHA-256 over parameters, buffers and, of each module, its type and its plain attributes (numbers and texts).
+
+    What else a module keeps in Python is not seen.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__qualname__}:{module.extra_repr()};".encode())
+        plain = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, bool | int | float | str) and not key.startswith("_") and key != "training"
+        }
+        digest.update(f"{name}:{type(module).__qualname__}:{module.extra_repr()}:{plain};".encode())
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(name.encode())
         digest.update(hash_tensor(tensor).encode())

@@ -151,7 +151,7 @@ def quick(threat: Threat) -> Suite:
 
 
 def adaptive(threat: Threat) -> Adaptive:
-    """Our own, see `evaluation.adaptive`."""
+    """The verdict of AutoAttack at a fraction of its passes: our own, see `evaluation.adaptive`."""
     return Adaptive()
 
 
