@@ -172,12 +172,20 @@ def side_by_side(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"failed: {failed}")
 
 
-def report() -> str:
-    """The page: every model that was measured, every tool beside the others."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+Results = dict[str, dict[str, dict[str, Any]]]
+
+
+def measured() -> Results:
+    """Every result by model and tool."""
+    found: Results = {}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         found.setdefault(result["model"], {})[result["tool"]] = result
+    return found
+
+
+def costs(found: Results) -> list[str]:
+    """A table: every tool on every model, with its time and its verdicts beside pyautoattack's."""
     lines = [
         "| model | n | tool | clean | robust | forwards | backwards | seconds | of pyautoattack's | other verdict |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -197,7 +205,54 @@ def report() -> str:
                 f"{100 * robust.mean():.1f} | {result['forwards'] / n:.0f} | {result['backwards'] / n:.0f} | "
                 f"{result['seconds']:.0f} | {ratio} | {other} |"
             )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def adaptive_against_autoattack(found: Results) -> list[str]:
+    """A table: what `adaptive` leaves and takes, against our AutoAttack, on each model and pooled."""
+    lines = [
+        "| model | n | AutoAttack | adaptive | points above | forwards fewer by | backwards fewer by |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    total = np.zeros(4)
+    for model, tools in found.items():
+        if not {"ours", "adaptive"} <= tools.keys():
+            continue
+        full, ours = tools["ours"], tools["adaptive"]
+        n = full["n"]
+        left = [100 * sum(result["robust"]) / n for result in (full, ours)]
+        passes = np.array([full["forwards"], ours["forwards"], full["backwards"], ours["backwards"]])
+        total += passes
+        lines.append(
+            f"| {model}, {full['threat']} | {n} | {left[0]:.2f} | {left[1]:.2f} | {left[1] - left[0]:+.2f} | "
+            f"{passes[0] / passes[1]:.1f} | {passes[2] / passes[3]:.2f} |"
+        )
+    if total.all():
+        lines.append(f"| pooled | | | | | {total[0] / total[1]:.1f} | {total[2] / total[3]:.2f} |")
+    return lines
+
+
+def curves(found: Results) -> list[str]:
+    """For each model, accuracy left after so many passes an example, by either suite."""
+    lines = [
+        "| model | suite | accuracy left (%) after so many forwards + backwards an example |",
+        "| --- | --- | --- |",
+    ]
+    for model, tools in found.items():
+        for tool in OURS:
+            taken, points = 0, []
+            for _, forwards, backwards, accuracy in tools.get(tool, {}).get("curve", []):
+                taken += forwards + backwards
+                points.append(f"{100 * accuracy:.1f} ({taken / tools[tool]['n']:.0f})")
+            if points:
+                lines.append(f"| {model} | {OURS[tool]} | {', '.join(points)} |")
+    return lines
+
+
+def report() -> str:
+    """The tables of all that was measured."""
+    found = measured()
+    return "\n".join([*costs(found), "", *adaptive_against_autoattack(found), "", *curves(found), ""])
 
 
 def main() -> None:
