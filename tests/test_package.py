@@ -33,7 +33,7 @@ def test_every_public_name_is_there():
 
 FLOORS = [
     {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
-     "schedule", "averaging", "counting", "display", "batched"},
+     "schedule", "averaging", "counting", "display", "batched", "fusion"},
     {"attacks", "data"},
     {"methods", "evaluation"},
     {"recipes", "report"},

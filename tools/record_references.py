@@ -155,12 +155,14 @@ def of_foolbox(attack: str, budget: dict[str, Any]) -> Call | None:
             return kind(**budget).run(wrapped, x, y)
         if norm != "l2":
             raise NotImplementedError
-        return foolbox.attacks.L2CarliniWagnerAttack(
+        found = foolbox.attacks.L2CarliniWagnerAttack(
             binary_search_steps=budget["binary_search_steps"],
             steps=budget["steps"],
             stepsize=budget["learning_rate"],
             initial_const=budget["initial_const"],
         ).run(wrapped, x, y)
+        # Where it finds nothing it returns a black image, which may happen to be misclassified.
+        return torch.where(found.flatten(1).any(1).reshape(-1, 1, 1, 1), found, x)
 
     return call
 

@@ -85,11 +85,13 @@ def test_log_odds_is_a_rising_function_of_cross_entropy():
 # --- the algorithm, written out
 
 
-def test_checkpoints_are_the_papers():
+def test_checkpoints():
+    # The paper's for multiples of 100; of others the authors' code's.
     assert list(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert list(checkpoints(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
-    assert list(checkpoints(50)) == [11, 21, 29, 35, 40, 44, 47]
-    assert checkpoints(5) == {2: 2, 3: 1, 4: 1}
+    assert checkpoints(50) == {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}
+    assert list(checkpoints(200)) == [2 * at for at in checkpoints(100)]
+    assert checkpoints(5) == {1: 1, 2: 1, 3: 1, 4: 1}
     assert checkpoints(1) == {}
 
 

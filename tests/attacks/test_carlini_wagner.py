@@ -8,6 +8,7 @@ from oracles import EPS, linear_problem
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from toughen.batched import Batched
 from toughen.counting import Passes, counted
+from toughen.losses import margin
 from toughen.threat import L2, Linf
 
 
@@ -79,7 +80,7 @@ def test_as_written_out(x, rate, const, searches, steps, abort, confidence):
     y = (model := RowByRow())(x).argmax(1)
     found = carlini_wagner(
         model, x, y, threat=L2(1), learning_rate=rate, initial_const=const, binary_search_steps=searches, steps=steps,
-        abort_early=abort, confidence=confidence,
+        abort_early=abort, confidence=confidence, refine=0,
     )  # fmt: skip
     expected = torch.stack(
         [written_out(model, x[i], int(y[i]), rate, const, searches, steps, abort, confidence) for i in range(8)]
@@ -147,6 +148,20 @@ def test_with_stop_inside_the_found_leave(x):
     assert (L2(0).size(found - x)[:4] <= eps[:4]).all()
     assert torch.equal(found[4:], nearest[4:])
     assert some.example_forwards < none.example_forwards
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_what_is_found_is_refined(x, confidence):
+    """By `refine.refined`, to no less confidence than was asked for."""
+    y, threat = (model := RowByRow())(x).argmax(1), L2(0.0)
+    settings = {"steps": 40, "learning_rate": 0.02, "initial_const": 10, "confidence": confidence}
+    first, last = (carlini_wagner(model, x, y, threat=threat, refine=rounds, **settings) for rounds in (0, 3))
+    found = (first != x).flatten(1).any(1)
+    assert found.sum() >= 4
+    assert torch.equal(last[~found], x[~found])
+    assert (margin(model(last), y)[found] > confidence).all()
+    assert (L2(0).size(last - x) <= L2(0).size(first - x)).all()
+    assert (L2(0).size(last - x) < L2(0).size(first - x))[found].double().mean() > 0.5
 
 
 def test_more_than_enough_is_found_at_once(x):

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from oracles import linear_problem
 from toughen.attacks.deepfool import deepfool, nearest_boundary, ranked_others
+from toughen.attacks.refine import refined as refined_from
 from toughen.batched import Batched
 from toughen.counting import Passes, counted
+from toughen.losses import margin
 from toughen.threat import L2, Linf, Threat
 
 
@@ -15,8 +17,8 @@ def written_out(model: nn.Module, x: Tensor, label: int, norm: str, steps: int, 
     """The algorithm for one image, with whole Jacobians."""
     order = model(x.unsqueeze(0))[0].detach().argsort(descending=True).tolist()
     others = [k for k in order if k != label][: candidates - 1]
-    total, point = torch.zeros_like(x), x
-    for _ in range(steps):
+    point = x
+    for step in range(steps):
         logits = model(point.unsqueeze(0))[0].detach()
         if logits.argmax() != label:
             return point
@@ -24,10 +26,12 @@ def written_out(model: nn.Module, x: Tensor, label: int, norm: str, steps: int, 
         ways = []
         for k in others:
             gap, w = (logits[k] - logits[label]).abs(), jacobian[k] - jacobian[label]
-            distance = gap / (w.norm() if norm == "l2" else w.abs().sum())
-            ways.append((distance.item(), (distance + 1e-4) * (w / w.norm() if norm == "l2" else w.sign())))
-        total = total + min(ways, key=lambda way: way[0])[1]
-        point = (x + 1.02 * total).clamp(0, 1)
+            ways.append(((gap / (w.norm() if norm == "l2" else w.abs().sum())).item(), gap, w))
+        _, gap, w = min(ways, key=lambda way: way[0])
+        if step >= steps / 2:
+            w = w * ~((point == 0) & (w < 0) | (point == 1) & (w > 0))
+        length = gap / (w.norm() if norm == "l2" else w.abs().sum()) + 1e-4
+        point = (point + 1.02 * length * (w / w.norm() if norm == "l2" else w.sign())).clamp(0, 1)
     return point if model(point.unsqueeze(0))[0].argmax() != label else x
 
 
@@ -57,7 +61,7 @@ def test_linear_models_are_solved_in_one_step():
     problem = linear_problem(inner=True, dtype=torch.float64)
     distance = problem.distance_l2()
     with counted(problem.model) as passes:
-        x_adv = deepfool(problem.model, problem.x, problem.y, threat=L2(0.5))
+        x_adv = deepfool(problem.model, problem.x, problem.y, threat=L2(0.5), refine=0)
     assert passes == Passes(2, 9, 0, 600, 2700)
     assert (problem.model(x_adv).argmax(1) != problem.y).all()
     size = L2(0).size(x_adv - problem.x)
@@ -67,7 +71,7 @@ def test_linear_models_are_solved_in_one_step():
 
 def test_linf_goes_to_the_boundary_with_the_smallest_entries():
     problem = linear_problem(inner=True, dtype=torch.float64)
-    x_adv = deepfool(problem.model, problem.x, problem.y, threat=Linf(0.1))
+    x_adv = deepfool(problem.model, problem.x, problem.y, threat=Linf(0.1), refine=0)
     size = Linf(0).size(x_adv - problem.x)
     # Where it is breakable at all, at that radius and at none that is smaller by the overshoot.
     assert all(problem.breakable(s.item())[i] for i, s in enumerate(size[:20]))
@@ -78,7 +82,7 @@ def test_linf_goes_to_the_boundary_with_the_smallest_entries():
 @pytest.mark.parametrize(("steps", "candidates"), [(1, 10), (2, 10), (50, 10), (50, 3), (50, 2)])
 def test_as_written_out(smooth, x, norm, steps, candidates):
     y = smooth(x).argmax(1)
-    found = deepfool(smooth, x, y, threat=norm(0.1), steps=steps, candidates=candidates)
+    found = deepfool(smooth, x, y, threat=norm(0.1), steps=steps, candidates=candidates, refine=0)
     expected = torch.stack([written_out(smooth, x[i], int(y[i]), norm.norm, steps, candidates) for i in range(len(x))])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     assert steps < 50 or (found != x).flatten(1).any(1).all()
@@ -101,7 +105,7 @@ class Far(nn.Module):
     """Two classes and a lead that grows as the other class is neared: never broken, never without a gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = 2 + x.flatten(1).sum(1).sin()
+        lead = 2 + (40 * x.flatten(1).sum(1)).sin()
         return torch.stack([lead, -lead, -2 * lead], 1)
 
 
@@ -136,7 +140,38 @@ def test_company_does_not_matter(x, threat: Threat):
     order = torch.tensor([3, 1, 7, 0, 5])
     assert torch.equal(deepfool(model, x[order], y[order], threat=threat[order]), whole[order])
     assert torch.equal(deepfool(Batched(model, 3), x, y, threat=threat), whole)
-    assert torch.equal(deepfool(model, x, y, threat=type(threat)(9.0), stop_inside=True), whole)
+
+
+def test_what_is_found_is_refined(smooth, x):
+    """By `refine.refined`, as far as is asked for and, with `stop_inside`, as is needed."""
+    y, threat = smooth(x).argmax(1), L2(0)
+    first, refined = (deepfool(smooth, x, y, threat=threat, refine=rounds) for rounds in (0, 3))
+    lead = margin(smooth(x).detach(), y)
+    assert torch.equal(refined_from(smooth, x, y, first, lead, threat=threat, rounds=3), refined)
+    far, near = threat.size(first - x), threat.size(refined - x)
+    assert (near < far).all()
+    found = deepfool(smooth, x, y, threat=L2(torch.where(torch.arange(8) < 4, far, 0)), stop_inside=True, refine=3)
+    size = threat.size(found - x)
+    assert (size <= far).all()
+    assert (size[:4] > near[:4]).any()
+    assert torch.equal(found[4:], refined[4:])
+
+
+@pytest.mark.parametrize("norm", [Linf, L2])
+def test_the_walk_goes_on_along_the_box(norm):
+    """Of two pixels the one with most weight is white already; from half of the steps on the other counts."""
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            lead = 1 - 10 * (x[:, 0, 0, 0] - 1) - x[:, 0, 0, 1]
+            return torch.stack([lead, torch.full_like(lead, 0.5)], 1)
+
+    x, y = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), torch.zeros(1, dtype=torch.int64)
+    with counted(model := Two()) as passes:
+        found = deepfool(model, x, y, threat=norm(1), steps=4, refine=0)
+    assert found[0, 0, 0, 0] == 1
+    assert passes.backwards == {Linf: 3, L2: 3}[norm]
+    assert model(found).argmax(1) == 1
 
 
 def test_what_is_misclassified_is_left(smooth, x):

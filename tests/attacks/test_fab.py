@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from oracles import EPS, linear_problem
 from toughen.attacks.fab import fab, to_plane
+from toughen.attacks.refine import refined
 from toughen.batched import Batched
 from toughen.counting import Passes, counted
+from toughen.losses import margin
 from toughen.noise import fixed
 from toughen.threat import L2, Linf, Threat
 
@@ -96,7 +98,7 @@ def written_out(model: nn.Module, x: Tensor, label: int, others: list[int], norm
 def test_as_written_out(smooth, x, norm, targets):
     logits = smooth(x)
     y = logits.argmax(1)
-    found = fab(smooth, x, y, threat=NORMS[norm], steps=12, targets=targets)
+    found = fab(smooth, x, y, threat=NORMS[norm], steps=12, targets=targets, refine=0)
     crossed = 0
     for i in range(len(x)):
         ranked = logits[i].argsort(descending=True).tolist()[1:]
@@ -162,7 +164,7 @@ class Slope(nn.Module):
 )
 def test_a_standing_example_costs_exactly(x, model, settings, forwards, backwards):
     with counted(model) as passes:
-        found = fab(model, x, torch.zeros(8, dtype=torch.int64), threat=L2(0.01), **settings)
+        found = fab(model, x, torch.zeros(8, dtype=torch.int64), threat=L2(0.01), refine=0, **settings)
     assert passes == Passes(forwards, backwards, 0, 8 * forwards, 8 * backwards)
     assert torch.equal(found, x) == isinstance(model, Far)
 
@@ -240,10 +242,19 @@ def test_restarts_leave_a_plateau():
 
 def test_the_radius_counts_where_it_is_asked_for(x):
     y = (model := RowByRow())(x).argmax(1)
-    free = fab(model, x, y, threat=Linf(0.0), steps=6)
-    assert torch.equal(fab(model, x, y, threat=Linf(0.5), steps=6), free)
+    free = fab(model, x, y, threat=Linf(0.0), steps=6, refine=0)
+    assert torch.equal(fab(model, x, y, threat=Linf(0.5), steps=6, refine=0), free)
     assert torch.equal(fab(model, x, y, threat=Linf(0.0), steps=6, stop_inside=True), free)
     assert not torch.equal(fab(model, x, y, threat=Linf(0.5), steps=6, stop_inside=True), free)
+
+
+def test_what_is_found_is_refined(x):
+    """By `refine.refined`, unless `stop_inside` is set: AutoAttack's passes are what they were."""
+    y, threat = (model := RowByRow())(x).argmax(1), L2(0.0)
+    first, last = (fab(model, x, y, threat=threat, steps=6, refine=rounds) for rounds in (0, 3))
+    assert torch.equal(refined(model, x, y, first, margin(model(x).detach(), y), threat=threat, rounds=3), last)
+    assert (threat.size(last - x) < threat.size(first - x)).all()
+    assert torch.equal(fab(model, x, y, threat=threat, steps=6, refine=3, stop_inside=True), first)
 
 
 def test_what_is_misclassified_is_left(x):

@@ -10,9 +10,12 @@ ascent then goes on from the best point found. Two of the four attacks of AutoAt
     x_adv = apgd(model, x, y, threat=Linf(8 / 255), steps=100, loss="cross_entropy")
     x_adv = apgd_targeted(model, x, y, threat=Linf(8 / 255), steps=100, targets=9)
 
-Deviations from the authors' code, where it differs from their paper: the checkpoints are the paper's for any number of
-steps (the code's are those for multiples of 100 only); the first step counts as rising when it rises above the start
-(the code compares it with 0); after a return to the best point the next step is compared with that point.
+The checkpoints are those of the authors' code, which are the paper's for multiples of 100 steps. In other runs the
+halvings come elsewhere, and more is broken: of 100 images of digits in L2 54 instead of 52, with 20 steps a target.
+
+Deviations from the authors' code, where it differs from their paper: the first step counts as rising when it rises
+above the start (the code compares it with 0); after a return to the best point the next step is compared with that
+point.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,17 +54,15 @@ RisingLoss = Annotated[LossName, AfterValidator(_not_kl)]
 def checkpoints(steps: int) -> dict[int, int]:
     """When the step size is looked at: {steps taken: steps since the last look}.
 
-    In per cent of the steps: p_0 = 0, p_1 = 22, p_j+1 = p_j + max(p_j - p_j-1 - 3, 6), each rounded up to a step.
+    First after 22 % of the steps, then after 3 % less than the time before, but no less than 6 %; these shares rounded
+    down, to 1 at least.
     """
-    found, last, share, width = {}, 0, 22, 22
-    while share < 100:
-        # Whole numbers: 0.57 * 100 is more than 57 in floating point.
-        at = -(-share * steps // 100)
-        if last < at < steps:
-            found[at] = at - last
-            last = at
-        width = max(width - 3, 6)
-        share += width
+    width, less, least = (max(share * steps // 100, 1) for share in (22, 3, 6))
+    found, at = {}, width
+    while at < steps:
+        found[at] = width
+        width = max(width - less, least)
+        at += width
     return found
 
 

@@ -25,7 +25,7 @@ from toughen.evaluation.examination import AsGiven, Examination
 from toughen.evaluation.findings import Audit, Finding, finding
 from toughen.evaluation.symptoms import Watched
 from toughen.losses import full_precision
-from toughen.modes import attacking, plain
+from toughen.modes import attacking, channels_last, plain
 from toughen.noise import Stream
 from toughen.threat import Threat
 
@@ -100,7 +100,7 @@ def audit(
         ball = replace(ball, eps=ball.eps.to(device))
     with _undisturbed(device, seed), torch.autocast(device.type, enabled=False), torch.no_grad():
         given = _as_given(model, images[:batch_size])
-        with attacking(model, "eval"), counted(model) as passes:
+        with attacking(model, "eval"), channels_last(model), counted(model) as passes:
             watched = Watched(model)
             pieces = Batched(watched, batch_size)
             noise = Stream(("audit", seed), rows=ids)

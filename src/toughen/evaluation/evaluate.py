@@ -12,6 +12,7 @@ that was killed goes on where it was, and ends with the same table.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from toughen import distributed, store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.batched import Batched
 from toughen.counting import counted
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.audit import audit as examine
@@ -45,6 +47,7 @@ from toughen.evaluation.stages import Aside, Plan, cascade
 from toughen.evaluation.subject import check_examples, under_analysis
 from toughen.evaluation.suites import check, find
 from toughen.evaluation.units import Task, memory_explained
+from toughen.fusion import fused
 from toughen.modes import plain
 from toughen.threat import Threat
 
@@ -153,14 +156,18 @@ def evaluate(
         # Before the model is put in inference mode: that it was not may be what is wrong.
         given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": ids}
         verdict = examine(model, x, labels, **given) if audit else None
-        with (
-            under_analysis(model, x, y, batch_size) as subject,
-            counted(model) as passes,
-            Ledger.open(folder, identity, keep=keep, shared=shared) as ledger,
-            watching(model, progress, plan.costs(threat, x, subject.classes), len(x), passes) as watch,
-        ):
+        with ExitStack() as stack:
+            subject = stack.enter_context(under_analysis(model, x, y, batch_size))
+            quick = fused(model, subject.images(x[:1]))
+            passes = stack.enter_context(counted(model))
+            if quick is not model:
+                stack.enter_context(counted(quick, passes))
+            ledger = stack.enter_context(Ledger.open(folder, identity, keep=keep, shared=shared))
+            costs = plan.costs(threat, x, subject.classes)
+            watch = stack.enter_context(watching({model, quick}, progress, costs, len(x), passes))
             task = Task(
                 subject.model,
+                Batched(quick, batch_size),
                 x,
                 labels,
                 ids,

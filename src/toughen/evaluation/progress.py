@@ -1,7 +1,7 @@
 """How far an evaluation is, and how long the rest will take.
 
     forecast = {"apgd-ce": Cost(cost_standing(attack, threat, channels=3, classes=10), share=1.0)}
-    with watching(model, show, lambda: forecast, n=1000, passes=passes) as watch:
+    with watching({model}, show, lambda: forecast, n=1000, passes=passes) as watch:
         ...
 
 An example that never breaks takes an exact number of passes under each attack, which a toy model tells that nothing
@@ -9,7 +9,7 @@ breaks. Times the examples that stand, over the passes per second so far, this b
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -146,15 +146,20 @@ class Watch:
 
 @contextmanager
 def watching(
-    model: nn.Module, show: Progress | None, forecast: Callable[[], Mapping[str, Cost]], n: int, passes: Passes
+    models: Collection[nn.Module],
+    show: Progress | None,
+    forecast: Callable[[], Mapping[str, Cost]],
+    n: int,
+    passes: Passes,
 ) -> Iterator[Watch | None]:
-    """A `Watch` that also sees every pass of the model; None where nobody looks, and then nothing is worked out."""
+    """A `Watch` that also sees every pass of the models; None where nobody looks, and then nothing is worked out."""
     if show is None:
         yield None
         return
     watch = Watch(show, forecast(), n, passes)
-    handle = model.register_forward_hook(watch.tick)
+    handles = [model.register_forward_hook(watch.tick) for model in models]
     try:
         yield watch
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -84,6 +84,7 @@ class Runner:
             return outcomes
         started, size, notes = time.perf_counter(), self.task.model.size, []
         unit = work(rows)
+        self.task.model.size = self.task.quick.size = min(self.task.model.size, self.task.quick.size)
         if self.task.model.size < size:
             notes = [
                 f"EV241 Out of memory with {size} examples in a pass; continued with {self.task.model.size}. "

@@ -115,7 +115,7 @@ def iaat(threat: Threat, side: int = 0) -> Suite:
         "pgd-100-r5": _pgd(threat, 100, restarts=5, side=side),
         "pgd-1000-r2": _pgd(threat, 1000, restarts=2, side=side),
         "mi-fgsm-40": _spec("mi_fgsm", steps=40),
-        "deepfool": _spec("deepfool"),
+        "deepfool": _spec("deepfool", refine=0),
         "cw-40": _spec("carlini_wagner_linf", steps=40),
     }
 
@@ -132,9 +132,13 @@ def bilateral(threat: Threat, side: int = 0) -> Suite:
         **{f"cw-{K}": _pgd(threat, K, side=side, loss="margin-50") for K in (100, 1000)},
         "pgd-100-r100": _pgd(threat, 100, restarts=100, side=side),
         "mi-fgsm": _spec("mi_fgsm", steps=10, step_size=None if _each(threat) else threat.eps / 5 or None),
-        "cw-l2-100": Aside(_spec("carlini_wagner", initial_const=100, learning_rate=0.1, steps=100), everywhere),
-        "cw-l2-1000": Aside(_spec("carlini_wagner", initial_const=100, learning_rate=0.01, steps=1000), everywhere),
-        "deepfool-l2": Aside(_spec("deepfool"), everywhere),
+        "cw-l2-100": Aside(
+            _spec("carlini_wagner", initial_const=100, learning_rate=0.1, steps=100, refine=0), everywhere
+        ),
+        "cw-l2-1000": Aside(
+            _spec("carlini_wagner", initial_const=100, learning_rate=0.01, steps=1000, refine=0), everywhere
+        ),
+        "deepfool-l2": Aside(_spec("deepfool", refine=0), everywhere),
     }
 
 
