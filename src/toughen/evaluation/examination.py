@@ -35,8 +35,7 @@ from toughen.threat import Threat
 PASSES = 100
 """Forward and backward passes that an example may take in all: about 1 % of what AutoAttack takes."""
 
-STEPS = 20
-LOOK = 2
+STEPS, FIRST, LOOK = 20, 8, 2
 REMEDY_STEPS = 10
 GREY_STEPS = 10
 DRAWS = 4
@@ -53,31 +52,6 @@ GREY: dict[str, Callable[[int], float]] = {"linf": lambda pixels: 0.5, "l2": lam
 
 # What a remedy may help against: findings that say that the gradient does not lead.
 MISLED = ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207", "EV224", "EV281", "EV282", "EV283")
-
-
-@dataclass
-class Trace:
-    """An objective that remembers: the cross-entropy of an ascent, with the margins on its way.
-
-    Attributes:
-        y: labels (n,).
-        first: margins at the start (n,).
-        broken: which examples were misclassified at any point so far, (n,).
-    """
-
-    y: Tensor
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-
-    def __post_init__(self) -> None:
-        self.first = torch.full_like(self.y, torch.nan, dtype=torch.float64)
-        self.broken = torch.zeros_like(self.y, dtype=torch.bool)
-
-    def __call__(self, logits: Tensor, rows: slice) -> Tensor:
-        """The loss (n,) of some rows."""
-        ahead = margin(logits.detach(), self.y[rows]).double()
-        self.first[rows] = torch.where(self.first[rows].isnan(), ahead, self.first[rows])
-        self.broken[rows] |= ahead > 0
-        return self.loss(logits, self.y[rows])
 
 
 @dataclass(frozen=True)
@@ -111,6 +85,7 @@ class Examination:
         not_checked: what was not looked at.
         standing: which examples are correct and not broken by anything so far, (N,).
         standing_pgd: which are correct and not broken by PGD-20, (N,).
+        trace, end, lost: of the first steps of PGD-20, what they saw, where they ended, and what was not finite.
     """
 
     model: Batched
@@ -149,10 +124,12 @@ class Examination:
                 "No attack was looked at, because no example is classified correctly and has a radius above 1e-5."
             )
             return
+        if self._falls(rows):
+            return
         self._slope(rows)
-        if self._pgd(rows):
-            self._remedies()
-            self._grey()
+        self._pgd(rows)
+        self._remedies()
+        self._grey()
 
     def _left(self) -> int:
         """Passes that an example may still take."""
@@ -251,26 +228,35 @@ class Examination:
         if judged.sum() >= 8 and exceeds(int(wrong.sum()), int(judged.sum()), 0.25):
             self._find("EV207", wrong=int(wrong.sum()), examples=int(judged.sum()))
 
-    def _pgd(self, rows: Tensor) -> bool:
-        """PGD-20 against FGSM and noise; whether there is more to ask, for what falls at once is not overestimated."""
+    def _falls(self, rows: Tensor) -> bool:
+        """The first steps of PGD-20, and whether they break all: what falls at once is not overestimated."""
+        x, threat = self.x[rows], self.threat[rows]
+        self.watched.forget()
+        self.trace, self.end = symptoms.Trace(self.y[rows]), start_in(x, threat, self.noise[rows.cpu()].child("pgd"))
+        step = default_step(threat.eps, STEPS)
+        for _ in range(FIRST // LOOK):
+            self.end = ascend(self.model, x, self.trace, threat=threat, steps=LOOK, step_size=step, start=self.end)
+            broken = self.trace.broken
+            if (~broken).sum() <= FEW * len(rows):
+                self.standing_pgd[rows] = ~broken
+                self.standing[rows[broken]] = False
+                broke = f"{int(broken.sum())} of {len(rows)} examples"
+                self.not_checked.append(f"Attacks were not compared, because the first steps of PGD broke {broke}.")
+                return True
+        self.lost = self.watched.gradients, self.watched.logits
+        return False
+
+    def _pgd(self, rows: Tensor) -> None:
+        """PGD-20, and what must not be stronger than it: FGSM and random noise."""
         x, y, threat, noise, n = self.x[rows], self.y[rows], self.threat[rows], self.noise[rows.cpu()], len(rows)
         self.watched.forget()
-        trace = Trace(y)
-        step = default_step(threat.eps, STEPS)
-        start = start_in(x, threat, noise.child("pgd"))
-        end = start
-        for _ in range(STEPS // LOOK):
-            end = ascend(self.model, x, trace, threat=threat, steps=LOOK, step_size=step, start=end)
-            if (~trace.broken).sum() <= FEW * n:
-                self.standing_pgd[rows] = ~trace.broken
-                self.standing[rows[trace.broken]] = False
-                broke = f"{int(trace.broken.sum())} of {n} examples"
-                self.not_checked.append(f"Attacks were not compared, because the first steps of PGD broke {broke}.")
-                return False
+        step, steps, trace = default_step(threat.eps, STEPS), STEPS - FIRST, self.trace
+        end = ascend(self.model, x, trace, threat=threat, steps=steps, step_size=step, start=self.end)
         logits = full_precision(predict(self.model, end))
         by_pgd = self._judge(logits, rows)
         self.standing_pgd[rows] = ~by_pgd
-        for code, lost in (("EV202", self.watched.gradients), ("EV203", self.watched.logits)):
+        gradients, outputs_lost = self.watched.gradients + self.lost[0], self.watched.logits + self.lost[1]
+        for code, lost in (("EV202", gradients), ("EV203", outputs_lost)):
             if lost and not self._has((code,)):
                 self._find(code, lost=int(lost), examples=STEPS * n, which=f"inputs on the way of PGD-{STEPS}")
         flat = int((margin(logits, y).double() <= trace.first).sum())
@@ -291,7 +277,6 @@ class Examination:
         same = min((symptoms.repeated(part) for part in outputs), key=lambda mask: int(mask.sum()))
         if _mostly(same):
             self._find("EV208", same=int(same.sum()), examples=n)
-        return True
 
     def _judge(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Which rows are misclassified, (n,); they stand no longer. NaN is no class."""
@@ -373,7 +358,7 @@ class Examination:
             )
             return
         rows = self.standing.nonzero().squeeze(1)
-        x, trace = self.x[rows], Trace(self.y[rows])
+        x, trace = self.x[rows], symptoms.Trace(self.y[rows])
         radius = torch.as_tensor(self.threat.eps, dtype=x.dtype, device=x.device).expand(self.n)
         radius = radius.clamp(min=GREY[self.threat.norm](self.x[0].numel()))
         threat = replace(self.threat, eps=radius[rows])

@@ -6,12 +6,14 @@ comments say where a threshold comes from.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from toughen.losses import cross_entropy, margin
 from toughen.models.classifier import Normalize
 
 # Customary means and standard deviations, by number of channels.
@@ -23,6 +25,31 @@ CUSTOMARY: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
         "0.5 / 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     },
 }
+
+
+@dataclass
+class Trace:
+    """An objective that remembers: the cross-entropy of an ascent, with the margins on its way.
+
+    Attributes:
+        y: labels (n,).
+        first: margins at the start (n,).
+        broken: which examples were misclassified at any point so far, (n,).
+    """
+
+    y: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+
+    def __post_init__(self) -> None:
+        self.first = torch.full_like(self.y, torch.nan, dtype=torch.float64)
+        self.broken = torch.zeros_like(self.y, dtype=torch.bool)
+
+    def __call__(self, logits: Tensor, rows: slice) -> Tensor:
+        """The loss (n,) of some rows."""
+        ahead = margin(logits.detach(), self.y[rows]).double()
+        self.first[rows] = torch.where(self.first[rows].isnan(), ahead, self.first[rows])
+        self.broken[rows] |= ahead > 0
+        return self.loss(logits, self.y[rows])
 
 
 class Operations(TorchFunctionMode):
