@@ -1,15 +1,12 @@
 """Two processes that share an evaluation end with the table of one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from processes import run_ranks
 from toughen.evaluation import Evaluation
 from toughen.evaluation.ledger import adversarial_examples
 from toughen.outcomes import COLUMNS
@@ -19,21 +16,7 @@ SIZES = {"one": 1, "two": 2, "seven": 7, "hundred": 100, "odd": 101}
 
 
 def run(folder: Path, world: int) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
-    }
-    processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env={**common, "RANK": str(rank)})
-        for rank in range(world)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0] * world
+    run_ranks(SCRIPT, folder, world)
     return folder
 
 

@@ -1,32 +1,16 @@
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from processes import run_ranks
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 
 def run(folder: Path, world: int) -> dict[str, dict[str, torch.Tensor]]:
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
-    }
-    processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(folder)], env={**common, "RANK": str(rank)})
-        for rank in range(world)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0] * world
+    run_ranks(SCRIPT, folder, world)
     return {file.stem: load_file(file) for file in folder.iterdir()}
 
 
