@@ -279,7 +279,8 @@ def adversarial_examples(folder: Path) -> dict[str, Adversarial]:
         try:
             with safe_open(path, framework="pt") as file:
                 label = json.loads(file.metadata()["toughen"])["attack"]
-                parts.setdefault(label, []).append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                names = list(file.keys())
+                parts.setdefault(label, []).append({name: file.get_tensor(name) for name in names})
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise store.Damaged(path, f"{path.name}: {error}") from error
     joined = {
