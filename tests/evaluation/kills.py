@@ -5,7 +5,7 @@ STRIDE-th point of the writer, each in a folder of its own. Prints one JSON line
 everything that must be equal, how often it was killed, and the units that were begun although they were done. The full
 form, about a minute:
 
-    PYTHONPATH=tests python tests/evaluation/kills.py /tmp/kills 50 1
+    PYTHONPATH=tests python tests/evaluation/kills.py FOLDER 50 1
 """
 
 import hashlib
