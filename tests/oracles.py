@@ -177,3 +177,17 @@ def relu_problem(seed: int = 0, *, n: int = 50, width: int = 2, dtype: torch.dty
     with torch.no_grad():
         y = model(x).argmax(1)
     return ReLUProblem(model, x, y)
+
+
+class RowByRow(nn.Module):
+    """Four classes by products and sums of each row alone, so that not even rounding knows who else is there."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(5)
+        self.inner = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
+        self.outer = nn.Parameter(torch.randn(4, 6, generator=draw, dtype=torch.float64) * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (x.flatten(1).unsqueeze(1) * self.inner).sum(2).sin()
+        return (hidden.unsqueeze(1) * self.outer).sum(2)

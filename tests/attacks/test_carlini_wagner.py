@@ -4,26 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import EPS, linear_problem
+from oracles import EPS, RowByRow, linear_problem
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from toughen.batched import Batched
 from toughen.counting import Passes, counted
 from toughen.losses import margin
 from toughen.threat import L2, Linf
-
-
-class RowByRow(nn.Module):
-    """Four classes by products and sums of each row alone, so that not even rounding knows who else is there."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.inner = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
-        self.outer = nn.Parameter(torch.randn(4, 6, generator=draw, dtype=torch.float64) * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = (x.flatten(1).unsqueeze(1) * self.inner).sum(2).sin()
-        return (hidden.unsqueeze(1) * self.outer).sum(2)
 
 
 class Sure(nn.Module):

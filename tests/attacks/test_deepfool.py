@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import linear_problem
+from oracles import RowByRow, linear_problem
 from toughen.attacks.deepfool import deepfool, nearest_boundary, ranked_others
 from toughen.attacks.refine import refined as refined_from
 from toughen.batched import Batched
@@ -41,20 +41,6 @@ class Bowl(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height = x.flatten(1).square().sum(1)
         return torch.stack([1 + height, -height, -2 * height], 1)
-
-
-class RowByRow(nn.Module):
-    """Four classes by products and sums of each row alone, so that not even rounding knows who else is there."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.inner = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
-        self.outer = nn.Parameter(torch.randn(4, 6, generator=draw, dtype=torch.float64) * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = (x.flatten(1).unsqueeze(1) * self.inner).sum(2).sin()
-        return (hidden.unsqueeze(1) * self.outer).sum(2)
 
 
 def test_linear_models_are_solved_in_one_step():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import EPS, linear_problem
+from oracles import EPS, RowByRow, linear_problem
 from toughen.attacks.fab import fab, to_plane
 from toughen.attacks.refine import refined
 from toughen.batched import Batched
@@ -181,20 +181,6 @@ def test_with_stop_inside_the_found_leave(x, dtype):
     assert (model(found).argmax(1) != y).all()
     assert passes.example_forwards == 5 * 2 + 3 * 2 * (1 + 2 * 3 + 1)
     torch.testing.assert_close(L2(0).size(found - x)[:5], (1.05 * distance)[:5], rtol=0.2, atol=0)
-
-
-class RowByRow(nn.Module):
-    """Four classes by products and sums of each row alone, so that not even rounding knows who else is there."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.inner = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
-        self.outer = nn.Parameter(torch.randn(4, 6, generator=draw, dtype=torch.float64) * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = (x.flatten(1).unsqueeze(1) * self.inner).sum(2).sin()
-        return (hidden.unsqueeze(1) * self.outer).sum(2)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import linear_problem
+from oracles import RowByRow, linear_problem
 from toughen.attacks.refine import refined
 from toughen.batched import Batched
 from toughen.counting import Passes, counted
@@ -101,20 +101,6 @@ def test_those_near_enough_leave(grey):
     assert torch.equal(some[5:], refined(Slope(), grey, y, found, lead, threat=L2(0), rounds=2)[5:])
     assert passes.example_forwards == 8 * 6 + 3 * 10
     assert passes.example_backwards == 3 * 2
-
-
-class RowByRow(nn.Module):
-    """Four classes by products and sums of each row alone, so that not even rounding knows who else is there."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.inner = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
-        self.outer = nn.Parameter(torch.randn(4, 6, generator=draw, dtype=torch.float64) * 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = (x.flatten(1).unsqueeze(1) * self.inner).sum(2).sin()
-        return (hidden.unsqueeze(1) * self.outer).sum(2)
 
 
 @pytest.mark.parametrize("threat", [Linf(0), L2(0)], ids=["linf", "l2"])

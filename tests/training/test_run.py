@@ -115,6 +115,8 @@ def test_selection_sees_no_test_image(tiny: str, tmp_path: Path, monkeypatch: py
 
     def recorded(model, x, y, **given):
         seen.append(x)
+        # A validation takes the passes of its suite and no more.
+        assert given["audit"] is False
         return evaluate(model, x, y, **given)
 
     monkeypatch.setattr(selection, "evaluate", recorded)

@@ -24,6 +24,7 @@ from toughen.counting import counted
 from toughen.evaluation.examination import AsGiven, Examination
 from toughen.evaluation.findings import Audit, Finding, finding
 from toughen.evaluation.symptoms import Watched
+from toughen.evaluation.units import as_input, placement
 from toughen.losses import full_precision
 from toughen.modes import attacking, channels_last, plain
 from toughen.noise import Stream
@@ -89,12 +90,8 @@ def audit(
         left = "Nothing else was checked, because there are no images in [0, 1]."
         return Audit(found, (left,), n, 0, 0, tuple(ids.tolist()), (), ())
     model = plain(model)
-    tensors = [*model.parameters(), *model.buffers()] or [x]
-    device = tensors[0].device
-    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    dtype = torch.float64 if kinds[:1] == [torch.float64] else torch.float32
-    images = x[:n].to(device).to(dtype)
-    images = images / torch.tensor(255, dtype=dtype, device=device) if x.dtype == torch.uint8 else images.clamp(0, 1)
+    device, dtype = placement(model, x)
+    images = as_input(x[:n], device, dtype)
     ball = threat[torch.arange(n, device=device if not isinstance(threat.eps, Tensor) else threat.eps.device)]
     if isinstance(ball.eps, Tensor):
         ball = replace(ball, eps=ball.eps.to(device))

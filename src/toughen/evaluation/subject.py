@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toughen import batched
 from toughen.attacks.contract import check_images, check_labels
 from toughen.batched import Batched
-from toughen.evaluation.units import as_input
+from toughen.evaluation.units import as_input, placement
 from toughen.evaluation.verify import check_logits, predict
 from toughen.modes import channels_last, evaluating, frozen, plain
 from toughen.threat import Threat
@@ -63,9 +63,7 @@ def under_analysis(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> I
         ValueError: the model returns no logits, or a label is none of its classes.
     """
     model = plain(model)
-    tensors = [*model.parameters(), *model.buffers()] or [x]
-    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    device, dtype = tensors[0].device, torch.float64 if kinds[:1] == [torch.float64] else torch.float32
+    device, dtype = placement(model, x)
     with evaluating(model), frozen(model), channels_last(model), torch.autocast(device.type, enabled=False):
         logits = batched.predict(Batched(model, 1), as_input(x[:1], device, dtype))
         check_logits(logits, 1)

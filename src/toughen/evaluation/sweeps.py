@@ -161,7 +161,16 @@ def eps_sweep(
         report = None if progress is None else _at(progress, ball)
         found.append(
             evaluate(
-                model, x, y, threat=ball, suite=suite, seed=seed, batch_size=batch_size, index=index, progress=report
+                model,
+                x,
+                y,
+                threat=ball,
+                suite=suite,
+                seed=seed,
+                batch_size=batch_size,
+                index=index,
+                progress=report,
+                audit=False,
             )
         )
     tables = [evaluation.outcomes for evaluation in found]

@@ -228,6 +228,13 @@ def shares(total: int, n: int) -> np.ndarray:
     return np.array([total // n + (position < total % n) for position in range(n)])
 
 
+def placement(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Device of the model's first parameter or buffer, else of `x`; float64 where they are, else float32."""
+    tensors = [*model.parameters(), *model.buffers()] or [x]
+    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    return tensors[0].device, torch.float64 if kinds[:1] == [torch.float64] else torch.float32
+
+
 def as_input(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Images as the model gets them. Values outside [0, 1] by rounding, which `check_images` lets pass, are clipped."""
     x_float = x.to(device).to(dtype)

@@ -40,7 +40,7 @@ def validate(job: Job, split: Split, *, threat: Threat, suite: str, seed: int) -
     for name, model in candidates(job).items():
         counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
         if len(labels):
-            found = evaluate(model, images, labels, threat=threat, suite=suite, seed=seed, index=numbers)
+            found = evaluate(model, images, labels, threat=threat, suite=suite, seed=seed, index=numbers, audit=False)
             clean, robust = round(found.clean_accuracy * found.n), round(found.robust_accuracy * found.n)
             counts += torch.tensor([clean, robust], device=counts.device)
         clean, robust = distributed.total(counts).tolist()
