@@ -25,12 +25,12 @@ def train(model: nn.Module, averages: Averages | None, steps: int) -> list[dict[
     """Weights before the first and after each step of plain SGD on data of its own."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     data, seen = torch.Generator().manual_seed(1), [weights(model)]
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
         model(torch.rand(8, 1, 8, 8, generator=data, dtype=torch.float64)).logsumexp(1).mean().backward()
         optimizer.step()
         if averages is not None:
-            averages.update(model)
+            averages.update(model, step)
         seen.append(weights(model))
     return seen
 
@@ -61,7 +61,7 @@ def test_one_update_from_the_initial_weights(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1
-    averages.update(model)
+    averages.update(model, 0)
     for name, value in weights(averages.models()["average-0.9"]).items():
         torch.testing.assert_close(value, initial[name] + 0.1, rtol=1e-14, atol=1e-14)
 
@@ -110,7 +110,18 @@ def test_averages_continue_from_a_state_that_is_loaded(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    averages.update(model)
-    other.update(model)
+    averages.update(model, 0)
+    other.update(model, 0)
     found, expected = weights(other.models()["average-0.9"]), weights(averages.models()["average-0.9"])
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_warm_start_lets_the_rate_rise_with_the_step(model):
+    averages = Averages(model, (0.5,), warm_start=True)
+    seen = train(model, averages, 12)
+    expected = seen[0]
+    for t, now in enumerate(seen[1:]):
+        tau = min(0.5, (1 + t) / (10 + t))
+        expected = {name: tau * expected[name] + (1 - tau) * now[name] for name in now}
+    for name, found in weights(averages.models()["average-0.5"]).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-13, atol=1e-15)

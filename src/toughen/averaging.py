@@ -1,16 +1,19 @@
 """Exponential moving averages of the weights, several decay rates in one run (Limits, section 4.5.1).
 
     averages = Averages(model, decays=(0.995, 0.999))
-    averages.update(model)                      # after each optimiser step
+    averages.update(model, step=0)              # after each optimiser step, counted from 0
 
 theta' <- tau theta' + (1 - tau) theta from theta'_0 = theta_0. An average does not influence training. BatchNorm's
 buffers are not averaged: those of the raw model are copied, as the paper's code evaluates theta' (facts: METHODS 1.9).
+With a warm start, as in the paper's released code, tau is min(tau, (1 + t) / (10 + t)) at step t.
 """
 
 from collections.abc import Sequence
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+BUFFERS = "copied from the weights, not averaged"  # recorded in a run's summary
 
 
 class Averages:
@@ -19,24 +22,26 @@ class Averages:
     Args:
         model: the plain model before its first step.
         decays: tau, each in [0, 1).
+        warm_start: whether tau rises to its value, so that the initial weights are forgotten sooner.
     """
 
-    def __init__(self, model: nn.Module, decays: Sequence[float]):
-        self._models = {
-            average_name(decay): AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)
-            for decay in decays
-        }
-        # torch's first update copies the weights; made here, it copies the initial ones.
-        self.update(model)
-
-    def update(self, model: nn.Module) -> None:
-        """Move every average towards the weights and copy the buffers."""
+    def __init__(self, model: nn.Module, decays: Sequence[float], *, warm_start: bool = False):
+        self._warm_start = warm_start
+        self._models = {decay: AveragedModel(model, use_buffers=False) for decay in decays}
         for average in self._models.values():
+            # torch's first update copies the weights; made here, it copies the initial ones.
+            average.update_parameters(model)
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move every average towards the weights after the optimiser's `step`-th step, and copy the buffers."""
+        for decay, average in self._models.items():
+            now = min(decay, (1 + step) / (10 + step)) if self._warm_start else decay
+            average.multi_avg_fn = get_ema_multi_avg_fn(now)
             average.update_parameters(model)
 
     def models(self) -> dict[str, nn.Module]:
         """The averaged models by name, like `average-0.995`, in the order of the decay rates."""
-        return {name: average.module for name, average in self._models.items()}
+        return {average_name(decay): average.module for decay, average in self._models.items()}
 
 
 def average_name(decay: float) -> str:

@@ -9,7 +9,7 @@ Rank r of W takes rows r, r + W, r + 2W, ... of each global batch.
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -66,6 +66,13 @@ def local_device(device: torch.device) -> torch.device:
 def wrapped(model: nn.Module) -> nn.Module:
     """The model whose backward passes average gradients over ranks; the model itself when alone."""
     return DistributedDataParallel(model) if world() > 1 else model
+
+
+@contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """Passes of a wrapped model whose gradients the caller averages over ranks."""
+    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+        yield
 
 
 def slots(n: int) -> int:

@@ -5,6 +5,7 @@
     targeted(cross_entropy, target)(logits, y)  # a targeted attack is a loss: ascending it nears the target
 
 All of them compute in float32 at least: under bf16 autocast the logits come in bf16, whose steps near 8 are 1/16.
+In training an example may have no label, written as class -1 or as a row of zeros; its cross-entropy and margin are 0.
 """
 
 from collections.abc import Callable
@@ -31,12 +32,18 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         (N,), at least 0.
     """
-    return F.cross_entropy(full_precision(logits), y if y.ndim == 1 else y.to(full_precision(logits)), reduction="none")
+    logits = full_precision(logits)
+    return F.cross_entropy(logits, y if y.ndim == 1 else y.to(logits), ignore_index=-1, reduction="none")
 
 
 def hard(y: Tensor) -> Tensor:
     """Class indices (N,) from class indices or from probabilities (N, K): the most probable class."""
     return y if y.ndim == 1 else y.argmax(1)
+
+
+def labelled(y: Tensor) -> Tensor:
+    """Which examples have a label, (N,) bool: not class -1, and no row of zeros."""
+    return y >= 0 if y.ndim == 1 else y.sum(1) > 0
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -49,9 +56,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
         logits: (N, K), K >= 2.
         y: classes (N,), or probabilities (N, K), of which the most probable class counts.
     """
-    logits, column = full_precision(logits), hard(y).unsqueeze(1)
+    logits, column = full_precision(logits), hard(y).clamp(min=0).unsqueeze(1)
     others = logits.scatter(1, column, -torch.inf)
-    return others.amax(1) - logits.gather(1, column).squeeze(1)
+    return torch.where(labelled(y), others.amax(1) - logits.gather(1, column).squeeze(1), 0.0)
 
 
 def clipped_margin(confidence: float) -> Loss:

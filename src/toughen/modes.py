@@ -78,17 +78,27 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
             yield
             return
         model.eval()
-        tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         if attack_bn == "eval":
             yield
             return
-        try:
-            for module in tracking:
-                module.training, module.track_running_stats = True, False
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                module.training = True
+        with batch_statistics(model):
             yield
-        finally:
-            for module in tracking:
-                module.track_running_stats = True
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers that are in training mode leave their running statistics alone."""
+    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 @contextmanager

@@ -16,6 +16,7 @@ once (ten times cheaper) and a rank or micro-batch takes its rows.
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,10 @@ class Stream:
     def child(self, *purpose: str | int) -> "Stream":
         """A stream for a further purpose. Draws under one key are equal, so each use takes a child of its own."""
         return Stream((*self.key, *purpose), self.rows, self.block, self.device)
+
+    def shared(self) -> np.random.Generator:
+        """A generator for what a whole batch has in common: the same on every rank."""
+        return np.random.default_rng(derive(*self.key))
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> Tensor:
         """(N, *shape), uniform in [-1, 1)."""

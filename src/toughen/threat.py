@@ -89,7 +89,13 @@ class Threat:
     def __getitem__(self, index: slice | Tensor) -> Self:
         """The threat model of some of the examples."""
         per_image = isinstance(self.eps, Tensor) and self.eps.ndim == 1
-        return type(self)(self.eps[index]) if per_image else self  # pyright: ignore[reportIndexIssue]
+        return self.of_radius(self.eps[index]) if per_image else self  # pyright: ignore[reportIndexIssue]
+
+    def of_radius(self, eps: Tensor) -> Self:
+        """The ball of the same norm with other radii (N,), unchecked: looking at them would make the device wait."""
+        ball = object.__new__(type(self))
+        object.__setattr__(ball, "eps", eps)
+        return ball
 
     def scaled(self, factor: float) -> Self:
         """The same ball with `factor` times the radius (Limits, section 4.2.2 trains at 1.1 and 1.2 times)."""

@@ -1,57 +1,17 @@
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
+from steps import CLASSES, SHAPE, N, batch, network, sgd_steps, spec
 from toughen.attacks import AttackSpec, pgd
 from toughen.counting import counted
-from toughen.data import Batch
 from toughen.losses import cross_entropy
-from toughen.methods import METHODS, AdversarialTraining, Free, Method, Natural, Spec
-from toughen.noise import Stream
+from toughen.methods import METHODS, AdversarialTraining, Free, Method, Natural
 from toughen.threat import L2, Linf, Threat
-
-N, SHAPE, CLASSES = 6, (1, 8, 8), 3
-
-
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
-    ).double()
-
-
-def batch(number: int = 0, n: int = N) -> Batch:
-    rows = torch.arange(n)
-    draw = Stream(("test", number), rows)
-    x = (draw.uniform(SHAPE, dtype=torch.float64) + 1) / 2
-    y = draw.child("y").integers(CLASSES)
-    return Batch(x=x, y=y, index=rows, noise=Stream((0, "train", number), rows, block=n), size=n)
-
-
-def spec(n: int = N) -> Spec:
-    return Spec(shape=SHAPE, slots=n, examples=100, classes=CLASSES)
-
-
-def sgd_steps(method: Method, model: nn.Module, batches: list[Batch], state, lr: float = 0.1) -> list[torch.Tensor]:
-    """What the loop does, in its barest form; the losses of every step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    seen = []
-    for one in batches:
-        model.train()
-        for objective in method.losses(model, one, state):
-            optimizer.zero_grad()
-            losses = objective()
-            losses.mean().backward()
-            optimizer.step()
-            seen.append(losses.detach())
-    return seen
-
-
-def doubled(state):
-    return {name: value.double() for name, value in state.items()}
 
 
 def test_passes_are_those_of_the_papers():
@@ -76,7 +36,7 @@ def test_free_with_eps_zero_is_natural_training_with_replay_bit_for_bit():
     batches = [batch(i) for i in range(3)] + [batch(3, n=4)]
     method = Free(threat=Linf(0), replays=3)
     a = sgd_steps(Natural(replays=3), natural, batches, {})
-    b = sgd_steps(method, free, batches, doubled(method.init(spec())))
+    b = sgd_steps(method, free, batches, method.init(spec()))
     assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
     for one, other in zip(natural.state_dict().values(), free.state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -86,7 +46,7 @@ def test_free_with_eps_zero_is_natural_training_with_replay_bit_for_bit():
 def test_free_is_algorithm_2_worked_out_by_hand(threat: Threat):
     model = network()
     method = Free(threat=threat, replays=3)
-    state = doubled(method.init(spec()))
+    state = method.init(spec())
     hand = copy.deepcopy(model)
     batches = [batch(0), batch(1), batch(2, n=4), batch(3)]
     sgd_steps(method, model, batches, state, lr=0.1)
@@ -116,7 +76,7 @@ def test_free_is_algorithm_2_worked_out_by_hand(threat: Threat):
 
 def test_free_carries_its_perturbation_across_minibatches_and_a_short_batch_moves_the_first_slots_only():
     method, model = Free(threat=Linf(0.1), replays=2), network()
-    state = doubled(method.init(spec()))
+    state = method.init(spec())
     assert not state["delta"].any()
     starts = []
     for number, n in ((0, N), (1, 4), (2, N)):
@@ -144,12 +104,12 @@ def test_free_carries_its_perturbation_across_minibatches_and_a_short_batch_move
 def test_free_leaves_entries_alone_where_the_image_is_clipped():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double()
     method = Free(threat=Linf(0.1), replays=2)
-    state = doubled(method.init(spec()))
+    state = method.init(spec())
     one = batch()
     x = one.x.clone()
     x[:, 0, 0, 0] = 1.0
     state["delta"][:, 0, 0, 0] = 0.05
-    for objective in method.losses(model, Batch(x, one.y, one.index, one.noise, one.size), state):
+    for objective in method.losses(model, replace(one, x=x), state):
         objective().mean().backward()
     assert (state["delta"][:, 0, 0, 0] == 0.05).all()
 
@@ -188,7 +148,7 @@ def test_contract(name: str):
     method = METHODS[name](name=name).resolved(Linf(0.1))
     assert METHODS[name].model_validate(method.model_dump()) == method
     model = network()
-    state = doubled(method.init(spec()))
+    state = method.init(spec())
     assert set(state) == set(method.state_kinds)
     random = torch.get_rng_state()
     losses = sgd_steps(method, model, [batch(0), batch(1, n=4)], state)
@@ -197,13 +157,12 @@ def test_contract(name: str):
     assert [len(one) for one in losses] == [N] * method.steps_per_batch + [4] * method.steps_per_batch
     assert all(one.isfinite().all() and one.ndim == 1 for one in losses)
     assert model.training
-    again, other = network(), doubled(method.init(spec()))
+    again, other = network(), method.init(spec())
     for one, same in zip(losses, sgd_steps(method, again, [batch(0), batch(1, n=4)], other), strict=True):
         assert torch.equal(one, same)
     # Probabilities in place of classes are the same problem.
-    soft = batch()
-    soft = Batch(soft.x, nn.functional.one_hot(soft.y, CLASSES).double(), soft.index, soft.noise, soft.size)
-    a = sgd_steps(method, network(), [soft], doubled(method.init(spec())))
+    soft = replace(batch(), y=nn.functional.one_hot(batch().y, CLASSES).double())
+    a = sgd_steps(method, network(), [soft], method.init(spec()))
     for one, same in zip(a, losses, strict=False):
         assert torch.allclose(one, same, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="unknown; allowed"):

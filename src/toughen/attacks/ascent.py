@@ -14,6 +14,7 @@ every public code: each step is also clipped to [0, 1].
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.noise import Stream
 from toughen.threat import Radius, Threat, per_example
+
+Start = bool | Literal["unclipped", "gaussian"]
+"""Where an ascent starts. True: uniformly in the ball, clipped to [0, 1]; False: at the image; "unclipped": uniformly
+in the ball, so that the first gradient may be taken outside [0, 1] (IAAT's and Bilateral's code); "gaussian":
+x + 0.001 N(0, I), unclipped (TRADES' and MART's code). What a step returns is clipped in any case."""
 
 Run = Callable[[Tensor | None, int], tuple[Tensor, Objective]]
 """(rows, or None for all; number of the start) -> end points of these rows, and what they are compared by"""
@@ -88,9 +94,14 @@ def default_step(eps: Radius, steps: int) -> Radius:
     return 2.5 * eps / min(steps, 20)
 
 
-def start_in(x: Tensor, threat: Threat, noise: Stream) -> Tensor:
-    """Images drawn uniformly from the ball around `x`, clipped to [0, 1]."""
-    return (x + threat.sample(x, noise)).clamp(0, 1)
+def start_in(x: Tensor, threat: Threat, noise: Stream, kind: Start = True) -> Tensor:
+    """Images to start from around `x`, as `Start` names them."""
+    if kind is False:
+        return x
+    if kind == "gaussian":
+        return x + 0.001 * noise.child("gaussian").normal(tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
+    drawn = x + threat.sample(x, noise)
+    return drawn if kind == "unclipped" else drawn.clamp(0, 1)
 
 
 def of_rows(length: Radius | list[Radius], rows: Tensor | slice) -> Radius | list[Radius]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import ascend, best_of, default_step, objective_of, of_rows, start_in
+from toughen.attacks.ascent import Start, ascend, best_of, default_step, objective_of, of_rows, start_in
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
 from toughen.losses import Loss
 from toughen.modes import AttackBN, attacking
@@ -33,7 +33,7 @@ def pgd(
     threat: Threat,
     steps: Count = 20,
     step_size: StepSize = None,
-    random_start: bool = True,
+    random_start: Start = True,
     restarts: Count = 1,
     keep: Literal["any_success", "highest_loss"] = "any_success",
     loss: LossName = "cross_entropy",
@@ -52,7 +52,8 @@ def pgd(
         steps: steps of each restart, at least 1.
         step_size: in pixel units, a number or (N,), or a function of the step, counted from 0, that gives one of them.
             Default: 2.5 eps / steps, Madry's rule, which can cross the ball, but not below eps / 8.
-        random_start: start uniformly in the ball, clipped to [0, 1].
+        random_start: true: start uniformly in the ball, clipped to [0, 1]; false: at the image; "unclipped" or
+            "gaussian": see `ascent.Start`.
         restarts: independent starts.
         keep: which end point of several restarts. "any_success": the first that is misclassified, after which the
             example is attacked no further; the highest loss where none is. "highest_loss": the highest loss after
@@ -79,7 +80,7 @@ def pgd(
     def run(rows: Tensor | None, restart: int):
         every = slice(None) if rows is None else rows
         images, ball = x[every], threat[every]
-        start = start_in(images, ball, noise[every].child("pgd", restart)) if random_start else images
+        start = start_in(images, ball, noise[every].child("pgd", restart), random_start)
         objective = objective_of(model, images, y, loss, rows)
         step = of_rows(length, every)
         return ascend(model, images, objective, threat=ball, steps=steps, step_size=step, start=start), objective

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import ascend, best_of, default_step, of_rows, start_in
+from toughen.attacks.ascent import Start, ascend, best_of, default_step, of_rows, start_in
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
 from toughen.batched import Objective, predict
 from toughen.losses import LOSSES, hard, margin
@@ -74,7 +74,7 @@ def targeted_pgd(
     target: Literal["random", "least_likely", "most_confusing"] | Tensor = "random",
     steps: Count = 20,
     step_size: StepSize = None,
-    random_start: bool = True,
+    random_start: Start = True,
     restarts: Count = 1,
     loss: LossName = "cross_entropy",
     attack_bn: AttackBN = "eval",
@@ -94,7 +94,8 @@ def targeted_pgd(
             run forward once (under attack_bn "train" this moves the running statistics too); or classes (N,).
         steps: steps of each restart, at least 1.
         step_size: see `pgd`, as is its default.
-        random_start: start uniformly in the ball, clipped to [0, 1].
+        random_start: true: start uniformly in the ball, clipped to [0, 1]; false: at the image; "unclipped" or
+            "gaussian": see `ascent.Start`.
         restarts: starts, of which the first that is misclassified is kept, after which the example is attacked no
             further; where none is, the end point of the highest margin.
         loss: "cross_entropy", "margin", "dlr" or (logits, target) -> (N,), to be descended.
@@ -133,7 +134,7 @@ def targeted_pgd(
                     raise ValueError(f"targets run from {low} to {high} but the model has classes 0 to {classes - 1}")
                 return -function(logits, aims(classes)[piece])
 
-            start = start_in(images, ball, draws.child("start")) if random_start else images
+            start = start_in(images, ball, draws.child("start"), random_start)
             step = of_rows(length, every)
             found = ascend(model, images, towards, threat=ball, steps=steps, step_size=step, start=start)
             # Targets differ from restart to restart, so end points are compared by what they are all after.

@@ -24,10 +24,13 @@ class Batch:
 
     Args:
         x: (N, C, H, W) float32 in [0, 1], augmented. N may be 0 on a rank of a short batch.
-        y: (N,) int64 class indices, or (N, K) probabilities where something has mixed them.
+        y: (N,) int64 class indices, or (N, K) probabilities where something has mixed them; -1, or a row of zeros,
+            where an example has no label.
         index: (N,) int64, the examples' positions in the original training set.
         noise: the draws for these examples at this step, with the same rows on any number of ranks.
         size: examples in the global batch, over all ranks.
+        classes: K, how many classes there are.
+        extra: (N,) bool, which examples are of the extra, pseudo-labelled set; None where there is no such set.
     """
 
     x: Tensor
@@ -35,6 +38,8 @@ class Batch:
     index: Tensor
     noise: Stream
     size: int
+    classes: int
+    extra: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -55,6 +60,7 @@ class Batches:
         pad: pixels of padding before a random crop; 0 for none.
         flip: whether images are mirrored with probability 1/2.
         pad_mode: "constant" (zeros) or "reflect".
+        classes: number of classes; by default one more than the highest label.
         rank: which rows of a global batch: rank, rank + world, rank + 2 * world, ...
         world: number of ranks.
 
@@ -73,6 +79,7 @@ class Batches:
         pad: int = 0,
         flip: bool = False,
         pad_mode: str = "constant",
+        classes: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -88,6 +95,7 @@ class Batches:
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank}, but {world} ranks allow 0 to {world - 1}.")
         check_padding(pad, pad_mode, *split.images.shape[2:])
+        self.classes = int(split.labels.max()) + 1 if classes is None else classes
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.pad, self.flip, self.pad_mode = pad, flip, pad_mode
         self.rank, self.world = rank, world
@@ -119,6 +127,7 @@ class Batches:
             index=self._index[chosen],
             noise=Stream((self.seed, "train", number), rows, len(global_batch), self.device),
             size=len(global_batch),
+            classes=self.classes,
         )
 
     def _epoch_order(self, epoch: int) -> Tensor:

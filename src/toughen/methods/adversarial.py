@@ -5,36 +5,30 @@ Example:
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
 from toughen.attacks import AttackSpec
 from toughen.data import Batch
 from toughen.losses import cross_entropy
-from toughen.methods.base import Method, Objective, State, required_threat
+from toughen.methods.base import Objective, Robust, State
 from toughen.modes import plain
-from toughen.threat import Threat
 
 
-class AdversarialTraining(Method, frozen=True):
+class AdversarialTraining(Robust, frozen=True):
     """minimise mean cross_entropy(model(attack(x, y)), y) (Free, algorithm 1; Limits, equation 1).
 
     Attributes:
         name: "adversarial".
         attack: the inner maximisation; its `attack_bn` says what BatchNorm does meanwhile. Deviation from Madry's
             code, which attacks in training mode: "eval" unless given.
-        threat: the ball; the run's unless given.
     """
-
-    forwards: ClassVar = ("robust",)
 
     name: Literal["adversarial"] = "adversarial"
     attack: AttackSpec = AttackSpec(name="pgd", steps=10)
-    threat: Threat | None = None
 
     def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
         """The loss on the attacked batch."""
-        threat = required_threat(self.threat, self.name)
-        x_adv = self.attack(plain(model), batch.x, batch.y, threat=threat, noise=batch.noise.child("attack"))
+        x_adv = self.attack(plain(model), batch.x, batch.y, threat=self.ball, noise=batch.noise.child("attack"))
         yield lambda: cross_entropy(model(x_adv), batch.y)

@@ -11,22 +11,23 @@ computes the per-example losses (N,) on fixed inputs. The loop calls it, takes t
 may then read gradients that this very backward pass has left on its inputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from toughen.counting import Passes, count_on_toy
 from toughen.data import Batch
-from toughen.naming import Settings
+from toughen.naming import Positive, Settings
 from toughen.noise import Stream
 from toughen.threat import Threat
 
 Objective = Callable[[], Tensor]
 State = dict[str, Tensor]
 Kind = Literal["slot", "index", "replicated"]
+Seen = Literal["clean", "robust"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,29 @@ class Method(Settings, frozen=True):
 
     Attributes:
         name: its name in `METHODS`.
-        state_kinds: for each tensor of the state what its first dimension counts: "slot", rows of the batch (row i of
-            the global batch lives on rank i mod world); "index", training examples; "replicated", anything that is
-            equal on all ranks.
-        forwards: for each forward pass of an objective what kind of image it sees, "clean" or "robust": the
-            accuracy on the batch is shown under that name.
+        soft_labels: whether labels may be probabilities (N, K), so that mixup and label smoothing can wrap it.
     """
 
+    soft_labels: ClassVar[bool] = True
+
     name: str
-    state_kinds: ClassVar[dict[str, Kind]] = {}
-    forwards: ClassVar[tuple[Literal["clean", "robust"], ...]] = ("clean",)
+
+    @property
+    def state_kinds(self) -> Mapping[str, Kind]:
+        """For each tensor of the state what its first dimension counts.
+
+        "slot": rows of the batch (row i of the global batch lives on rank i mod world); "index": training examples,
+        all of them on every rank; "replicated": anything that is equal on all ranks.
+        """
+        return {}
+
+    @property
+    def forwards(self) -> tuple[Seen, ...]:
+        """For each forward pass of an objective what kind of image it sees, "clean" or "robust".
+
+        The accuracy on the batch is shown under that name.
+        """
+        return ("clean",)
 
     @property
     def steps_per_batch(self) -> int:
@@ -91,25 +105,75 @@ class Method(Settings, frozen=True):
         """
         raise NotImplementedError
 
-    def passes(self, *, channels: int = 1, classes: int = 10) -> Passes:
-        """Passes of one batch, all its steps together, counted on a tiny model."""
+    def metrics(self, state: State) -> dict[str, Any]:
+        """What the state has to say in a line of the log: plain numbers, lists and dicts of them."""
+        return {}
+
+    def passes(self, *, calls: int = 1, channels: int = 1, classes: int = 10) -> Passes:
+        """Passes of one batch, all its steps together, counted on a tiny model.
+
+        Args:
+            calls: how often each objective is run; weight perturbation runs it twice.
+            channels: of the tiny model's images.
+            classes: of the tiny model.
+        """
         spec = Spec(shape=(channels, 8, 8), slots=2, examples=2, classes=classes)
 
         def train(model: nn.Module, x: Tensor, y: Tensor) -> None:
             rows = torch.arange(len(x))
-            batch = Batch(x=x, y=y, index=rows, noise=Stream(("toy",), rows, block=len(x)), size=len(x))
-            for objective in self.losses(model, batch, self.init(spec)):
-                objective().mean().backward()
+            noise = Stream(("toy",), rows, block=len(x))
+            batch = Batch(x=x, y=y, index=rows, noise=noise, size=len(x), classes=classes)
+            for objective in self.losses(model, batch, self.typical_state(spec)):
+                for _ in range(calls):
+                    objective().mean().backward()
 
         return count_on_toy(train, channels=channels, classes=classes)
 
+    def typical_state(self, spec: Spec) -> State:
+        """A state amid a run, where batches cost what most of them do."""
+        return self.init(spec)
 
-def required_threat(threat: Threat | None, name: str) -> Threat:
-    """The threat model of a method, once it has one.
+    def predicted(self, batches: int) -> float:
+        """Cost of a run in natural steps (see `counting`)."""
+        return batches * self.passes().natural_steps
+
+
+class Robust(Method, frozen=True):
+    """A method that trains within a ball.
+
+    Attributes:
+        threat: the ball; the run's unless given.
+        radius_scale: its radius is multiplied by this in training alone (Limits, section 4.2.2: 1.1 and 1.2).
+    """
+
+    threat: Threat | None = None
+    radius_scale: Positive = 1.0
+
+    @property
+    def forwards(self) -> tuple[Seen, ...]:
+        """The attacked batch, once."""
+        return ("robust",)
+
+    @property
+    def ball(self) -> Threat:
+        """The ball of training.
+
+        Raises:
+            ValueError: when neither the method nor the run has given a threat model.
+        """
+        if self.threat is None:
+            raise ValueError(f"method {self.name} has no threat model; give it one, like threat=Linf(8 / 255)")
+        return self.threat.scaled(self.radius_scale)
+
+
+def classes_only(y: Tensor, name: str) -> None:
+    """Refuse probabilities, for a method that needs to know the class.
 
     Raises:
-        ValueError: when neither the method nor the run has given one.
+        ValueError: y is (N, K).
     """
-    if threat is None:
-        raise ValueError(f"method {name} has no threat model; give it one, like threat=Linf(8 / 255)")
-    return threat
+    if y.ndim != 1:
+        raise ValueError(
+            f"method {name} needs class numbers (N,), but the labels are probabilities {tuple(y.shape)}; train without "
+            "mixup and label smoothing, or take another method, such as trades"
+        )

@@ -11,18 +11,18 @@ delta belongs to the slot in the batch, not to the image: it is zero once, befor
 so that the next minibatch starts from the perturbation of the last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from toughen.data import Batch
 from toughen.losses import cross_entropy
-from toughen.methods.base import Method, Objective, Spec, State, required_threat
+from toughen.methods.base import Kind, Objective, Robust, Spec, State
 from toughen.naming import Count
-from toughen.threat import Threat, per_example
+from toughen.threat import per_example
 
 
 def _loss(model: nn.Module, batch: Batch, delta: Tensor) -> Tensor:
@@ -31,21 +31,21 @@ def _loss(model: nn.Module, batch: Batch, delta: Tensor) -> Tensor:
     return cross_entropy(model((batch.x + delta).clamp(0, 1)), batch.y)
 
 
-class Free(Method, frozen=True):
+class Free(Robust, frozen=True):
     """Free training in the paper's form; with eps = 0 it is `Natural(replays)`.
 
     Attributes:
         name: "free".
-        threat: the ball; the run's unless given.
         replays: m, optimiser steps on each minibatch; 8 is the paper's choice for CIFAR, 4 for ImageNet.
     """
 
-    state_kinds: ClassVar = {"delta": "slot"}
-    forwards: ClassVar = ("robust",)
-
     name: Literal["free"] = "free"
-    threat: Threat | None = None
     replays: Count = 8
+
+    @property
+    def state_kinds(self) -> Mapping[str, Kind]:
+        """One perturbation for each slot of the batch."""
+        return {"delta": "slot"}
 
     @property
     def steps_per_batch(self) -> int:
@@ -58,7 +58,7 @@ class Free(Method, frozen=True):
 
     def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
         """The loss at x + delta, `replays` times; a short batch uses and moves the first slots."""
-        threat = required_threat(self.threat, self.name)
+        threat = self.ball
         slots = state["delta"][: len(batch.x)]
         for _ in range(self.replays):
             delta = slots.clone().requires_grad_()

@@ -136,6 +136,19 @@ class SelectionSettings(Settings, frozen=True):
     every: Count | None = None
 
 
+class WeightPerturbation(Settings, frozen=True):
+    """Adversarial weight perturbation (Wu et al. 2020, AWP) around every step of any method: see `training.weights`.
+
+    Attributes:
+        gamma: how far each weight tensor is moved, as a share of its norm; the paper's is 0.01 for PGD training and
+            0.005 for TRADES.
+        start: share of the budget before it begins.
+    """
+
+    gamma: Positive = 0.005
+    start: Decay = 0.0
+
+
 def _method(value: Any) -> Any:
     """Look a method up at validation time, so that one registered from outside works."""
     if isinstance(value, Method):
@@ -187,6 +200,8 @@ class Recipe(Settings, frozen=True):
         optimizer: see `OptimizerSettings`.
         schedule: of the learning rate, by name: see `schedule.py`.
         averages: decay rates of weight averages, kept beside the weights; the first is what is evaluated by default.
+        averages_warm_start: let the rates rise from 0.1 to their values over the first steps (see `averaging`).
+        weight_perturbation: see `WeightPerturbation`; null for none.
         selection: see `SelectionSettings`.
         precision: "fp32", or "bf16" for autocast in training; evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.
@@ -206,6 +221,8 @@ class Recipe(Settings, frozen=True):
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)
     schedule: ScheduleSpec = ScheduleSpec(name="constant")
     averages: tuple[Decay, ...] = ()
+    averages_warm_start: bool = False
+    weight_perturbation: WeightPerturbation | None = None
     selection: Annotated[SelectionSettings, _named("suite")] = SelectionSettings()
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Annotated[str, AfterValidator(_device)] = "auto"
@@ -238,7 +255,11 @@ class Recipe(Settings, frozen=True):
     def natural_steps(self) -> float:
         """Predicted cost of training in natural steps (see `counting`), counted on a tiny model."""
         method = self.method.resolved(self.threat)
-        return self.batches * method.passes().natural_steps
+        steps = method.predicted(self.batches)
+        if self.weight_perturbation:
+            twice = method.passes(calls=2).natural_steps - method.passes().natural_steps
+            steps += twice * self.batches * (1 - self.weight_perturbation.start)
+        return steps
 
     @property
     def headline(self) -> str:

@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toughen import distributed
 from toughen.averaging import Averages
 from toughen.counting import Passes
 from toughen.data import Batch
-from toughen.losses import hard
 from toughen.methods import Method, Objective, State
 from toughen.noise import derive
+from toughen.recipes.schema import WeightPerturbation
 from toughen.schedule import Factor
 from toughen.training.monitors import Finite, Meters
+from toughen.training.weights import gradient, perturbable, perturbed
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Job:
         optimizer: with a `base_lr` in every group.
         factor: share of the budget -> factor of the base rates.
         averages: of the weights.
+        perturbation: of the weights around each step, or None.
         seed: of whatever the model itself draws, such as dropout.
         total_steps: the budget.
         autocast: compute in bfloat16 where torch holds it to be sound.
@@ -55,6 +57,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     factor: Factor
     averages: Averages
+    perturbation: WeightPerturbation | None
     seed: int
     total_steps: int
     autocast: bool
@@ -72,16 +75,15 @@ def train_batch(job: Job, batch: Batch) -> None:
     torch.manual_seed(derive(job.seed, "model", job.number, distributed.rank()))
     for objective in _objectives(job, batch):
         job.optimizer.zero_grad(set_to_none=True)
-        with _precision(job, batch), job.meters.watching(job.model) as seen:
-            losses = objective()
-        # Over the global batch, and DistributedDataParallel divides by the ranks: a mean per rank would be wrong on a
-        # short last batch.
-        (losses.sum() * (distributed.world() / batch.size)).backward()
-        job.meters.add(losses, seen, hard(batch.y), job.method.forwards)
+        with _at_worst_weights(job, batch, objective):
+            with _precision(job, batch), job.meters.watching(job.model) as seen:
+                losses = objective()
+            _global_mean(losses, batch).backward()
+        job.meters.add(losses, seen, batch.y, job.method.forwards)
         job.finite.guard(job.optimizer, losses, batch.index, job.step)
         set_rate(job.optimizer, job.factor(job.step / job.total_steps))
         job.optimizer.step()
-        job.averages.update(job.model)
+        job.averages.update(job.model, job.step)
         job.step += 1
     job.number += 1
 
@@ -102,6 +104,28 @@ def _objectives(job: Job, batch: Batch) -> Iterator[Objective]:
         if objective is None:
             return
         yield objective
+
+
+def _global_mean(losses: Tensor, batch: Batch) -> Tensor:
+    # Over the global batch, and DistributedDataParallel divides by the ranks: a mean per rank would be wrong on a
+    # short last batch.
+    return losses.sum() * (distributed.world() / batch.size)
+
+
+@contextmanager
+def _at_worst_weights(job: Job, batch: Batch, objective: Objective) -> Iterator[None]:
+    """The weights moved against this objective, where the recipe asks for it."""
+    if job.perturbation is None or job.step < job.perturbation.start * job.total_steps:
+        yield
+        return
+
+    def loss() -> Tensor:
+        with _precision(job, batch):
+            return _global_mean(objective(), batch)
+
+    weights = perturbable(job.model)
+    with perturbed(weights, gradient(job.wrapped, weights, loss), job.perturbation.gamma):
+        yield
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen import distributed
+from toughen.losses import hard, labelled
 
 
 class NonFinite(RuntimeError):
@@ -79,6 +80,7 @@ class Meters:
 
     _loss: Tensor | float = 0.0
     _examples: int = 0
+    _labelled: Tensor | int = 0
     _correct: dict[str, Tensor] = field(default_factory=dict)
 
     @contextmanager
@@ -92,11 +94,17 @@ class Meters:
             handle.remove()
 
     def add(self, losses: Tensor, seen: list[Tensor], y: Tensor, forwards: tuple[str, ...]) -> None:
-        """One step: per-example losses (N,), the logits that were seen, the classes (N,), and what each pass saw."""
+        """One step: per-example losses (N,), the logits that were seen, the labels, and what each pass saw.
+
+        Examples without a label count in the loss alone.
+        """
         self._loss = self._loss + losses.detach().sum().double()
         self._examples += len(y)
+        known = labelled(y)
+        self._labelled = self._labelled + known.sum()
         for kind, logits in zip(forwards, seen, strict=False):
-            correct = (logits.argmax(1) == y).sum() if len(y) else torch.zeros((), dtype=torch.int64, device=y.device)
+            right = (logits.argmax(1) == hard(y)) & known if len(y) else known
+            correct = right.sum()
             self._correct[kind] = self._correct.get(kind, torch.zeros_like(correct)) + correct
 
     def read(self) -> dict[str, float]:
@@ -106,11 +114,11 @@ class Meters:
         sums = torch.stack(
             [
                 torch.as_tensor(value, dtype=torch.float64, device=device)
-                for value in (self._examples, self._loss, *(self._correct[kind] for kind in kinds))
+                for value in (self._examples, self._labelled, self._loss, *(self._correct[kind] for kind in kinds))
             ]
         )
-        examples, loss, *correct = distributed.total(sums).tolist()
-        self._loss, self._examples, self._correct = 0.0, 0, {}
+        examples, known, loss, *correct = distributed.total(sums).tolist()
+        self._loss, self._examples, self._labelled, self._correct = 0.0, 0, 0, {}
         return {"loss": loss / examples} | {
-            f"{kind}_batch_accuracy": count / examples for kind, count in zip(kinds, correct, strict=True)
+            f"{kind}_batch_accuracy": count / max(known, 1) for kind, count in zip(kinds, correct, strict=True)
         }

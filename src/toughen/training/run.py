@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toughen import distributed, recipes, store
+from toughen import averaging, distributed, recipes, store
 from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from toughen.counting import counted
 from toughen.data import Batches, ImageData, Split, load
@@ -178,6 +178,7 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
             continue
         job.finite.check()
         record = {"step": job.step, "lr": job.optimizer.param_groups[0]["lr"], **job.meters.read()}
+        record |= job.method.metrics(job.state)
         elapsed = time.monotonic() - clock
         pace = images / max(elapsed, 1e-9)
         outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
@@ -242,6 +243,7 @@ def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> 
         "peak_memory_bytes": peak_memory(device),
         "headline": headline,
         "best": outputs.best,
+        "averages_batchnorm": averaging.BUFFERS if recipe.averages else None,
         "device": str(device),
         "ranks": distributed.world(),
         "threads": torch.get_num_threads(),

@@ -68,6 +68,7 @@ def set_up(
             pad=recipe.data.pad,
             flip=recipe.data.flip,
             pad_mode=recipe.data.pad_mode,
+            classes=data.num_classes,
             rank=distributed.rank(),
             world=distributed.world(),
         )
@@ -90,7 +91,8 @@ def set_up(
         state=method.init(spec),
         optimizer=build_optimizer(recipe, model),
         factor=warmed_up(recipe.schedule.factor(), recipe.optimizer.warmup),
-        averages=Averages(model, recipe.averages),
+        averages=Averages(model, recipe.averages, warm_start=recipe.averages_warm_start),
+        perturbation=recipe.weight_perturbation,
         seed=recipe.seed,
         total_steps=recipe.total_steps,
         autocast=recipe.precision == "bf16",
