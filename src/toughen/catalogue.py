@@ -8,10 +8,10 @@ import inspect
 from collections.abc import Callable
 
 from toughen import recipes
-from toughen.attacks import ATTACKS
+from toughen.attacks import ATTACKS, AttackSpec
 from toughen.data import DATA
 from toughen.evaluation import SUITES
-from toughen.methods import METHODS
+from toughen.methods import METHODS, Method
 from toughen.models import MODELS
 from toughen.naming import known
 from toughen.threat import Linf
@@ -28,13 +28,52 @@ def _recipes() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    rows = {}
-    for name, method in METHODS.items():
-        settings = {"threat": Linf(0.1)} if "threat" in method.model_fields else {}
-        each = method(name=name, **settings)
-        cost = each.passes().natural_steps / each.steps_per_batch
-        rows[name] = f"{first_line(method)} [{cost:.2f} natural steps per optimiser step by default]"
-    return rows
+    return {name: f"{first_line(kind)} [{cost_formula(kind(name=name))}]" for name, kind in METHODS.items()}
+
+
+def cost_formula(method: Method) -> str:
+    """What an optimiser step costs in natural steps, in the K steps of the attack or the m replays, as counted.
+
+    Example:
+        cost_formula(AdversarialTraining())     # "(2K + 3)/3 natural steps: 7.67 with K = 10"
+    """
+    method = method.resolved(Linf(0.1))
+    default = _thirds(method)
+    attack, replays = _attack_of(method), method.steps_per_batch
+    if attack is not None and "steps" in attack.settings:
+        one, two, nine = (_thirds(_with_steps(method, steps)) for steps in (1, 2, 9))
+        slope, constant = two - one, 2 * one - two
+        if nine == constant + 9 * slope:
+            whole = slope % 3 == constant % 3 == 0
+            a, b = (slope // 3, constant // 3) if whole else (slope, constant)
+            text = f"{a if a > 1 else ''}K + {b}"
+            formula = text if whole else f"({text})/3"
+            return f"{formula} natural steps: {default / 3:.2f} with K = {attack.settings['steps']}"
+    each = default / 3 / replays
+    text = "1 natural step" if each == 1 else f"{each:.2f} natural steps"
+    return f"{text} a replay" if "replays" in type(method).model_fields else text
+
+
+def _thirds(method: Method) -> int:
+    """Cost of a minibatch in thirds of a natural step, which are whole."""
+    return round(3 * method.passes().natural_steps)
+
+
+def _attack_of(method: Method) -> AttackSpec | None:
+    inner = getattr(method, "method", None)
+    return _attack_of(inner) if isinstance(inner, Method) else getattr(method, "attack", None)
+
+
+def _with_steps(method: Method, steps: int) -> Method:
+    """The same method with an attack of so many steps."""
+    inner = getattr(method, "method", None)
+    if isinstance(inner, Method):
+        return method.model_copy(update={"method": _with_steps(inner, steps)})
+    attack = _attack_of(method)
+    assert attack is not None
+    return method.model_copy(
+        update={"attack": AttackSpec.model_validate({"name": attack.name, **attack.settings, "steps": steps})}
+    )
 
 
 def _documented(registry: dict) -> dict[str, str]:
