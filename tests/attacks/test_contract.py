@@ -34,6 +34,8 @@ VARIANTS = {
     "pgd-highest": {"name": "pgd", "steps": 3, "restarts": 2, "keep": "highest_loss", "loss": "margin-50"},
     "pgd-kl": {"name": "pgd", "loss": "kl"},
     "pgd-dlr": {"name": "pgd", "steps": 3, "loss": "dlr"},
+    "rs_fgsm-kl": {"name": "rs_fgsm", "loss": "kl", "random_start": "gaussian"},
+    "adam_pgd-restarts": {"name": "adam_pgd", "steps": 4, "restarts": 3, "loss": "margin", "drops": (0.5, 0.75)},
     "targeted-restarts": {"name": "targeted_pgd", "steps": 3, "restarts": 3},
     "targeted-confusing": {"name": "targeted_pgd", "steps": 3, "target": "most_confusing", "loss": "margin"},
     "multi_targeted-all": {"name": "multi_targeted", "steps": 3, "restarts": 2, "targets": "all"},
@@ -48,7 +50,7 @@ SPECS = {
     **{label: settings for label, settings in VARIANTS.items() if settings["name"] in ATTACKS},
 }
 # These look for the worst point of the ball and let nobody leave; others return a broken example where it broke.
-STAY = {"fgsm", "r_fgsm", "bim", "mi_fgsm", "pgd", "targeted_pgd"}
+STAY = {"fgsm", "r_fgsm", "rs_fgsm", "bim", "mi_fgsm", "pgd", "adam_pgd", "targeted_pgd"}
 # Their steps have a length of their own, which need not reach the surface.
 SHY = {"carlini_wagner_linf", "spsa"}
 ONE_NORM = {"carlini_wagner": "l2", "carlini_wagner_linf": "linf"}

@@ -1,5 +1,6 @@
 """Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv."""
 
+from toughen.attacks.adam_pgd import adam_pgd
 from toughen.attacks.apgd import apgd, apgd_targeted
 from toughen.attacks.ascent import ascend
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
@@ -8,7 +9,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
 from toughen.attacks.multi_targeted import multi_targeted
-from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm
+from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm, rs_fgsm
 from toughen.attacks.registry import ATTACKS
 from toughen.attacks.spec import AttackSpec
 from toughen.attacks.spsa import spsa
@@ -18,6 +19,7 @@ from toughen.attacks.targeted import targeted_pgd
 __all__ = [
     "ATTACKS",
     "AttackSpec",
+    "adam_pgd",
     "apgd",
     "apgd_targeted",
     "ascend",
@@ -34,6 +36,7 @@ __all__ = [
     "multi_targeted",
     "pgd",
     "r_fgsm",
+    "rs_fgsm",
     "spsa",
     "square",
     "targeted_pgd",

@@ -14,20 +14,26 @@ every public code: each step is also clipped to [0, 1].
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import LOSSES, Loss, full_precision, hard
-from toughen.noise import Stream
+from toughen.modes import AttackBN, attacking
+from toughen.noise import Stream, fixed
 from toughen.threat import Radius, Threat, per_example
 
 Start = bool | Literal["unclipped", "gaussian"]
 """Where an ascent starts. True: uniformly in the ball, clipped to [0, 1]; False: at the image; "unclipped": uniformly
 in the ball, so that the first gradient may be taken outside [0, 1] (IAAT's and Bilateral's code); "gaussian":
 x + 0.001 N(0, I), unclipped (TRADES' and MART's code). What a step returns is clipped in any case."""
+
+Gathered = tuple[Any, ...]
+Rule = Callable[[Tensor, Gathered], tuple[Tensor, Gathered]]
+"""(gradient (N, C, H, W), what the step before has left, nothing at the first) -> (what a step of length 1 adds, what
+is left for the next)"""
 
 Run = Callable[[Tensor | None, int], tuple[Tensor, Objective]]
 """(rows, or None for all; number of the start) -> end points of these rows, and what they are compared by"""
@@ -42,7 +48,7 @@ def ascend(
     steps: int,
     step_size: Radius | Sequence[Radius],
     start: Tensor,
-    momentum: float = 0.0,
+    rule: Rule | None = None,
 ) -> Tensor:
     """The loop itself, on a model that is already in the mode wanted.
 
@@ -54,26 +60,48 @@ def ascend(
         steps: number of steps, each one forward and one backward pass.
         step_size: length of a step in the threat's norm, a number or (N,), or one of these for every step.
         start: perturbed images to start from, (N, C, H, W); they need not lie in the ball.
-        momentum: mu >= 0; above 0 the direction is that of g <- mu g + grad / ||grad||_1 (Dong et al. 2018, equation 6)
-            instead of the gradient's.
+        rule: what a gradient makes of a step. Default: the direction of steepest ascent.
 
     Returns:
         The last iterate (N, C, H, W), in the ball and in [0, 1].
     """
-    x_adv, gathered = start, None
+    x_adv, gathered, rule = start, (), rule or steepest(threat)
     lengths = list(step_size) if isinstance(step_size, Sequence) else [per_example(step_size, x)] * steps
     for length in lengths:
         _, grad, _ = value_and_grad(model, x_adv, objective)
-        if momentum:
-            grad = gathered = _unit_l1(grad) if gathered is None else momentum * gathered + _unit_l1(grad)
-        x_adv = move(x_adv.detach(), x, grad, threat, length)
+        step, gathered = rule(grad, gathered)
+        x_adv = _moved(x_adv.detach(), x, step, threat, length)
     return x_adv.detach()
 
 
 def move(x_adv: Tensor, x: Tensor, grad: Tensor, threat: Threat, length: Radius) -> Tensor:
     """One step of the ascent: `length` in the direction of steepest ascent, back into the ball and into [0, 1]."""
-    moved = x_adv - x + per_example(length, x) * threat.steepest(grad)
+    return _moved(x_adv, x, threat.steepest(grad), threat, length)
+
+
+def _moved(x_adv: Tensor, x: Tensor, step: Tensor, threat: Threat, length: Radius) -> Tensor:
+    moved = x_adv - x + per_example(length, x) * step
     return (x + threat.project(moved)).clamp(0, 1)
+
+
+def steepest(threat: Threat) -> Rule:
+    """A step in the direction in which the loss rises most for its length in the threat's norm."""
+    return lambda grad, gathered: (threat.steepest(grad), ())
+
+
+def momentum(threat: Threat, decay: float) -> Rule:
+    """The direction of steepest ascent of g <- decay g + grad / ||grad||_1 (Dong et al. 2018, equation 6).
+
+    With a decay of 0 it is `steepest`, to the last bit.
+    """
+    if not decay:
+        return steepest(threat)
+
+    def rule(grad: Tensor, gathered: Gathered) -> tuple[Tensor, Gathered]:
+        g = decay * gathered[0] + _unit_l1(grad) if gathered else _unit_l1(grad)
+        return threat.steepest(g), (g,)
+
+    return rule
 
 
 def _unit_l1(grad: Tensor) -> Tensor:
@@ -133,6 +161,74 @@ def objective_of(model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, rows:
         return loss(whole, y)[positions]
 
     return own
+
+
+def from_starts(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: int,
+    step_size: Radius | list[Radius],
+    draws: str,
+    random_start: Start,
+    restarts: int,
+    loss: str | Loss,
+    attack_bn: AttackBN,
+    noise: Stream | None,
+    by_loss: bool = False,
+    rule: Rule | None = None,
+) -> Tensor:
+    """The ascent of a named loss from one or several starts, and the best end point of each example.
+
+    Args:
+        model: classifier, put into the mode of an attack here and back into its own.
+        x: clean images (N, C, H, W).
+        y: classes (N,) or probabilities (N, K).
+        threat: the ball.
+        steps: see `ascend`.
+        step_size: see `ascend`.
+        draws: under which name the random starts are drawn.
+        random_start: see `Start`.
+        restarts: number of starts.
+        loss: its name in `losses.LOSSES`, or (logits, y) -> (N,).
+        attack_bn: see `modes.attacking`.
+        noise: stream of the random starts, or None for one keyed by the examples' positions.
+        by_loss: see `best_of`.
+        rule: see `ascend`.
+
+    Raises:
+        ValueError: for several starts that would be equal, and for a loss without a gradient at the only one.
+    """
+    if not random_start:
+        refuse_kl(loss)
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{restarts} restarts without a random start would be equal; use random_start: true")
+    noise = fixed(len(x), device=x.device) if noise is None else noise
+
+    def run(rows: Tensor | None, restart: int) -> tuple[Tensor, Objective]:
+        every = slice(None) if rows is None else rows
+        images, ball = x[every], threat[every]
+        start = start_in(images, ball, noise[every].child(draws, restart), random_start)
+        objective = objective_of(model, images, y, loss, rows)
+        size = of_rows(step_size, every)
+        found = ascend(model, images, objective, threat=ball, steps=steps, step_size=size, start=start, rule=rule)
+        return found, objective
+
+    with attacking(model, attack_bn):
+        # Batch statistics depend on who is in the batch, so under them nobody leaves it.
+        return best_of(model, x, y, run, restarts=restarts, by_loss=by_loss, leave=attack_bn == "eval")
+
+
+def refuse_kl(loss: str | Loss) -> None:
+    """Refuse a loss that has no gradient at the clean image, for an ascent that starts there.
+
+    Raises:
+        ValueError: the loss is "kl".
+    """
+    if loss == "kl":
+        raise ValueError("loss kl has a zero gradient at the clean image; use random_start: true (pgd)")
 
 
 def best_of(

@@ -1,27 +1,32 @@
-"""The attacks that go uphill from the label: FGSM, R+FGSM, BIM, MI-FGSM and PGD, each a few arguments to the ascent.
+"""Uphill from the label: FGSM, R+FGSM, RS-FGSM, BIM, MI-FGSM and PGD, each a few arguments to the ascent.
 
     x_adv = pgd(model, x, y, threat=Linf(8 / 255), steps=20, step_size=2 / 255, restarts=5)
 
 Sources: FGSM, Goodfellow et al. 2015; BIM, Kurakin et al. 2017; MI-FGSM, Dong et al. 2018; PGD, Madry et al. 2018
-(Free, algorithm 1); R+FGSM, Tramer et al. 2018.
+(Free, algorithm 1); R+FGSM, Tramer et al. 2018; RS-FGSM, Wong et al. 2020.
 """
 
 from typing import Literal
 
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import Start, ascend, best_of, default_step, objective_of, of_rows, start_in
+from toughen.attacks.ascent import (
+    Rule,
+    Start,
+    ascend,
+    default_step,
+    from_starts,
+    momentum,
+    objective_of,
+    refuse_kl,
+    steepest,
+)
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
 from toughen.losses import Loss
 from toughen.modes import AttackBN, attacking
-from toughen.naming import Count, NonNegative, Share
+from toughen.naming import Count, NonNegative, Positive, Share
 from toughen.noise import Stream, fixed
 from toughen.threat import Threat, per_example
-
-
-def _refuse_kl(loss: str | Loss) -> None:
-    if loss == "kl":
-        raise ValueError("loss kl has a zero gradient at the clean image; use random_start: true (pgd)")
 
 
 @attack
@@ -70,25 +75,21 @@ def pgd(
         ValueError: for settings outside these ranges, for "kl" without a random start, where its gradient is zero, and
             for "dlr" with fewer than 3 classes.
     """
-    if not random_start:
-        _refuse_kl(loss)
-    if restarts > 1 and not random_start:
-        raise ValueError(f"{restarts} restarts without a random start would be equal; use random_start: true")
-    length = lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, len(x))
-    noise = fixed(len(x), device=x.device) if noise is None else noise
-
-    def run(rows: Tensor | None, restart: int):
-        every = slice(None) if rows is None else rows
-        images, ball = x[every], threat[every]
-        start = start_in(images, ball, noise[every].child("pgd", restart), random_start)
-        objective = objective_of(model, images, y, loss, rows)
-        step = of_rows(length, every)
-        return ascend(model, images, objective, threat=ball, steps=steps, step_size=step, start=start), objective
-
-    with attacking(model, attack_bn):
-        # Batch statistics depend on who is in the batch, so under them nobody leaves it.
-        by_loss, leave = keep == "highest_loss", attack_bn == "eval"
-        return best_of(model, x, y, run, restarts=restarts, by_loss=by_loss, leave=leave)
+    return from_starts(
+        model,
+        x,
+        y,
+        threat=threat,
+        steps=steps,
+        step_size=lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, len(x)),
+        draws="pgd",
+        random_start=random_start,
+        restarts=restarts,
+        loss=loss,
+        attack_bn=attack_bn,
+        noise=noise,
+        by_loss=keep == "highest_loss",
+    )
 
 
 @attack
@@ -105,7 +106,7 @@ def fgsm(
 
     In the L2 ball it is the fast gradient method, x + eps grad / ||grad||. Arguments as for `pgd`.
     """
-    _refuse_kl(loss)
+    refuse_kl(loss)
     with attacking(model, attack_bn):
         objective = objective_of(model, x, y, loss)
         return ascend(model, x, objective, threat=threat, steps=1, step_size=threat.eps, start=x)
@@ -147,6 +148,51 @@ def r_fgsm(
 
 
 @attack
+def rs_fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    step_share: Positive = 1.25,
+    random_start: Start = True,
+    loss: LossName = "cross_entropy",
+    attack_bn: AttackBN = "eval",
+    noise: Stream | None = None,
+) -> Tensor:
+    """FGSM from a random start in the ball, projected (Wong et al. 2020, algorithm 3): PGD with one step of 1.25 eps.
+
+    delta ~ U(-eps, eps), x_adv = x + project(delta + 1.25 eps sign(grad loss(model(x + delta), y))), in [0, 1].
+    Training on it can collapse (catastrophic overfitting), the more so the longer the step.
+
+    Args:
+        model: as for `pgd`, like all but the next.
+        x: see `pgd`.
+        y: see `pgd`.
+        threat: see `pgd`; in the L2 ball the sign becomes the normalised gradient.
+        step_share: length of the step / eps, positive; the paper's is 1.25.
+        random_start: see `pgd`, whose draws these are. With false it is FGSM for any share from 1 on.
+        loss: see `pgd`.
+        attack_bn: see `pgd`; the authors' code runs in "train".
+        noise: see `pgd`.
+    """
+    return from_starts(
+        model,
+        x,
+        y,
+        threat=threat,
+        steps=1,
+        step_size=step_share * threat.eps,
+        draws="pgd",
+        random_start=random_start,
+        restarts=1,
+        loss=loss,
+        attack_bn=attack_bn,
+        noise=noise,
+    )
+
+
+@attack
 def bim(
     model: nn.Module,
     x: Tensor,
@@ -162,7 +208,7 @@ def bim(
 
     The default step is eps / steps, which just reaches the ball's surface.
     """
-    return _from_the_image(model, x, y, threat, steps, step_size, 0.0, loss, attack_bn)
+    return _from_the_image(model, x, y, threat, steps, step_size, steepest(threat), loss, attack_bn)
 
 
 @attack
@@ -194,7 +240,8 @@ def mi_fgsm(
         loss: see `pgd`.
         attack_bn: see `pgd`.
     """
-    return _from_the_image(model, x, y, threat, steps, step_size, decay, loss, attack_bn)
+    rule = momentum(threat, decay)
+    return _from_the_image(model, x, y, threat, steps, step_size, rule, loss, attack_bn)
 
 
 def _from_the_image(
@@ -204,12 +251,12 @@ def _from_the_image(
     threat: Threat,
     steps: int,
     step_size: StepSize,
-    momentum: float,
+    rule: Rule,
     loss: str | Loss,
     attack_bn: AttackBN,
 ) -> Tensor:
-    _refuse_kl(loss)
+    refuse_kl(loss)
     step = lengths(threat.eps / steps if step_size is None else step_size, steps, len(x))
     with attacking(model, attack_bn):
         objective = objective_of(model, x, y, loss)
-        return ascend(model, x, objective, threat=threat, steps=steps, step_size=step, start=x, momentum=momentum)
+        return ascend(model, x, objective, threat=threat, steps=steps, step_size=step, start=x, rule=rule)

@@ -37,10 +37,14 @@ class AttackSpec(NamedCall, frozen=True):
         return is_minimal_norm(self.find(self.name))
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, noise: Stream | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, noise: Stream | None = None, **changes: Any
     ) -> Tensor:
-        """Run the attack, with its input unchecked (see `contract.attack`)."""
+        """Run the attack, with its input unchecked (see `contract.attack`).
+
+        Settings among `changes` stand in for the spec's own, unchecked too: to look at a tensor would make the device
+        wait.
+        """
         function = inspect.unwrap(self.find(self.name))
         takes = inspect.signature(function).parameters
         given = {key: value for key, value in {"threat": threat, "noise": noise}.items() if key in takes}
-        return function(model, x, y, **given, **self.settings)
+        return function(model, x, y, **given, **self.settings | changes)
