@@ -51,15 +51,21 @@ class Batches:
     Epoch e (batches e * len(self) to (e + 1) * len(self) - 1) holds every example exactly once, in an order that is a
     pure function of (seed, e). The last batch of an epoch is kept when it is short.
 
+    With `repeats` R that one time is R rows of the same batch, each with a crop and mirroring of its own: a batch of B
+    rows holds B / R examples, and an epoch has R times as many batches. The rows of an example stand side by side, so
+    that ranks, which take every world-th row, share them out. This is the `emulated_workers` of Gowal et al.'s release
+    (facts: METHODS 1.10). Deviation: there each device has all rows of its examples.
+
     Args:
         split: the training images, N of them; copied to the device once.
         index: (N,) int64, the examples' positions in the original training set.
-        batch_size: examples in a global batch, 1 to N.
+        batch_size: rows of a global batch, 1 to N (to N R with repeats), a multiple of R.
         seed: of the order and the augmentation, and the first part of every batch's noise key.
         device: where the images live and batches are made.
         pad: pixels of padding before a random crop; 0 for none.
         flip: whether images are mirrored with probability 1/2.
         pad_mode: "constant" (zeros) or "reflect".
+        repeats: R, rows for each example in its batch, at least 1.
         classes: number of classes; by default one more than the highest label.
         rank: which rows of a global batch: rank, rank + world, rank + 2 * world, ...
         world: number of ranks.
@@ -79,14 +85,16 @@ class Batches:
         pad: int = 0,
         flip: bool = False,
         pad_mode: str = "constant",
+        repeats: int = 1,
         classes: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not 1 <= batch_size <= len(split):
+        check_repeats(batch_size, repeats)
+        if not 1 <= batch_size <= len(split) * repeats:
             raise ValueError(
                 f"batch_size is {batch_size}, but there are {len(split)} training images; "
-                f"give a batch size from 1 to {len(split)}."
+                f"give a batch size from 1 to {len(split) * repeats}."
             )
         if index.shape != (len(split),):
             raise ValueError(
@@ -98,6 +106,7 @@ class Batches:
         self.classes = int(split.labels.max()) + 1 if classes is None else classes
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.pad, self.flip, self.pad_mode = pad, flip, pad_mode
+        self.repeats, self.distinct = repeats, batch_size // repeats
         self.rank, self.world = rank, world
         self._images = split.images.to(self.device)
         self._labels = split.labels.to(self.device)
@@ -109,14 +118,15 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self._labels) // self.batch_size)
+        return -(-len(self._labels) // self.distinct)
 
     def __getitem__(self, number: int) -> Batch:
         """This rank's rows of batch `number` (0 or more, counted over the whole run)."""
         if number < 0:
             raise IndexError(f"Batch {number} was asked for, but batches are numbered from 0 on.")
         epoch, place = divmod(number, len(self))
-        global_batch = self._epoch_order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        examples = self._epoch_order(epoch)[place * self.distinct : (place + 1) * self.distinct]
+        global_batch = examples[:, None].expand(-1, self.repeats).flatten()
         chosen = global_batch[self.rank :: self.world]
         rows = torch.arange(len(global_batch))[self.rank :: self.world]
         noise = Stream((self.seed, "augment", number), rows, len(global_batch), self.device)
@@ -136,3 +146,16 @@ class Batches:
             order = torch.randperm(len(self._labels), generator=generator(self.seed, "order", epoch))
             self._order = (epoch, order.to(self.device))
         return self._order[1]
+
+
+def check_repeats(batch_size: int, repeats: int) -> None:
+    """Refuse a batch that cannot hold each of its examples `repeats` times.
+
+    Raises:
+        ValueError: `repeats` is less than 1, or does not divide `batch_size`.
+    """
+    if repeats < 1 or batch_size % repeats:
+        raise ValueError(
+            f"batch_size is {batch_size} and repeats is {repeats}; give repeats of 1 or more, and a batch size that is "
+            "a multiple of it, so that each image stands so often in its batch."
+        )
