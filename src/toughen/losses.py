@@ -124,6 +124,19 @@ def kl(logits: Tensor, y: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), y.to(logits), reduction="none").sum(1)
 
 
+def divergence(clean: Tensor, robust: Tensor) -> Tensor:
+    """KL(softmax(clean) || softmax(robust)), (N,), with gradients for both.
+
+    `kl` takes probabilities, and its gradient for one of them that underflows to 0 would be NaN.
+
+    Args:
+        clean: logits (N, K).
+        robust: logits (N, K).
+    """
+    log_clean, log_robust = (full_precision(logits).log_softmax(1) for logits in (clean, robust))
+    return F.kl_div(log_robust, log_clean, reduction="none", log_target=True).sum(1)
+
+
 def targeted(loss: Loss, target: Tensor) -> Loss:
     """The loss -loss(logits, target): ascending it drives the prediction to `target` (N,); the label is ignored."""
     return lambda logits, y: -loss(logits, target)

@@ -99,6 +99,7 @@ def main(folder: Path, trials: int) -> None:
     for name, method in {
         "free": {"name": "free", "replays": 3},
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},
+        "instance_adaptive": {"name": "instance_adaptive", "attack": {"name": "pgd", "steps": 1}, "warmup": 9},
     }.items():
         started = time.monotonic()
         in_child(method, folder / name)

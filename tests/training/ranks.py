@@ -1,6 +1,6 @@
 """One of several ranks that train in float64: `python ranks.py FOLDER`, with torchrun's variables set.
 
-For each method the first rank saves weights, averages and the gathered method state.
+For each form of each method the first rank saves weights, averages and the gathered method state.
 """
 
 import sys
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import tiny_data
+from method_cases import CASES, Case
 from toughen import distributed
 from toughen.data import DATA
 from toughen.recipes.text import build
@@ -18,24 +19,19 @@ from toughen.training.loop import train_batch
 from toughen.training.saving import capture
 from toughen.training.setup import set_up, splits
 
-METHODS = {
-    "natural": {"name": "natural", "replays": 2},
-    "pgd": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}},
-    "free": {"name": "free", "replays": 3},
-}
 
-
-def train(out: Path, method: dict[str, object]) -> None:
+def train(out: Path, case: Case) -> None:
     # 134 training images in batches of 19: the last has a single one, so the second of two ranks has none.
     recipe = build(
         {
             "data": {"source": "tiny", "validation": 16, "pad": 1, "flip": True},
             "model": {"name": "small_cnn", "width": 2},
-            "method": method,
+            "method": case.settings,
             "threat": "linf:0.1",
             "batch_size": 19,
             "steps": 60,
             "averages": [0.9],
+            **case.recipe,
         }
     )
     data = DATA["tiny"]()
@@ -58,5 +54,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     DATA["tiny"] = tiny_data
     with distributed.group(torch.device("cpu")):
-        for name, method in METHODS.items():
-            train(Path(sys.argv[1]) / f"{name}.safetensors", method)
+        for name, case in CASES.items():
+            train(Path(sys.argv[1]) / f"{name}.safetensors", case)

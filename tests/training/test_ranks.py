@@ -3,6 +3,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from method_cases import CASES
 from processes import run_ranks
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -16,7 +17,7 @@ def run(folder: Path, world: int) -> dict[str, dict[str, torch.Tensor]]:
 
 def test_two_ranks_are_one_rank_for_every_method(tmp_path: Path):
     one, two = (run(tmp_path / str(world), world) for world in (1, 2))
-    assert one.keys() == two.keys() == {"natural", "pgd", "free"}
+    assert one.keys() == two.keys() == CASES.keys()
     for method, tensors in one.items():
         assert tensors.keys() == two[method].keys()
         for name, value in tensors.items():

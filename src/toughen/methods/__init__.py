@@ -2,21 +2,38 @@
 
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Kind, Method, Objective, Robust, Seen, Spec, State, classes_only
+from toughen.methods.bilateral import Bilateral
 from toughen.methods.free import Free
+from toughen.methods.instance_adaptive import InstanceAdaptive
+from toughen.methods.interpolated import Interpolated
+from toughen.methods.label_smoothing import LabelSmoothing
+from toughen.methods.mart import Mart
+from toughen.methods.mixup import Mixup
 from toughen.methods.natural import Natural
 from toughen.methods.registry import METHODS
+from toughen.methods.trades import Trades
+from toughen.methods.wrapper import AnyMethod, Wrapper
 
 __all__ = [
     "METHODS",
     "AdversarialTraining",
+    "AnyMethod",
+    "Bilateral",
     "Free",
+    "InstanceAdaptive",
+    "Interpolated",
     "Kind",
+    "LabelSmoothing",
+    "Mart",
     "Method",
+    "Mixup",
     "Natural",
     "Objective",
     "Robust",
     "Seen",
     "Spec",
     "State",
+    "Trades",
+    "Wrapper",
     "classes_only",
 ]

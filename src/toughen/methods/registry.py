@@ -2,11 +2,25 @@
 
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Method
+from toughen.methods.bilateral import Bilateral
 from toughen.methods.free import Free
+from toughen.methods.instance_adaptive import InstanceAdaptive
+from toughen.methods.interpolated import Interpolated
+from toughen.methods.label_smoothing import LabelSmoothing
+from toughen.methods.mart import Mart
+from toughen.methods.mixup import Mixup
 from toughen.methods.natural import Natural
+from toughen.methods.trades import Trades
 
 METHODS: dict[str, type[Method]] = {
     "natural": Natural,
     "adversarial": AdversarialTraining,
     "free": Free,
+    "trades": Trades,
+    "mart": Mart,
+    "instance_adaptive": InstanceAdaptive,
+    "bilateral": Bilateral,
+    "interpolated": Interpolated,
+    "mixup": Mixup,
+    "label_smoothing": LabelSmoothing,
 }

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from toughen.averaging import average_name
+from toughen.data.batches import check_repeats
 from toughen.evaluation import suites
-from toughen.methods import METHODS, Method
+from toughen.methods.wrapper import AnyMethod, nested
 from toughen.models.registry import find as find_model
 from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, Positive, Settings, known
 from toughen.schedule import SCHEDULES, Factor
@@ -38,6 +39,8 @@ class DataSettings(Settings, frozen=True):
         pad: pixels added on each side before a random crop back to size.
         pad_mode: what they hold: "constant" (black) or "reflect".
         flip: flip half of the images left to right.
+        repeats: how often each image stands in its batch, each time under an augmentation of its own; it must divide
+            the batch size.
     """
 
     source: str
@@ -46,6 +49,7 @@ class DataSettings(Settings, frozen=True):
     pad: Annotated[int, Field(ge=0)] = 0
     pad_mode: Literal["constant", "reflect"] = "constant"
     flip: bool = False
+    repeats: Count = 1
 
 
 class ModelSpec(NamedCall, frozen=True):
@@ -149,17 +153,6 @@ class WeightPerturbation(Settings, frozen=True):
     start: Decay = 0.0
 
 
-def _method(value: Any) -> Any:
-    """Look a method up at validation time, so that one registered from outside works."""
-    if isinstance(value, Method):
-        return value
-    if not isinstance(value, str | Mapping):
-        raise ValueError("write a name, or a mapping with a name and its settings")
-    settings = {"name": value} if isinstance(value, str) else dict(value)
-    name = known(str(settings.get("name", "")), METHODS, "method")
-    return METHODS[name].model_validate(settings)
-
-
 def check_radius(threat: Threat) -> Threat:
     """A ball of radius 0 has its uses in Python; in a recipe it is a mistake, like one that holds every image."""
     radius = float(threat.eps)
@@ -203,6 +196,9 @@ class Recipe(Settings, frozen=True):
         averages_warm_start: let the rates rise from 0.1 to their values over the first steps (see `averaging`).
         weight_perturbation: see `WeightPerturbation`; null for none.
         selection: see `SelectionSettings`.
+        overfitting_every: optimiser steps between checks for catastrophic overfitting, rounded up to whole batches,
+            where the method trains in a ball; with one after the last step. 0 for none; null for as often as costs 3 %
+            (see `training.overfitting`).
         precision: "fp32", or "bf16" for autocast in training; evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.
         seed: of every random draw.
@@ -214,7 +210,7 @@ class Recipe(Settings, frozen=True):
     data: Annotated[DataSettings, _named("source")]
     model: ModelSpec
     normalize: Annotated[Literal["none", "data", "per_image"] | ChannelStatistics, BeforeValidator(_normalize)] = "none"
-    method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
+    method: AnyMethod
     threat: Annotated[Threat, AfterValidator(check_radius)]
     batch_size: Count = 128
     steps: Count
@@ -224,6 +220,7 @@ class Recipe(Settings, frozen=True):
     averages_warm_start: bool = False
     weight_perturbation: WeightPerturbation | None = None
     selection: Annotated[SelectionSettings, _named("suite")] = SelectionSettings()
+    overfitting_every: Annotated[int, Field(ge=0)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Annotated[str, AfterValidator(_device)] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -234,11 +231,19 @@ class Recipe(Settings, frozen=True):
     def _consistent(self) -> Self:
         if len(set(map(average_name, self.averages))) < len(self.averages):
             raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
-        if (own := getattr(self.method, "threat", None)) is not None:
-            try:
-                check_radius(own)
-            except ValueError as error:
-                raise ValueError(f"method.threat: {error}") from None
+        for depth, method in enumerate(nested(self.method), 1):
+            if (own := getattr(method, "threat", None)) is not None:
+                try:
+                    check_radius(own)
+                except ValueError as error:
+                    raise ValueError(f"{'method.' * depth}threat: {error}") from None
+        if self.data.repeats > 1:
+            check_repeats(self.batch_size, self.data.repeats)
+            if "index" in self.method.state_kinds.values():
+                raise ValueError(
+                    f"data.repeats is {self.data.repeats}, but method {self.method.name} keeps something for each "
+                    "image, which must stand once in a batch; use data.repeats: 1"
+                )
         return self
 
     @property

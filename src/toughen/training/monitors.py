@@ -110,7 +110,7 @@ class Meters:
     def read(self) -> dict[str, float]:
         """Means over all ranks since the last reading, which also starts the sums anew."""
         kinds = sorted(self._correct)
-        device = self._correct[kinds[0]].device if kinds else "cpu"
+        device = self._loss.device if isinstance(self._loss, Tensor) else "cpu"
         sums = torch.stack(
             [
                 torch.as_tensor(value, dtype=torch.float64, device=device)

@@ -68,6 +68,7 @@ def set_up(
             pad=recipe.data.pad,
             flip=recipe.data.flip,
             pad_mode=recipe.data.pad_mode,
+            repeats=recipe.data.repeats,
             classes=data.num_classes,
             rank=distributed.rank(),
             world=distributed.world(),
@@ -75,7 +76,7 @@ def set_up(
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
     model = build_model(recipe, data, split).to(device, dtype)
-    short = len(split) % recipe.batch_size
+    short = len(split) % batches.distinct * batches.repeats
     if 0 < short < distributed.world() and has_batchnorm(model):
         raise RecipeError(
             f"batch_size: {recipe.batch_size} leaves a last batch of {short} for {distributed.world()} ranks, and "

@@ -1,0 +1,81 @@
+"""One radius for each training example: its memory, and the rules of IAAT by which it moves.
+
+    eps = recalled(memory, batch.index, unseen=8 / 255)
+    candidate = three_way(eps, gamma, withstands_wider, withstands_same)
+    remember(memory, batch, smoothed(eps, candidate, beta=0.1))
+
+A memory is (examples,), the same on every rank, in pixel units; -1 where an example has not been seen yet, because
+checkpoints refuse NaN.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toughen import distributed
+from toughen.data import Batch
+from toughen.losses import labelled
+
+UNSEEN = -1.0
+BINS = 16  # of the histogram in the log
+FOLLOWED = 3  # examples whose radii stand in every line of the log
+
+
+def recalled(memory: Tensor, index: Tensor, unseen: float) -> Tensor:
+    """The radii of these examples, (N,); `unseen` for those that have none."""
+    found = memory[index]
+    return torch.where(found >= 0, found, unseen)
+
+
+def remember(memory: Tensor, batch: Batch, radius: Tensor) -> None:
+    """Write the radii (N,) of a batch into every rank's memory; an example without a label keeps what it had.
+
+    An example must stand at most once in a global batch; of several radii one would be kept, no matter which.
+    """
+    kept = torch.where(labelled(batch.y), radius.to(memory), memory[batch.index])
+    # One exchange for both: float64 holds any example's number and any radius exactly.
+    rows = distributed.gather(torch.stack([batch.index.double(), kept.double()], 1), batch.size)
+    memory.index_copy_(0, rows[:, 0].long(), rows[:, 1].to(memory))
+
+
+def three_way(eps: Tensor, gamma: float, wider: Tensor, same: Tensor) -> Tensor:
+    """IAAT, algorithm 2, lines 4 to 10: eps + gamma, eps or eps - gamma, which may be negative.
+
+    Args:
+        eps: remembered radii (N,).
+        gamma: how far a radius is tried to move.
+        wider: (N,) bool, whether the prediction withstands the attack with eps + gamma.
+        same: (N,) bool, whether it withstands the one with eps.
+    """
+    return torch.where(wider, eps + gamma, torch.where(same, eps, eps - gamma))
+
+
+def smoothed(eps: Tensor, candidate: Tensor, beta: float, lower: float = 0.0) -> Tensor:
+    """IAAT, algorithm 2, line 11, clipped from below: max((1 - beta) eps + beta candidate, lower), (N,)."""
+    return ((1 - beta) * eps + beta * candidate).clamp(min=lower)
+
+
+def described(memory: Tensor, largest: float) -> dict[str, Any]:
+    """What a line of the log says of the examples seen so far; waits for the device.
+
+    Args:
+        memory: (examples,).
+        largest: where the histogram ends; its last bin holds all larger radii too.
+
+    Returns:
+        Nothing while no example has been seen, then "radius_mean"; "radius_histogram", with 17 edges and 16 counts;
+        "radius_of", the radii of the examples with the lowest numbers, so that successive lines are their histories.
+    """
+    values = memory.detach().cpu().double()
+    numbers = (values >= 0).nonzero().squeeze(1)
+    if not len(numbers):
+        return {}
+    seen = values[numbers]
+    edges = torch.linspace(0, largest, BINS + 1, dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(seen, edges[1:-1], right=True), minlength=BINS)
+    return {
+        "radius_mean": float(seen.mean()),
+        "radius_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "radius_of": {str(number): float(values[number]) for number in numbers[:FOLLOWED].tolist()},
+    }

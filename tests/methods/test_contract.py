@@ -1,0 +1,205 @@
+"""What every training method promises, in every form of `method_cases.CASES`."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from method_cases import CASES, Case
+from steps import CLASSES, N, batch, network, sgd_steps, spec
+from toughen.checkpoint import load_checkpoint, save_checkpoint
+from toughen.counting import counted
+from toughen.data import DATA
+from toughen.methods import METHODS, Method
+from toughen.recipes.text import build, dump, parse_yaml
+from toughen.threat import L2, Linf, Threat
+from toughen.training.loop import Job, train_batch
+from toughen.training.saving import capture, restore
+from toughen.training.setup import set_up, splits
+
+BALL = Linf(0.1)
+everyone = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def method_of(case: Case, threat: Threat = BALL) -> Method:
+    return METHODS[case.settings["name"]].model_validate(case.settings).resolved(threat)
+
+
+def test_every_method_has_a_row():
+    assert {case.settings["name"] for case in CASES.values()} == set(METHODS)
+    for name, kind in METHODS.items():
+        assert kind.model_fields["name"].default == name
+        assert kind(name=name) == kind.model_validate({"name": name})
+
+
+@everyone
+def test_losses_are_finite_for_each_step_and_the_same_again(case: Case):
+    method, seen = method_of(case), []
+    for threat in (method_of(case), method_of(case, L2(0.5))):
+        model, state = network(), threat.init(spec())
+        random = torch.get_rng_state()
+        losses = sgd_steps(threat, model, [batch(i) for i in range(3)] + [batch(3, n=4)], state)
+        assert torch.equal(random, torch.get_rng_state())
+        assert model.training
+        assert all(p.requires_grad for p in model.parameters())
+        k = method.steps_per_batch
+        assert [len(one) for one in losses] == [N] * 3 * k + [4] * k
+        assert all(one.isfinite().all() and one.ndim == 1 and one.dtype == torch.float64 for one in losses)
+        assert all(value.isfinite().all() for value in state.values())
+        seen.append(losses)
+    again = sgd_steps(method, network(), [batch(i) for i in range(3)] + [batch(3, n=4)], method.init(spec()))
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], again, strict=True))
+
+
+@everyone
+def test_an_objective_may_be_called_twice(case: Case):
+    method, model = method_of(case), network().train()
+    state = method.typical_state(spec())
+    for objective in method.losses(model, batch(), state):
+        first = objective()
+        assert torch.equal(first, objective())
+        first.mean().backward()
+
+
+@everyone
+def test_a_batch_costs_what_was_predicted(case: Case):
+    method, model = method_of(case), network().train()
+    with counted(model) as passes:
+        for objective in method.losses(model, batch(), method.typical_state(spec())):
+            objective().mean().backward()
+    alone = method.passes(classes=CLASSES)
+    for kind in ("forwards", "input_backwards", "full_backwards"):
+        assert getattr(passes, kind) == getattr(alone, kind), kind
+
+
+@everyone
+def test_running_statistics_move_with_the_training_passes_alone_unless_asked(case: Case):
+    method, model = method_of(case), network().train()
+    bn = model[1]
+    assert isinstance(bn, nn.BatchNorm2d)
+    for objective in method.losses(model, batch(), method.typical_state(spec())):
+        objective().mean().backward()
+    assert int(bn.num_batches_tracked) == case.tracked
+    assert bn.track_running_stats
+
+
+@everyone
+def test_probabilities_are_the_same_problem_or_refused(case: Case):
+    method, hard = method_of(case), batch()
+    soft = replace(hard, y=nn.functional.one_hot(hard.y, CLASSES).double())
+
+    def losses(one) -> list[torch.Tensor]:
+        return sgd_steps(method, network(), [one], method.typical_state(spec()))
+
+    if not method.soft_labels:
+        with pytest.raises(ValueError, match=f"method {method.name} needs class numbers"):
+            losses(soft)
+        return
+    for one, same in zip(losses(hard), losses(soft), strict=True):
+        assert torch.allclose(one, same, rtol=0, atol=1e-12)
+    mixed = replace(hard, y=torch.full((N, CLASSES), 1 / CLASSES, dtype=torch.float64))
+    assert all(one.isfinite().all() for one in losses(mixed))
+
+
+@everyone
+def test_examples_without_a_label(case: Case):
+    method, one = method_of(case), batch()
+    missing = replace(one, y=torch.where(torch.arange(N) < 2, -1, one.y))
+    (first, *_) = sgd_steps(method, network(), [missing], method.typical_state(spec()))
+    assert first.isfinite().all()
+    if method.name == "mixup":
+        return  # their partners' labels count
+    if case.unlabelled == "zero" and method.name != "interpolated" and not getattr(method, "alignment", 0):
+        assert (first[:2] == 0).all()
+    elif case.unlabelled == "regulariser":
+        assert (first[:2] > 0).all()
+    assert (first[2:] > 0).all()
+
+
+@everyone
+def test_the_state_is_what_it_says(case: Case):
+    method = method_of(case)
+    state, given = method.init(spec()), spec()
+    assert set(state) == set(method.state_kinds)
+    for name, kind in method.state_kinds.items():
+        assert kind in ("slot", "index", "replicated")
+        if kind != "replicated":
+            assert len(state[name]) == (given.slots if kind == "slot" else given.examples)
+
+
+@everyone
+def test_settings_survive_text_and_unknown_ones_are_refused(case: Case, tiny: str):
+    method = METHODS[case.settings["name"]].model_validate(case.settings)
+    recipe = build({"data": tiny, "model": "small_cnn", "method": case.settings, "threat": "linf:0.1", "steps": 1})
+    assert recipe.method == method
+    assert build(parse_yaml(dump(recipe), "a dump")) == recipe
+    with pytest.raises(ValueError, match="unknown; allowed"):
+        METHODS[method.name].model_validate({**case.settings, "no_such_field": 1})
+
+
+def job_of(case: Case):
+    recipe = build(
+        {
+            "data": {"source": "tiny", "pad": 1, "flip": True, "validation": 16},
+            "model": {"name": "small_cnn", "width": 2, "norm": "batch"},
+            "method": case.settings,
+            "threat": "linf:0.1",
+            "batch_size": 32,
+            "steps": 60,
+            "optimizer": {"lr": 0.05},
+            "averages": [0.9],
+            "averages_warm_start": True,
+            **case.recipe,
+        }
+    )
+    split, _, index = splits(recipe, DATA["tiny"]())
+    job, batches = set_up(recipe, DATA["tiny"](), split, index, torch.device("cpu"))
+    return job, batches
+
+
+def tensors(job: Job) -> dict[str, torch.Tensor]:
+    return {f"{group}.{name}": t for group, members in capture(job, slots=32)[0].items() for name, t in members.items()}
+
+
+class Interrupted(Exception):
+    """Thrown amid a minibatch."""
+
+
+@everyone
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(case: Case, tiny: str, tmp_path: Path):
+    whole, batches = job_of(case)
+    for number in range(6):
+        train_batch(whole, batches[number])
+    begun, _ = job_of(case)
+    for number in range(3):
+        train_batch(begun, batches[number])
+    state, counters = capture(begun, slots=32)
+    saved = load_checkpoint(save_checkpoint(tmp_path, begun.step, state, counters))
+
+    # What is begun after the save and dies amid the minibatch, in the middle of a replay where there are any.
+    update, left = begun.averages.update, max(0, begun.method.steps_per_batch - 2)
+
+    def dying(model: nn.Module, step: int) -> None:
+        nonlocal left
+        update(model, step)
+        left -= 1
+        if left < 0:
+            raise Interrupted
+
+    begun.averages.update = dying
+    with pytest.raises(Interrupted):
+        train_batch(begun, batches[3])
+
+    resumed, _ = job_of(case)
+    restore(resumed, saved)
+    for number in range(3, 6):
+        train_batch(resumed, batches[number])
+    expected, found = tensors(whole), tensors(resumed)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert whole.passes == copy.copy(resumed.passes)
+    assert whole.method.metrics(whole.state) == resumed.method.metrics(resumed.state)
