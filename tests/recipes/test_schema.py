@@ -19,7 +19,6 @@ from toughen.recipes.text import build, parse_yaml
 from toughen.schedule import SCHEDULES, Factor
 from toughen.threat import Linf
 
-SHIPPED = sorted(recipes.shipped())
 BASE = {"data": "mnist5k", "model": "small_cnn", "method": "free", "threat": "linf:0.1", "steps": 8}
 
 
@@ -31,34 +30,6 @@ def fault(**changes: object) -> str:
     with pytest.raises(RecipeError) as caught:
         build({**BASE, **changes})
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_loads_is_called_like_its_file_and_comes_back_from_its_dump(name: str):
-    recipe = recipes.load(name)
-    assert recipe.name == name
-    assert reloaded(recipe) == recipe
-    assert recipes.differences(reloaded(recipe), recipe) == []
-
-
-@pytest.mark.parametrize("name", [n for n in SHIPPED if n.startswith("cifar10-") and not n.endswith("-small")])
-def test_each_line_with_a_figure_says_where_it_is_from(name: str):
-    for line in recipes.shipped()[name].splitlines():
-        setting, mark, source = line.partition("#")
-        value = setting.partition(":")[2]
-        if re.search(r"(?<![\w-])[0-9]", value) and not setting.startswith(("name:", "seed:")):
-            assert mark, line
-            assert source.strip(), line
-
-
-def test_each_cifar10_recipe_has_a_small_twin():
-    large = {name for name in SHIPPED if name.startswith("cifar10-") and not name.endswith("-small")}
-    assert {"cifar10-free", "cifar10-natural", "cifar10-pgd"} <= large
-    for name in large:
-        small, full = recipes.load(f"{name}-small"), recipes.load(name)
-        assert (small.method.name, small.threat) == (full.method.name, full.threat)
-        assert small.model.name == "small_cnn"
-        assert small.steps < full.steps
 
 
 def test_free_has_the_settings_of_its_paper_and_code():
@@ -113,7 +84,7 @@ REFUSED = [
     ({"method": {"name": "free", "replays": 0}}, "method.replays", "greater than or equal to 1; it is 0"),
     ({"method": {"name": "free", "replay": 4}}, "method.replay", "did you mean 'replays'"),
     ({"method": {"name": "free", "threat": "linf:2"}}, "method.threat", r"\(0, 1\]"),
-    ({"method": "fre"}, "method", "allowed: natural, adversarial, free; did you mean 'free'"),
+    ({"method": "fre"}, "method", "allowed: natural, .*; did you mean 'free'"),
     ({"method": 3}, "method", "write a name"),
     ({"averages": [0.9, "0.9"]}, "averages", "the same rate twice"),
     ({"averages": [0.5, 1.0]}, "averages.1", "less than 1"),

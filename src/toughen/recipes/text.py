@@ -1,8 +1,10 @@
-"""Recipes as text: YAML files, `key=value` changes, and errors that say what to type instead.
+"""Recipes as text: YAML files built on one another, `key=value` changes, and errors that say what to type instead.
 
 Example:
     recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
     text = dump(recipe)                          # starts the same run again
+
+A file with `base: cifar10-free`, or with several bases in a list, says only what it changes: see `laid_over`.
 """
 
 import os
@@ -16,15 +18,26 @@ import yaml
 from pydantic import ValidationError
 
 from toughen.data import DATA
-from toughen.naming import known
+from toughen.naming import nearest
 from toughen.recipes.schema import Recipe
 
 # A recipe has 40 lines; what is larger than this is something else.
 LONGEST = 1 << 20
-# The field that text in place of a section stands for.
-PRIMARY = {"data": "source", "model": "name", "method": "name", "schedule": "name", "selection": "suite"}
+DEEPEST = 10
+# The sections that text may stand for, and the field that it then is.
+PRIMARY = {
+    "data": "source",
+    "model": "name",
+    "method": "name",
+    "schedule": "name",
+    "attack": "name",
+    "selector": "name",
+    "selection": "suite",
+}
 # A section whose other fields belong to its name, so that another name starts it anew.
-TAGGED = ("model", "method", "schedule", "attack")
+TAGGED = ("model", "method", "schedule", "attack", "selector")
+# A file of this kind is a part for others to build on, no recipe by itself.
+PART = "_"
 
 
 class RecipeError(ValueError):
@@ -78,42 +91,105 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not readable as YAML; see `toughen list recipes` for examples") from None
 
 
+def _texts() -> dict[str, str]:
+    folder = resources.files("toughen.recipes")
+    files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {name: files[name].read_text(encoding="utf-8") for name in sorted(files)}
+
+
 def shipped() -> dict[str, str]:
     """The recipes that come with the package: name -> text."""
-    folder = resources.files("toughen.recipes")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+    return {name: text for name, text in _texts().items() if not name.startswith(PART)}
 
 
 def read(recipe: str) -> dict[str, Any]:
-    """The mapping that a shipped recipe's name or a file's path stands for."""
-    path = Path(recipe)
-    if recipe.endswith((".yaml", ".yml")) or len(path.parts) > 1 or os.path.exists(recipe):
-        path = path / "recipe.yaml" if path.is_dir() else path
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(LONGEST + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise RecipeError(f"recipe file {path} cannot be read: {reason}; check the path") from None
-        mapping = parse_yaml(text, str(path))
-    else:
-        recipes = shipped()
-        try:
-            mapping = parse_yaml(recipes[known(recipe, recipes, "recipe")], recipe)
-        except ValueError as error:
-            raise RecipeError(f"{error} (or give the path of a YAML file)") from None
+    """The mapping that a shipped recipe's name or a file's path stands for, laid over its bases."""
+    if _is_path(recipe) or os.path.exists(recipe):
+        return _resolved(*_from_file(Path(recipe)))
+    return _resolved(recipe, _from_package(recipe), None)
+
+
+def _is_path(recipe: str) -> bool:
+    return recipe.endswith((".yaml", ".yml")) or "/" in recipe or os.sep in recipe
+
+
+def _from_package(recipe: str) -> str:
+    texts = _texts()
+    if recipe not in texts:
+        guess = nearest(recipe, shipped()) or "; see `toughen list recipes`"
+        raise RecipeError(f"{recipe!r} is no shipped recipe{guess} (or give the path of a YAML file)")
+    return texts[recipe]
+
+
+def _from_file(path: Path) -> tuple[str, str, Path]:
+    path = path / "recipe.yaml" if path.is_dir() else path
+    try:
+        with path.open(encoding="utf-8") as file:
+            return str(path), file.read(LONGEST + 1), path.parent
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise RecipeError(f"recipe file {path} cannot be read: {reason}; check the path") from None
+
+
+def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's mapping over those of its bases.
+
+    Args:
+        where: its name or path.
+        text: what it holds.
+        folder: where its bases' relative paths start; None for a shipped recipe, whose bases are shipped too.
+        above: the recipes that build on it, the outermost first.
+    """
+    chain = (*above, where)
+    if len(chain) > DEEPEST:
+        raise RecipeError(f"{chain[0]} has more than {DEEPEST - 1} bases one below the other; put some into one file")
+    mapping = parse_yaml(text, where)
     if not isinstance(mapping, dict):
-        raise RecipeError(f"{recipe} holds no mapping; write lines like `data: mnist5k`")
-    return mapping
+        raise RecipeError(f"{where} holds no mapping; write lines like `data: mnist5k`")
+    bases = mapping.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(f"{where}: base is no name, path or list of them; write `base: cifar10-free`")
+    result: dict[str, Any] = {}
+    for base in bases:
+        if folder is not None and _is_path(base):
+            found, held, inside = _from_file(folder / base)
+            found = os.path.normpath(found)
+        else:
+            found, held, inside = base, _within(where, base), None
+        if found in map(os.path.normpath, chain):
+            raise RecipeError(f"{where}: base {base} leads back to {found}; leave one of these bases out")
+        result = laid_over(result, _resolved(found, held, inside, chain))
+    return laid_over(result, mapping)
 
 
-def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
-    """The mapping with each `path.to.key=value` set.
+def _within(where: str, base: str) -> str:
+    try:
+        return _from_package(base)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: base {error}") from None
+
+
+def laid_over(base: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with every value of the mapping in place of its own, section by section.
 
     Text in place of a section sets its main field and keeps the rest, but another model, method, schedule or attack
     starts its section anew.
     """
+    return {**base, **{key: _laid(key, base.get(key), value) for key, value in mapping.items()}}
+
+
+def _laid(key: str, before: Any, value: Any) -> Any:
+    if main := PRIMARY.get(key):
+        before, value = ({main: given} if isinstance(given, str) else given for given in (before, value))
+    if not (isinstance(before, dict) and isinstance(value, dict)):
+        return value
+    renamed = key in TAGGED and value.get("name", before.get("name")) != before.get("name")
+    return value if renamed else laid_over(before, value)
+
+
+def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """The mapping with each `path.to.key=value` laid over it: see `laid_over`."""
     result = dict(mapping)
     for item in changes:
         path, equals, text = item.partition("=")
@@ -121,28 +197,10 @@ def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
         if not equals or not all(keys):
             raise RecipeError(f"{item!r} is not a change; write key=value, like method.replays=4")
         value = parse_yaml(text, f"the value of {path}")
-        section = result
-        for key in keys[:-1]:
-            inner = section.get(key)
-            if isinstance(inner, str):
-                inner = {PRIMARY.get(key, "name"): inner}
-            section[key] = dict(inner) if isinstance(inner, dict) else {}
-            section = section[key]
-        _assign(section, keys, value)
+        for key in reversed(keys):
+            value = {key: value}
+        result = laid_over(result, value)
     return result
-
-
-def _assign(section: dict[str, Any], keys: list[str], value: Any) -> None:
-    key, before = keys[-1], section.get(keys[-1])
-    if isinstance(before, dict) and isinstance(value, str):
-        main = PRIMARY.get(key, "name")
-        renamed = key in TAGGED and before.get(main) != value
-        section[key] = {main: value} if renamed else {**before, main: value}
-    elif key == "name" and len(keys) > 1 and keys[-2] in TAGGED and before != value:
-        section.clear()
-        section["name"] = value
-    else:
-        section[key] = value
 
 
 def load(recipe: str, changes: Iterable[str] = ()) -> Recipe:

@@ -1,0 +1,178 @@
+"""The recipes that come with the package: their names, sources, costs and small twins."""
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from toughen import recipes
+from toughen.catalogue import catalogue
+from toughen.data import load
+from toughen.methods import Method
+from toughen.methods.wrapper import nested
+from toughen.recipes import Recipe, dump
+from toughen.recipes.text import build, parse_yaml
+from toughen.training.loop import train_batch
+from toughen.training.setup import set_up, splits
+
+TEXTS = recipes.shipped()
+SHIPPED = sorted(TEXTS)
+TWINS = [name for name in SHIPPED if name.endswith("-small")]
+PAPERS = [name for name in SHIPPED if name not in TWINS and not name.startswith("mnist-")]
+# The first ones, which say all by themselves and train on all images.
+OLD = {"cifar10-free-small", "cifar10-natural-small", "cifar10-pgd-small"}
+# What a twin may change of its method: how long it takes, never what it does.
+LENGTHS = {"steps", "step_size", "warmup", "replays"}
+
+
+@functools.cache
+def loaded(name: str) -> Recipe:
+    return recipes.load(name)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_loads_is_called_like_its_file_and_comes_back_from_its_dump(name: str):
+    recipe = loaded(name)
+    again = build(parse_yaml(dump(recipe), "dump"))
+    assert recipe.name == name
+    assert again == recipe
+    assert recipes.differences(again, recipe) == []
+
+
+def test_each_line_with_a_figure_says_where_it_is_from():
+    for name in PAPERS:
+        for line in TEXTS[name].splitlines():
+            setting, mark, source = line.partition("#")
+            value = setting.partition(":")[2]
+            if re.search(r"(?<![\w-])[0-9]", value) and not setting.startswith(("name:", "seed:", "base:")):
+                assert mark, (name, line)
+                assert source.strip(), (name, line)
+
+
+def test_every_line_is_short_and_every_recipe_has_a_line_of_its_own_in_the_list():
+    for name, text in TEXTS.items():
+        assert text.startswith("# "), name
+        assert all(len(line) <= 120 and line == line.rstrip() for line in text.splitlines()), name
+    lines = catalogue("recipes")[1:]
+    assert [line.split()[0] for line in lines] == SHIPPED
+    assert len({line.split(maxsplit=1)[1] for line in lines}) == len(lines)
+
+
+def test_the_cost_of_each_is_known():
+    for name in SHIPPED:
+        recipe = loaded(name)
+        assert recipe.natural_steps >= recipe.total_steps
+        if name in TWINS and name not in OLD:
+            # At 0.1 s a natural step, which a slow core takes for 64 images, three and a half minutes.
+            assert recipe.natural_steps <= 2000, name
+
+
+def mechanism(method: Method) -> dict[str, Any]:
+    def without_lengths(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: without_lengths(inner) for key, inner in value.items() if key not in LENGTHS}
+
+    return without_lengths(method.model_dump())
+
+
+def test_every_recipe_of_a_paper_has_a_twin_and_every_twin_its_recipe():
+    assert {name.removesuffix("-small") for name in TWINS} == set(PAPERS)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_is_its_recipe_but_smaller(name: str):
+    original = name.removesuffix("-small")
+    small, full = loaded(name), loaded(original)
+    assert small.model.name == "small_cnn"
+    assert small.steps < full.steps
+    assert small.data.source == full.data.source
+    for field in ("threat", "averages_warm_start", "weight_perturbation", "averages", "precision"):
+        assert getattr(small, field) == getattr(full, field), field
+    if name in OLD:
+        assert [m.name for m in nested(small.method)] == [m.name for m in nested(full.method)]
+        return
+    assert mechanism(small.method) == mechanism(full.method)
+    assert small.normalize == full.normalize
+    assert {**dict(small.data), "limit": 0, "validation": 0} == {**dict(full.data), "limit": 0, "validation": 0}
+    if full.model.settings.get("activation") == "silu":
+        assert small.model.settings["activation"] == "silu"
+    assert parse_yaml(TEXTS[name], name)["base"] == [original, "_small"]
+
+
+def attack_of(recipe: Recipe) -> dict[str, Any]:
+    return list(nested(recipe.method))[-1].model_dump()["attack"]
+
+
+# (recipe, epochs as its source counts them, epoch counted from 0 -> learning rate of that epoch's last step)
+RATES = [
+    ("cifar10-limits-at", 200, {98: 0.1, 101: 0.01, 148: 0.01, 151: 0.001}),
+    ("cifar10-trades", 76, {0: 0.1, 73: 0.1, 74: 0.01, 75: 0.01}),
+    ("cifar10-trades-awp", 200, {98: 0.1, 99: 0.01, 148: 0.01, 149: 0.001}),
+    ("cifar10-mart", 90, {73: 0.1, 74: 0.01, 88: 0.01, 89: 0.001}),
+    ("cifar10-mart-resnet18", 120, {73: 0.01, 74: 1e-3, 88: 1e-3, 89: 1e-4, 98: 1e-4, 99: 1e-5}),
+    ("cifar10-rice", 200, {99: 0.1, 100: 0.01, 149: 0.01, 150: 0.001}),
+    ("cifar10-iaat-resnet18", 200, {79: 0.1, 80: 0.01, 140: 1e-3, 169: 1e-3, 170: 1e-4}),
+    ("cifar10-iaat-wrn-32-10", 110, {69: 0.1, 70: 0.02, 90: 0.004, 99: 0.004, 100: 0.0008}),
+    ("cifar10-bilateral", 201, {99: 0.1, 100: 0.01, 149: 0.01, 150: 0.001}),
+]
+
+
+@pytest.mark.parametrize(("name", "epochs", "rates"), RATES, ids=[row[0] for row in RATES])
+def test_the_learning_rate_falls_in_the_epochs_of_the_source(name: str, epochs: int, rates: dict[int, float]):
+    recipe = loaded(name)
+    factor = recipe.schedule.factor()
+    for epoch, rate in rates.items():
+        last = round((epoch + 1) / epochs * recipe.steps) - 1
+        assert recipe.optimizer.lr * factor(last / recipe.steps) == pytest.approx(rate, rel=1e-12), epoch
+        # A budget in epochs is whole epochs of 48,976 images, the short last batch counted.
+        if name != "cifar10-limits-at":
+            assert recipe.steps == epochs * -(-48_976 // recipe.batch_size)
+
+
+def test_what_variants_inherit_and_what_they_change():
+    base, trades, best = loaded("cifar10-limits-at"), loaded("cifar10-limits-trades"), loaded("cifar10-limits-best")
+    assert (best.method, best.steps, best.threat) == (trades.method, 78_000, base.threat)
+    assert (best.model.name, best.model.settings["activation"], best.averages) == ("wrn-70-16", "silu", (0.995,))
+    assert loaded("cifar10-limits-best-wrn-34-20").model.name == "wrn-34-20"
+    assert loaded("cifar10-limits-silu").model.name == "wrn-28-10"
+    assert loaded("cifar10-limits-averages").headline == "average-0.995"
+    assert len(loaded("cifar10-limits-averages").averages) == 9
+    l2 = loaded("cifar10-limits-best-l2")
+    assert (str(l2.threat), attack_of(l2)["step_size"], attack_of(l2)["steps"]) == ("l2:128/255", 15 / 255, 10)
+    paper, code = loaded("cifar10-iaat-wrn-32-10-paper"), loaded("cifar10-iaat-wrn-32-10")
+    assert recipes.differences(code, paper) == [
+        "name: cifar10-iaat-wrn-32-10 there, cifar10-iaat-wrn-32-10-paper here",
+        "method.warmup: 1920 there, 3830 here",
+        "method.misclassified: decay there, clean_loss here",
+        "method.step_rule: scaled there, fixed here",
+        "batch_size: 256 there, 128 here",
+        "steps: 21120 there, 42130 here",
+        "selection.every: 1056 there, 2106 here",
+    ]
+    hundred, ten = loaded("cifar100-free-w32-10"), loaded("cifar10-free-w32-10")
+    assert [line.partition(":")[0] for line in recipes.differences(hundred, ten)] == ["name", "data.source"]
+
+
+TINY = ("data.source=tiny", "data.limit=null", "data.validation=null", "normalize=data", "model.width=2")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_method_of_a_twin_trains_two_batches(name: str, tiny: str):
+    # The second batch is past the warm-up; four classes have no nine wrong ones.
+    fields = {"warmup": 1, "largest": 2}
+    fitting = [f"method.{key}={value}" for key, value in fields.items() if getattr(loaded(name).method, key, None)]
+    recipe = recipes.load(name, [*TINY, "batch_size=8", *fitting])
+    data = load(tiny)
+    train, _, index = splits(recipe, data)
+    with torch.random.fork_rng():
+        job, batches = set_up(recipe, data, train, index, torch.device("cpu"))
+        before = [p.detach().clone() for p in job.model.parameters()]
+        for number in range(2):
+            train_batch(job, batches[number])
+            job.number += 1
+    job.finite.check()
+    assert job.step == 2 * recipe.method.steps_per_batch
+    assert any(not torch.equal(p, q) for p, q in zip(before, job.model.parameters(), strict=True))
