@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step bench-evaluation clean
+.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-evaluation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,11 @@ format: $(READY)  ## format and fix what can be fixed
 
 bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
 	$(BIN)/python benchmarks/step_cost.py
+
+bench-methods: $(READY)  ## every training method side by side, with AutoAttack and the audit (hours)
+	$(BIN)/python benchmarks/methods.py digits runs/methods
+	$(BIN)/python benchmarks/methods.py cifar runs/methods --data $(CIFAR10)
+	$(BIN)/python benchmarks/methods.py report runs/methods
 
 # CIFAR10: a folder of its parquet files, or a name that the Hub knows.
 CIFAR10 ?= cifar10
