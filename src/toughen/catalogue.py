@@ -17,6 +17,10 @@ from toughen.naming import known
 from toughen.threat import Linf
 
 
+SMALL = "-small"
+"""ends the name of a recipe's twin for a small network and few images"""
+
+
 def first_line(member: object) -> str:
     """The first line of a member's documentation, or nothing."""
     text = (inspect.getdoc(member) or "") if callable(member) else ""
@@ -24,7 +28,15 @@ def first_line(member: object) -> str:
 
 
 def _recipes() -> dict[str, str]:
-    return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in recipes.shipped().items()}
+    """Each recipe with its first line; a small twin in the row of its original."""
+    texts = recipes.shipped()
+    rows = {}
+    for name, text in texts.items():
+        if name.endswith(SMALL) and name.removesuffix(SMALL) in texts:
+            continue
+        twin = " [also as -small]" if name + SMALL in texts else ""
+        rows[name] = text.partition("\n")[0].removeprefix("#").strip() + twin
+    return rows
 
 
 def _methods() -> dict[str, str]:
