@@ -16,7 +16,6 @@ from toughen.models import MODELS
 from toughen.naming import known
 from toughen.threat import Linf
 
-
 SMALL = "-small"
 """ends the name of a recipe's twin for a small network and few images"""
 
