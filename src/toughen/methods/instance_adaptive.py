@@ -182,8 +182,9 @@ class InstanceAdaptive(Robust, frozen=True):
         The attacks on eps + gamma and on eps share their first K / 2 steps, in the wider ball. One branch stays there
         and tells who withstands, whose next radius is then settled. The other is shrunk to the ball of that radius, or
         of eps for whom it has to decide, and its end point is the training example too: what it is shrunk by at last is
-        beta gamma, little beside eps. It goes a step less, since steps in a wider ball get farther: so it is as strong
-        as a fresh attack, and the choices are those of `_candidates` but for chance
+        beta gamma, little beside eps. It goes a step less, since steps in a wider ball get farther: that makes it as
+        strong as a fresh attack. Choices lean neither way, and agree with those of `_candidates` as two runs of it do
+        with each other, or one in a hundred less where every radius is at the edge
         (`benchmarks/results/radius_reuse.md`).
         """
         steps, wide = self.attack.settings["steps"], eps + self.gamma
