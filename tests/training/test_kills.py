@@ -13,8 +13,8 @@ def test_runs_that_were_killed_end_with_the_bits_of_one_that_was_not(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(trials) == 8
-    for method in ("free", "pgd"):
+    assert len(trials) == 12
+    for method in ("free", "pgd", "instance_adaptive"):
         assert len({trial["digest"] for trial in trials if trial["method"] == method}) == 1
     # The seeds are fixed, the moments are not: some trials must have been hit for this to be a test.
     assert sum(trial["kills"] for trial in trials) >= 2
