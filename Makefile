@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-evaluation clean
+.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -54,6 +54,12 @@ bench-methods: $(READY)  ## every training method side by side, with AutoAttack 
 	$(BIN)/python benchmarks/methods.py digits runs/methods
 	$(BIN)/python benchmarks/methods.py cifar runs/methods --data $(CIFAR10)
 	$(BIN)/python benchmarks/methods.py report runs/methods
+
+bench-overfitting: $(READY)  ## the alarm for catastrophic overfitting: collapses, controls, and what a check costs
+	$(BIN)/python benchmarks/overfitting.py
+
+bench-radii: $(READY)  ## IAAT with reused selection against algorithm 2 as it stands
+	$(BIN)/python benchmarks/radius_reuse.py
 
 # CIFAR10: a folder of its parquet files, or a name that the Hub knows.
 CIFAR10 ?= cifar10

@@ -40,6 +40,7 @@ def recipe(method: object) -> Recipe:
             "averages": [0.9, 0.99],
             "selection": {"suite": "pgd-2", "every": 14},
             "log_every": 7,
+            "overfitting_every": 7,
             "save_every": 5,
         }
     )

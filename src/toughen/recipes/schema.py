@@ -197,7 +197,7 @@ class Recipe(Settings, frozen=True):
         weight_perturbation: see `WeightPerturbation`; null for none.
         selection: see `SelectionSettings`.
         overfitting_every: optimiser steps between checks for catastrophic overfitting, rounded up to whole batches,
-            where the method trains in a ball; with one after the last step. 0 for none; null for as often as costs 3 %
+            where the method trains in a ball; with one after the last step. 0 for none; null for as often as costs 2 %
             (see `training.overfitting`).
         precision: "fp32", or "bf16" for autocast in training; evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.

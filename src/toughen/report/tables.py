@@ -38,12 +38,12 @@ def predicted_cost(recipe: "Recipe") -> str:
         f"#   a batch: {passes.forwards} forward and {passes.backwards} backward passes "
         f"({passes.natural_steps:.2f} natural steps)\n"
         f"#   in all:  {passes.forwards * recipe.batches} forward and {passes.backwards * recipe.batches} backward "
-        f"passes ({recipe.natural_steps:.0f} natural steps), validation not counted"
+        f"passes ({recipe.natural_steps:.0f} natural steps), validation and checks not counted"
     )
 
 
 def training_table(summary: Record) -> Group:
-    """A finished run: accuracies on the validation split and cost."""
+    """A finished run: accuracies on the validation split, cost, and the alarms it raised."""
     table = Table(title=Text(f"{summary['name']}: {summary['method']}, {summary['threat']}, {summary['steps']} steps"))
     for column in ("best by validation", "at step", "clean", "robust"):
         table.add_column(column, justify="left" if column.startswith("best") else "right")
@@ -54,6 +54,7 @@ def training_table(summary: Record) -> Group:
         f"{summary['forwards']} forward and {summary['backwards']} backward passes "
         f"({summary['natural_steps']:.0f} natural steps, predicted {summary['predicted_natural_steps']:.0f}), "
         f"{duration(summary['seconds'])} with validation, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB",
+        *(Text(found["alarm"], style="bold red") for found in summary.get("alarms") or ()),
     )
 
 

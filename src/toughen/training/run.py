@@ -6,7 +6,7 @@ Example:
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from toughen.data import Batches, ImageData, Split, load
 from toughen.display import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.loop import Job, train_batch
+from toughen.training.overfitting import Watch
 from toughen.training.saving import capture, restore
 from toughen.training.selection import Accuracies, improved, validate
 from toughen.training.setup import chosen_device, has_batchnorm, set_up, splits
@@ -33,6 +34,7 @@ class Outputs:
         logs: `metrics.jsonl`, equal bytes for equal runs, and `timing.jsonl`, the same steps on the wall clock; only
             on the first rank.
         fingerprint: of the data.
+        watch: for catastrophic overfitting.
         best: for each candidate the step and accuracies of its best weights.
         seconds: of training and validating, over all sittings.
         newest: the last checkpoint, from which unchanged best weights are carried on.
@@ -41,6 +43,7 @@ class Outputs:
     folder: Path
     logs: tuple[store.Log, store.Log] | None
     fingerprint: str
+    watch: Watch
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
     newest: Path | None = None
@@ -85,7 +88,8 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
             claim(recipe, out)
-        outputs = resume(job, data, out, display)
+        watch = Watch.over(recipe, job.method, train_split, device)
+        outputs = resume(job, watch, data, out, display)
         for opened in outputs.logs or ():
             held.enter_context(opened)
         if job.number == recipe.batches:
@@ -134,12 +138,12 @@ def claim(recipe: Recipe, out: Path) -> None:
         store.write_text(out / "recipe.yaml", recipes.dump(recipe))
 
 
-def resume(job: Job, data: ImageData, out: Path, display: Display) -> Outputs:
-    """Open the run's logs, and put the job at the newest whole checkpoint if there is one."""
+def resume(job: Job, watch: Watch, data: ImageData, out: Path, display: Display) -> Outputs:
+    """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one."""
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
     checkpoint = newest or (load_checkpoint(path) if path else None)
-    state: dict[str, Any] = {"metrics": 0, "timing": 0, "best": {}, "seconds": 0.0}
+    state: dict[str, Any] = {"metrics": 0, "timing": 0, "overfitting": {}, "best": {}, "seconds": 0.0}
     if checkpoint:
         state |= checkpoint.state
         if state["data"] != data.fingerprint:
@@ -147,13 +151,13 @@ def resume(job: Job, data: ImageData, out: Path, display: Display) -> Outputs:
         if (threads := torch.get_num_threads()) != state["threads"]:
             display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-equal.")
         restore(job, checkpoint)
+    vars(watch.memory).update(state["overfitting"])
     logs = None
     if distributed.is_main():
         metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
         logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
-    return Outputs(
-        out, logs, data.fingerprint, state["best"], state["seconds"], checkpoint.path if checkpoint else None
-    )
+    newest_path = checkpoint.path if checkpoint else None
+    return Outputs(out, logs, data.fingerprint, watch, state["best"], state["seconds"], newest_path)
 
 
 def due(every: int, before: int, after: int) -> bool:
@@ -162,8 +166,9 @@ def due(every: int, before: int, after: int) -> bool:
 
 
 def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Split, display: Display) -> None:
-    """Train to the end of the budget; log, validate and save between batches."""
+    """Train to the end of the budget; watch, log, validate and save between batches."""
     validate_every = recipe.selection.every or max(1, job.total_steps // 10)
+    check_every = outputs.watch.every
     clock = time.monotonic()
     images = 0
     while job.number < recipe.batches:
@@ -172,6 +177,9 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
             train_batch(job, batch)
         images += batch.size * job.method.steps_per_batch
         last = job.number == recipe.batches
+        if check_every and (last or due(check_every, before, job.step)):
+            job.finite.check()
+            check_overfitting(job, outputs, display)
         validating = last or due(validate_every, before, job.step)
         saving = validating or due(recipe.save_every, before, job.step)
         if not (saving or due(recipe.log_every, before, job.step)):
@@ -196,6 +204,14 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
             save(recipe, job, outputs, winners)
 
 
+def check_overfitting(job: Job, outputs: Outputs, display: Display) -> None:
+    """Log what a check for catastrophic overfitting found, and tell the user of an alarm; training goes on."""
+    found = outputs.watch.check(job, outputs.best)
+    outputs.write({"step": job.step, "overfitting": found})
+    if "alarm" in found:
+        display.note(found["alarm"])
+
+
 def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]:
     """Log what a validation found; the candidates that it makes the best so far."""
     winners = improved(found, outputs.best)
@@ -217,6 +233,7 @@ def save(recipe: Recipe, job: Job, outputs: Outputs, winners: list[str]) -> None
         "metrics": outputs.logs[0].flush(),
         "timing": outputs.logs[1].flush(),
         "best": outputs.best,
+        "overfitting": asdict(outputs.watch.memory),
         "seconds": outputs.seconds,
         "data": outputs.fingerprint,
         "threads": torch.get_num_threads(),
@@ -243,6 +260,7 @@ def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> 
         "peak_memory_bytes": peak_memory(device),
         "headline": headline,
         "best": outputs.best,
+        "alarms": outputs.watch.memory.alarms if outputs.watch.every else None,
         "averages_batchnorm": averaging.BUFFERS if recipe.averages else None,
         "device": str(device),
         "ranks": distributed.world(),
