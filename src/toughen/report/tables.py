@@ -32,13 +32,12 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
 def predicted_cost(recipe: "Recipe") -> str:
     """What a run will cost, in passes and in natural steps, as comment lines below its recipe."""
     method = recipe.method.resolved(recipe.threat)
-    passes = method.passes()
+    passes = method.passes(calls=2 if recipe.weight_perturbation else 1)
     return (
         f"# predicted cost: {recipe.batches} batches of {recipe.batch_size}, {recipe.total_steps} optimiser steps\n"
         f"#   a batch: {passes.forwards} forward and {passes.backwards} backward passes "
         f"({passes.natural_steps:.2f} natural steps)\n"
-        f"#   in all:  {passes.forwards * recipe.batches} forward and {passes.backwards * recipe.batches} backward "
-        f"passes ({recipe.natural_steps:.0f} natural steps), validation and checks not counted"
+        f"#   in all:  {recipe.natural_steps:.0f} natural steps; validation and checks are not counted"
     )
 
 
