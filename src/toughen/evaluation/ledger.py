@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from toughen import distributed, store
@@ -249,7 +249,9 @@ def _write_images(path: Path, unit: Unit, keep: Keep) -> None:
     if unit.fools_as_uint8 is not None:
         tensors["fools"] = unit.fools_as_uint8[broken]
     label = json.dumps({"attack": unit.outcomes.attack[0].item()})
-    store.replace_by(path, lambda temporary: save_file(tensors, temporary, metadata={"toughen": label}))
+    # Not by `save_file`, which writes under a temporary name of its own: a kill would leave that for ever.
+    data = save(tensors, metadata={"toughen": label})
+    store.replace_by(path, lambda temporary: temporary.write_bytes(data))
 
 
 @dataclass(frozen=True, eq=False)
