@@ -1,6 +1,27 @@
-"""Image classifiers: networks by name, with normalisation as their first layer."""
+"""Image classifiers: networks by name, with normalisation as their first layer, and trained weights from files."""
 
 from toughen.models.classifier import Classifier, Normalize, PerImageStandardize
+from toughen.models.extra import pretrained_normalization
+from toughen.models.files import read_state
+from toughen.models.finetune import find_head, freeze_trunk, head_parameters, replace_head, trunk_parameters
+from toughen.models.layouts import identify
 from toughen.models.registry import MODELS, build
+from toughen.models.weights import Loaded, load_weights
 
-__all__ = ["MODELS", "Classifier", "Normalize", "PerImageStandardize", "build"]
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "Loaded",
+    "Normalize",
+    "PerImageStandardize",
+    "build",
+    "find_head",
+    "freeze_trunk",
+    "head_parameters",
+    "identify",
+    "load_weights",
+    "pretrained_normalization",
+    "read_state",
+    "replace_head",
+    "trunk_parameters",
+]

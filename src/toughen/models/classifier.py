@@ -82,13 +82,15 @@ class Classifier(nn.Module):
         mean: C numbers, given together with `std`; see `Normalize`.
         std: C positive numbers.
         per_image: standardise every image by itself instead; see `PerImageStandardize`.
+        in_channels: C, for a clear error on other images; None leaves that to the network.
 
     Attributes:
         normalize: the first layer: `Normalize`, `PerImageStandardize`, or `nn.Identity` when neither is asked.
         net: the network.
 
     Raises:
-        ValueError: one of `mean` and `std` without the other, either together with `per_image`, or as in `Normalize`.
+        ValueError: one of `mean` and `std` without the other, either together with `per_image`, or as in `Normalize`;
+            in `forward`, the images are no batch (N, C, H, W) or have another number of channels.
     """
 
     def __init__(
@@ -98,13 +100,20 @@ class Classifier(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         per_image: bool = False,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.normalize = _normalization(mean, std, per_image)
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images x (N, C, H, W) in [0, 1]."""
+        if self.in_channels is not None and (x.ndim != 4 or x.shape[1] != self.in_channels):
+            raise ValueError(
+                f"the model takes images (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
+                + ("; add the batch dimension with x[None]" if x.ndim == 3 else "")
+            )
         return self.net(self.normalize(x))
 
 

@@ -8,6 +8,7 @@ shortcut takes the activated input.
     net(torch.rand(2, 3, 32, 32))                          # (2, 10)
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toughen.models.activations import activation as make_activation
@@ -54,13 +55,14 @@ class PreActBlock(nn.Module):
     """`shortcut + conv2(act(bn(conv1(a))))` with `a = act(bn(x))` and 3x3 convolutions.
 
     The shortcut is x itself, or a 1x1 convolution of `a` where channels or stride change. Wide ResNets use this very
-    block.
+    block. With `pad_end` a convolution of stride 2 pads an even side at its end only (TensorFlow's SAME).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: str) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str, *, pad_end: bool = False) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.BatchNorm2d(inputs), make_activation(activation))
-        self.conv1 = conv(inputs, outputs, stride=stride)
+        self.pad_end = pad_end and stride == 2
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=0 if self.pad_end else 1, bias=False)
         self.second = nn.Sequential(nn.BatchNorm2d(outputs), make_activation(activation))
         self.conv2 = conv(outputs, outputs)
         changes = stride != 1 or inputs != outputs
@@ -70,4 +72,6 @@ class PreActBlock(nn.Module):
         """(N, inputs, H, W) to (N, outputs, H/stride, W/stride), rounded up."""
         active = self.first(x)
         kept = x if self.shortcut is None else self.shortcut(active)
+        if self.pad_end:
+            active = F.pad(active, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
         return kept + self.conv2(self.second(self.conv1(active)))

@@ -5,6 +5,7 @@
     MODELS["mine"] = MyNet                                 # takes num_classes and in_channels, returns logits
     model = build("wrn-28-10", num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3, activation="silu")
     logits = model(x)                                      # x (N, 3, H, W) in [0, 1] -> (N, 10)
+    model = build("timm:resnet50", num_classes=10)         # where timm is installed
 """
 
 import inspect
@@ -16,8 +17,9 @@ from typing import Any
 from torch import nn
 
 from toughen.models.classifier import Classifier
+from toughen.models.extra import PREFIXES, find_extra
 from toughen.models.preact_resnet import PreActResNet18
-from toughen.models.resnet import ResNet18
+from toughen.models.resnet import ResNet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2
 from toughen.models.small_cnn import SmallCNN
 from toughen.models.wide_resnet import MadryResNet, WideResNet, check_size
 from toughen.naming import nearest
@@ -26,6 +28,11 @@ from toughen.naming import nearest
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
     "resnet18": ResNet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "wide_resnet50_2": wide_resnet50_2,
     "preact_resnet18": PreActResNet18,
     "wrn-D-W": WideResNet,  # `wrn-28-10` and the like are found here; the builder takes depth and width
     "madry-w32-10": MadryResNet,
@@ -37,13 +44,14 @@ def find(name: str) -> Callable[..., nn.Module]:
 
     Args:
         name: a key of `MODELS`, or `wrn-D-W` with numbers, e.g. `wrn-28-10`, which stands for the entry `wrn-D-W` with
-            depth D and width W filled in.
+            depth D and width W filled in, or `timm:NAME` or `hub:OWNER/NAME` (see `extra.find_extra`).
 
     Returns:
         A callable of `num_classes`, `in_channels` and the network's own options.
 
     Raises:
-        ValueError: no such name, or a wide ResNet of impossible depth (not 6n + 4) or width (below 1).
+        ValueError: no such name, a wide ResNet of impossible depth (not 6n + 4) or width (below 1), or an extra that is
+            not installed.
     """
     if name in MODELS:
         return MODELS[name]
@@ -52,7 +60,10 @@ def find(name: str) -> Callable[..., nn.Module]:
         depth, width = int(numbers[1]), int(numbers[2])
         check_size(depth, width)
         return partial(MODELS["wrn-D-W"], depth=depth, width=width)
-    raise ValueError(f"{name!r} is not a known model; allowed: {', '.join(MODELS)}{nearest(name, MODELS)}")
+    if name.startswith(PREFIXES):
+        return find_extra(name)
+    allowed = ", ".join([*MODELS, "timm:NAME", "hub:OWNER/NAME"])
+    raise ValueError(f"{name!r} is not a known model; allowed: {allowed}{nearest(name, MODELS)}")
 
 
 def build(
@@ -92,7 +103,7 @@ def build(
         if values is not None and len(values) != in_channels:
             raise ValueError(f"{label} needs one number for each of the {in_channels} channels, got {len(values)}")
     net = builder(num_classes=num_classes, in_channels=in_channels, **options)
-    return Classifier(net, mean=mean, std=std, per_image=per_image)
+    return Classifier(net, mean=mean, std=std, per_image=per_image, in_channels=in_channels)
 
 
 def _check_options(name: str, builder: Callable[..., nn.Module], options: dict[str, Any]) -> None:

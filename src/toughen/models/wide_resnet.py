@@ -6,12 +6,15 @@ Zagoruyko and Komodakis 2016, "Wide residual networks", as in TRADES, Rice et al
     net(torch.rand(2, 3, 32, 32))                          # (2, 10)
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toughen.models.activations import activation as make_activation
 from toughen.models.layers import conv, he_init, stack
 from toughen.models.preact_resnet import PreActBlock
+from toughen.naming import known
 
 
 def check_size(depth: int, width: int) -> None:
@@ -42,22 +45,34 @@ class WideResNet(nn.Module):
         depth: 6n + 4, at least 10.
         width: factor on the channels, at least 1.
         activation: a name of `toughen.models.activations`; the paper has `relu`, Gowal et al. recommend `silu`.
+        padding: where strided convolutions pad an image of even side: `both` sides, as the paper's code and TRADES,
+            or its `end`, as Gowal et al.'s release and the weights that follow it (Rebuffi et al., Wang et al.). The
+            same weights are another function under the other one.
 
     Raises:
-        ValueError: `depth` or `width` out of range, or the activation is unknown.
+        ValueError: `depth` or `width` out of range, or the activation or the padding is unknown.
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 3, *, depth: int, width: int, activation: str = "relu"
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        *,
+        depth: int,
+        width: int,
+        activation: str = "relu",
+        padding: str = "both",
     ) -> None:
         check_size(depth, width)
         super().__init__()
         units = (depth - 4) // 6
+        self.padding = known(padding, ("both", "end"), "padding")
+        block = partial(PreActBlock, pad_end=padding == "end")
         self.stem = conv(in_channels, 16)
         self.groups = nn.Sequential(
-            stack(units, PreActBlock, 16, 16 * width, stride=1, activation=activation),
-            stack(units, PreActBlock, 16 * width, 32 * width, stride=2, activation=activation),
-            stack(units, PreActBlock, 32 * width, 64 * width, stride=2, activation=activation),
+            stack(units, block, 16, 16 * width, stride=1, activation=activation),
+            stack(units, block, 16 * width, 32 * width, stride=2, activation=activation),
+            stack(units, block, 32 * width, 64 * width, stride=2, activation=activation),
         )
         self.last = nn.Sequential(nn.BatchNorm2d(64 * width), make_activation(activation))
         self.linear = nn.Linear(64 * width, num_classes)

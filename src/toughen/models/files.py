@@ -1,0 +1,126 @@
+"""Files of weights: safetensors, and torch's own format without its pickle.
+
+state = read_state("resnet18.pt")                      # {"conv1.weight": tensor, ...}, on the CPU
+state = read_state("checkpoint.pt", key="ema")         # where the file holds several
+"""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_HTML = re.compile(rb"\s*(?:<!doctype|<html|<head|<\?xml|<!--)", re.IGNORECASE)
+_ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) was not an allowed")
+
+
+def read_state(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU.
+
+    No code from the file is run: torch's format is read with `weights_only=True`.
+
+    Args:
+        path: a safetensors file, or one that `torch.save` wrote (`.pt`, `.pth`, `.ckpt`), of any name.
+        key: the entry that holds the weights, such as `ema` or `models.ema`; needed where several do.
+
+    Raises:
+        ValueError: the file is missing, empty, cut short, a web page, a pointer of Git LFS, or needs a pickle; it holds
+            no tensors or several state dicts; there is no such key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, not a file of weights" if path.is_dir() else f"there is no file {path}")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path} is empty; fetch it again")
+    if _HTML.match(start):
+        raise ValueError(f"{path} is a web page, not weights: the download failed; fetch it again with a browser")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull where it comes from")
+    if path.suffix == ".safetensors" or start[8:10] == b'{"':
+        return _from_safetensors(path, key)
+    return pick_state(_from_torch(path), str(path), key)
+
+
+def _from_safetensors(path: Path, key: str | None) -> dict[str, Tensor]:
+    if key is not None:
+        raise ValueError(f"{path} is a safetensors file, which holds one state dict; leave out key={key!r}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); fetch it again") from None
+
+
+def _from_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol, for developers of torch
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = _ASKED.search(str(error))
+        # Of these torch itself asks for allowed ones only; another is one whose name was cut short.
+        if asked is None or asked[1].startswith("torch._utils."):
+            raise ValueError(f"{path} is damaged or cut short, or no file of weights; fetch it again") from None
+        raise ValueError(
+            f"{path} holds more than weights: it asks for {asked[1]} through pickle, which may run any code, and is "
+            "not opened; where you trust it, load it with the code that made it and write its state_dict() alone "
+            "with torch.save or safetensors"
+        ) from None
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript program, not weights; write torch.jit.load(...).state_dict() with torch.save"
+            ) from None
+        raise ValueError(f"{path} is damaged or cut short, or no file of weights; fetch it again") from None
+
+
+def pick_state(content: Any, path: str, key: str | None = None) -> dict[str, Tensor]:
+    """The one state dict in what a file held, or the one that is asked for.
+
+    Args:
+        content: a state dict, or mappings of mappings with state dicts in them; entries of other kinds are passed over.
+        path: what to call it in errors.
+        key: the dotted path to the one that is meant.
+
+    Raises:
+        ValueError: there is none, there are several and no `key`, or none under `key`.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    found = dict(_state_dicts(content))
+    if key is not None:
+        if key not in found:
+            raise ValueError(f"{path} has no state dict under key={key!r}; {_listed(found)}")
+        return found[key]
+    if not found:
+        entries = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise ValueError(f"{path} holds no state dict; its entries are {entries}")
+    if "" in found:
+        return found[""]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds several state dicts ({', '.join(found)}); choose one with key=")
+    return next(iter(found.values()))
+
+
+def _listed(found: Mapping[str, Any]) -> str:
+    names = [name for name in found if name]
+    return f"it has {', '.join(names)}" if names else "leave it out: the file is one state dict"
+
+
+def _state_dicts(content: Mapping[Any, Any], above: str = "", depth: int = 2) -> list[tuple[str, dict[str, Tensor]]]:
+    """Mappings from text to tensors, one of which at least has two dimensions, with the dotted path to each."""
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if any(value.ndim >= 2 for value in tensors.values()):
+        return [(above, tensors)]
+    found = []
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth:
+            found += _state_dicts(value, f"{above}.{key}" if above else key, depth - 1)
+    return found
