@@ -46,6 +46,20 @@ def labelled(y: Tensor) -> Tensor:
     return y >= 0 if y.ndim == 1 else y.sum(1) > 0
 
 
+def probabilities(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Labels as probabilities.
+
+    Args:
+        y: classes (N,), -1 for no label, or probabilities (N, K), which are handed back.
+        classes: K.
+        dtype: of the result, where `y` holds classes.
+
+    Returns:
+        (N, K); a row of zeros where there is no label.
+    """
+    return y if y.ndim == 2 else (y.unsqueeze(1) == torch.arange(classes, device=y.device)).to(dtype)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k != y} logits_k - logits_y: positive exactly where the classifier is wrong.
 

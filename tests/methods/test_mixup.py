@@ -11,11 +11,12 @@ from steps import CLASSES, N, batch, network, sgd_steps, spec
 from toughen import distributed
 from toughen.attacks import AttackSpec
 from toughen.data import Batch
+from toughen.losses import probabilities
 from toughen.methods import METHODS, AdversarialTraining, Free, Method, Natural
 from toughen.methods.interpolated import Interpolated
 from toughen.methods.label_smoothing import LabelSmoothing
 from toughen.methods.mixup import Mixup, mixing
-from toughen.methods.wrapper import Wrapper, nested, probabilities
+from toughen.methods.wrapper import Wrapper, nested
 from toughen.noise import Stream
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build, change, dump, parse_yaml

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 
 from toughen.data import Batch
-from toughen.methods.wrapper import Wrapper, probabilities
+from toughen.losses import probabilities
+from toughen.methods.wrapper import Wrapper
 from toughen.naming import Decay
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from toughen import distributed
 from toughen.data import Batch
+from toughen.losses import probabilities
 from toughen.methods.base import Seen
-from toughen.methods.wrapper import Wrapper, probabilities
+from toughen.methods.wrapper import Wrapper
 from toughen.naming import NonNegative
 from toughen.noise import Stream
 

@@ -12,9 +12,8 @@ Mirrored(method=Free(replays=4))        # in a recipe: method: {name: mirrored, 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-import torch
 from pydantic import BeforeValidator, SerializeAsAny, field_validator
-from torch import Tensor, nn
+from torch import nn
 
 from toughen.data import Batch
 from toughen.methods.adversarial import AdversarialTraining
@@ -47,20 +46,6 @@ def nested(method: Method) -> Iterator[Method]:
     while isinstance(method, Wrapper):
         method = method.method
         yield method
-
-
-def probabilities(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """Labels as probabilities.
-
-    Args:
-        y: classes (N,), -1 for no label, or probabilities (N, K), which are handed back.
-        classes: K.
-        dtype: of the result, where `y` holds classes.
-
-    Returns:
-        (N, K); a row of zeros where there is no label.
-    """
-    return y if y.ndim == 2 else (y.unsqueeze(1) == torch.arange(classes, device=y.device)).to(dtype)
 
 
 class Wrapper(Method, frozen=True):
