@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toughen.data import Split, load
+from toughen.data import load
+from toughen.data.base import Examples
 from toughen.noise import generator
 
 GROUPS = 10
 
 
-def features(split: Split) -> Tensor:
+def features(split: Examples) -> Tensor:
     """4 x 4 thumbnails (N, 48)."""
     return F.adaptive_avg_pool2d(split.images.float() / 255, 4).flatten(1)
 
@@ -33,7 +34,7 @@ def centres(points: Tensor, key: int) -> Tensor:
     return found
 
 
-def write(split: Split, labels: Tensor, path: Path) -> None:
+def write(split: Examples, labels: Tensor, path: Path) -> None:
     """Parquet in the Hub's format, images as PNG."""
     import io
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from toughen.attacks import AttackSpec
-from toughen.data import DATA, Batch
+from toughen.data import Batch, load
 from toughen.evaluation import evaluate
 from toughen.methods import Method
 from toughen.methods.instance_adaptive import InstanceAdaptive
@@ -65,7 +65,7 @@ def job_of(trained: Method, seed: int, steps: int):
             "seed": seed,
         }
     )
-    data = DATA["mnist5k"]()
+    data = load("mnist5k")
     split, _, index = splits(recipe, data)
     return set_up(recipe, data, split, index, torch.device("cpu"))
 
@@ -152,7 +152,7 @@ def training(seed: int, steps: int) -> tuple[dict[str, list[float]], dict[str, f
             started = time.perf_counter()
             train_batch(job, batches[number])
             seconds[form] += (time.perf_counter() - started) * (number >= WARMUP)
-    test, found = DATA["mnist5k"]().test, {}
+    test, found = load("mnist5k").test, {}
     for form, (job, _) in jobs.items():
         x = test.images.float() / 255
         result = evaluate(job.model, x, test.labels, threat=Linf(BALL), suite="pgd-20", audit=False)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from toughen.data import DATA, Batch, Batches, Split
+from toughen.data import Batch, Batches, Split, load
 from toughen.data.augment import augment
 from toughen.methods import METHODS, Free, Kind, Natural
 from toughen.methods.mixup import Mixup
@@ -207,7 +207,7 @@ def test_a_recipe_repeats_and_its_budget_stays(tiny: str):
     found = recipe(4)
     assert build(parse_yaml(dump(found), "a dump")) == found
     assert (found.total_steps, found.batches) == (recipe(1).total_steps, recipe(1).batches) == (8, 8)
-    data = DATA[tiny]()
+    data = load(tiny)
     split, _, index = splits(found, data)
     _, batches = set_up(found, data, split, index, torch.device("cpu"))
     assert len(batches) == -(-len(split) // 8)

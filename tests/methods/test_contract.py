@@ -12,7 +12,7 @@ from method_cases import CASES, Case
 from steps import CLASSES, N, batch, network, sgd_steps, spec
 from toughen.checkpoint import load_checkpoint, save_checkpoint
 from toughen.counting import counted
-from toughen.data import DATA
+from toughen.data import load
 from toughen.methods import METHODS, Method
 from toughen.recipes.text import build, dump, parse_yaml
 from toughen.threat import L2, Linf, Threat
@@ -156,8 +156,8 @@ def job_of(case: Case):
             **case.recipe,
         }
     )
-    split, _, index = splits(recipe, DATA["tiny"]())
-    job, batches = set_up(recipe, DATA["tiny"](), split, index, torch.device("cpu"))
+    split, _, index = splits(recipe, load("tiny"))
+    job, batches = set_up(recipe, load("tiny"), split, index, torch.device("cpu"))
     return job, batches
 
 

@@ -9,18 +9,30 @@ Example:
 from toughen.data.augment import augment, flip, pad_and_crop
 from toughen.data.base import ImageData, Split, held_out, subset
 from toughen.data.batches import Batch, Batches
-from toughen.data.registry import DATA, load
+from toughen.data.encoded import Collection, Encoded, Found
+from toughen.data.pairs import from_pairs
+from toughen.data.registry import DATA, find, load, load_extra
+from toughen.data.stored import Stored
+from toughen.data.view import View
 
 __all__ = [
     "DATA",
     "Batch",
     "Batches",
+    "Collection",
+    "Encoded",
+    "Found",
     "ImageData",
     "Split",
+    "Stored",
+    "View",
     "augment",
+    "find",
     "flip",
+    "from_pairs",
     "held_out",
     "load",
+    "load_extra",
     "pad_and_crop",
     "subset",
 ]

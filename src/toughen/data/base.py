@@ -1,6 +1,7 @@
-"""What a data set is: decoded images and labels in splits, and the two ways to take a part of one.
+"""What a data set is: images and labels in splits, and the ways to take a part of one.
 
-Pixels stay uint8 until a batch is made, so that a whole data set fits on the device. Validation images come from the
+A split holds its pixels (`Split`, uint8 until a batch is made, so that a whole data set fits on the device) or knows
+where to decode them from (`Stored`); both are used alike. Validation images come from the
 data's own validation split or from the training images; nothing here ever reads the test split to choose anything.
 
     data = load("cifar10")
@@ -9,12 +10,14 @@ data's own validation split or from the training images; nothing here ever reads
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from toughen.data.stored import Stored
 from toughen.noise import generator
 
 HELD_OUT = 1024
@@ -26,7 +29,7 @@ class Split:
 
     Args:
         images: (N, C, H, W) uint8.
-        labels: (N,) int64, class indices.
+        labels: (N,) int64, class indices; or, in an extra set, (N, K) float32 probabilities.
 
     Raises:
         ValueError: a tensor has another type or shape, or the two differ in length.
@@ -41,13 +44,22 @@ class Split:
                 f"images are {_describe(self.images)}, but must be uint8 of shape (N, C, H, W); "
                 "convert floats in [0, 1] by (images * 255).round().to(torch.uint8)."
             )
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
-            raise ValueError(f"labels are {_describe(self.labels)}, but must be class indices, int64 of shape (N,).")
+        if (self.labels.dtype, self.labels.ndim) not in ((torch.int64, 1), (torch.float32, 2)):
+            raise ValueError(
+                f"labels are {_describe(self.labels)}, but must be class indices, int64 of shape (N,), or "
+                "probabilities, float32 of shape (N, K)."
+            )
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images came with {len(self.labels)} labels; give one label an image.")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def take(self, indices: Tensor) -> "Split":
         """The examples at `indices` ((M,) int64, or a mask (N,) bool), in that order; the pixels are copied."""
@@ -56,6 +68,10 @@ class Split:
     def float_images(self) -> Tensor:
         """The images as (N, C, H, W) float32 in [0, 1]."""
         return to_float(self.images)
+
+
+Examples = Split | Stored
+"""Images and labels, with their pixels in memory or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +90,22 @@ class ImageData:
     """
 
     name: str
-    train: Split
-    validation: Split | None
-    test: Split
+    train: Examples
+    validation: Examples | None
+    test: Examples
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
             if not len(split):
                 raise ValueError(f"The {name} split of {self.name} holds no image; it must hold at least one.")
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if split.shape != self.train.shape:
                 raise ValueError(
-                    f"The {name} images of {self.name} are {tuple(split.images.shape[1:])} (C, H, W), but its training "
+                    f"The {name} images of {self.name} are {split.shape} (C, H, W), but its training "
                     f"images are {self.image_shape}; bring all splits to one shape."
                 )
+            if split.labels.ndim != 1:
+                raise ValueError(f"The {name} split of {self.name} has no class indices; give (N,) int64 labels.")
             outside = ((split.labels < 0) | (split.labels >= self.num_classes)).nonzero()
             if len(outside):
                 first = int(outside[0])
@@ -97,7 +115,7 @@ class ImageData:
                 )
 
     @property
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Examples]:
         """The splits there are by name: train, validation (if any), test."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
@@ -110,8 +128,7 @@ class ImageData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.shape
 
     @property
     def channels(self) -> int:
@@ -120,15 +137,25 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shapes, labels and pixels of all splits: equal exactly when the data are."""
-        digest = hashlib.sha256()
-        for name, split in self.splits.items():
-            digest.update(f"{name}{tuple(split.images.shape)}".encode())
-            for tensor in (split.labels, split.images):
-                # Little-endian labels, so that the fingerprint is the same on every machine.
-                array = tensor.cpu().contiguous().numpy()
-                digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
-        return digest.hexdigest()
+        """SHA-256 (hex) over the splits: see `fingerprint`."""
+        return fingerprint(self.splits)
+
+
+def fingerprint(splits: Mapping[str, Examples]) -> str:
+    """SHA-256 (hex) over shapes, labels and pixels of some splits.
+
+    Of splits that are decoded, equal exactly when the data are. Of stored ones not the pixels enter but their source's
+    key, the view and which images they are, because nobody wants to wait until all of ImageNet has been read.
+    """
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        stored = isinstance(split, Stored)
+        digest.update(f"{name}{(len(split), *split.shape)}{(split.key, split.view) if stored else ''}".encode())
+        for tensor in (split.labels, split.rows if stored else split.images):
+            # Little-endian numbers, so that the fingerprint is the same on every machine.
+            array = tensor.cpu().contiguous().numpy()
+            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -136,7 +163,7 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def held_out(data: ImageData, *, seed: int, size: int | None = None) -> tuple[Split, Split, Tensor]:
+def held_out(data: ImageData, *, seed: int, size: int | None = None) -> tuple[Examples, Examples, Tensor]:
     """Training and validation images, without a look at the test split.
 
     A validation split that came with the data is used as it is when no `size` is given. Otherwise the validation images
@@ -171,7 +198,18 @@ def held_out(data: ImageData, *, seed: int, size: int | None = None) -> tuple[Sp
     return data.train.take(rest), data.train.take(chosen), rest
 
 
-def subset(split: Split, n: int, *, seed: int) -> tuple[Split, Tensor]:
+def first(split: Examples, n: int) -> Examples:
+    """The first `n` examples.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if n > len(split):
+        raise ValueError(f"The first {n} examples were asked for, but there are {len(split)}; give at most that.")
+    return split.take(torch.arange(n))
+
+
+def subset(split: Examples, n: int, *, seed: int) -> tuple[Examples, Tensor]:
     """`n` examples, as evenly over the classes as the split allows, as a pure function of (seed, labels, n).
 
     A larger `n` holds every example of a smaller one.
@@ -191,14 +229,42 @@ def subset(split: Split, n: int, *, seed: int) -> tuple[Split, Tensor]:
         raise ValueError(
             f"{n} examples were asked for, but there are {len(split)}; give a limit from 1 to {len(split)}."
         )
+    order, turn = _turns(split, seed)
+    chosen = order[turn.argsort(stable=True)[:n]].sort().values
+    return split.take(chosen), chosen
+
+
+def per_class(split: Examples, n: int, *, seed: int) -> tuple[Examples, Tensor]:
+    """`n` examples of each class that there is: those that `subset` takes where it takes `n` of each.
+
+    Args:
+        split: where to take from.
+        n: how many examples of a class.
+        seed: which draw.
+
+    Returns:
+        As for `subset`.
+
+    Raises:
+        ValueError: a class has fewer.
+    """
+    counts = split.labels.cpu().bincount()
+    if (short := ((counts > 0) & (counts < n)).nonzero().flatten().tolist()) or n < 1:
+        least = min(int(counts[label]) for label in short) if short else int(counts[counts > 0].min())
+        raise ValueError(f"per_class is {n}, but the smallest class has {least} images to take; give 1 to {least}.")
+    order, turn = _turns(split, seed)
+    chosen = order[turn < n].sort().values
+    return split.take(chosen), chosen
+
+
+def _turns(split: Examples, seed: int) -> tuple[Tensor, Tensor]:
+    """An order of the examples, and in which round each is dealt when every round deals one example a class."""
     order = torch.randperm(len(split), generator=generator("subset", seed, len(split)))
     by_class = split.labels.cpu()[order].argsort(stable=True)
     counts = split.labels.cpu().bincount()
-    # The k-th example of its class has turn k: taking turns in order is dealing one example a class and round.
     turn = torch.empty_like(order)
     turn[by_class] = torch.arange(len(split)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    chosen = order[turn.argsort(stable=True)[:n]].sort().values
-    return split.take(chosen), chosen
+    return order, turn
 
 
 def _describe(tensor: Tensor) -> str:

@@ -1,21 +1,30 @@
 """Training batches, each a pure function of (seed, number): nothing to replay after a resume, nothing to hand to ranks.
 
-The whole data set lives on the device as uint8. Batch `number` counts over the whole run; its epoch says in which order
-the examples stand, and each rank takes every `world`-th row of the global batch.
+Batch `number` counts over the whole run; its epoch says in which order the examples stand, and each rank takes every
+`world`-th row of the global batch. Pixels lie on the device or are decoded ahead by worker processes (see `feeds`).
 
     batches = Batches(train, index, batch_size=128, seed=0, device="cuda", pad=4, flip=True)
     batch = batches[1000]                            # x (128, 3, 32, 32) float32 in [0, 1] on the device
     epoch = 1000 // len(batches)
+
+An extra, pseudo-labelled set is mixed in at a fixed ratio (Carmon et al. 2019; Limits, section 4.3.2):
+
+    extra = Extra(pseudo_labelled, offset=50_000, labelled=0.3)
+    mixed = Batches(train, index, batch_size=1024, seed=0, device="cuda", extra=extra)
+    mixed[0].extra.sum()                             # 717 of 1,024, in every batch
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from toughen.data.augment import augment, check_padding
-from toughen.data.base import Split, to_float
-from toughen.noise import Stream, generator
+from toughen.data.base import Examples, to_float
+from toughen.data.parts import Part
+from toughen.losses import probabilities
+from toughen.noise import Stream, derive
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +54,21 @@ class Batch:
         return len(self.x)
 
 
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """A pseudo-labelled set, and how much of a batch it is.
+
+    Args:
+        examples: images and labels: class indices, -1 for none, or probabilities.
+        offset: number of the first of them, beyond every number of a training example.
+        labelled: share of each batch that are training examples, in (0, 1).
+    """
+
+    examples: Examples
+    offset: int
+    labelled: float
+
+
 class Batches:
     """The batches of a run, by number.
 
@@ -56,27 +80,34 @@ class Batches:
     that ranks, which take every world-th row, share them out. This is the `emulated_workers` of Gowal et al.'s release
     (facts: METHODS 1.10). Deviation: there each device has all rows of its examples.
 
+    With an `extra` set every batch has the same number of training and of extra examples, training examples first. Both
+    sets are gone through in orders of their own; the examples at the end of an order that would make a short batch wait
+    for the next one, so that the ratio is exact in every batch. `repeats` concerns the training examples. Deviation
+    from Carmon et al.'s sampler: extra examples are drawn without replacement.
+
     Args:
-        split: the training images, N of them; copied to the device once.
+        split: the training images, N of them; pixels in memory are copied to the device once.
         index: (N,) int64, the examples' positions in the original training set.
         batch_size: rows of a global batch, 1 to N (to N R with repeats), a multiple of R.
         seed: of the order and the augmentation, and the first part of every batch's noise key.
-        device: where the images live and batches are made.
+        device: where batches are made.
         pad: pixels of padding before a random crop; 0 for none.
-        flip: whether images are mirrored with probability 1/2.
-        pad_mode: "constant" (zeros) or "reflect".
-        repeats: R, rows for each example in its batch, at least 1.
-        classes: number of classes; by default one more than the highest label.
-        rank: which rows of a global batch: rank, rank + world, rank + 2 * world, ...
-        world: number of ranks.
+        flip: whether each image is mirrored with probability 1/2.
+        pad_mode: see `augment.pad_and_crop`.
+        repeats: how often each image stands in its batch.
+        classes: number of classes K; None for one more than the largest label.
+        extra: see `Extra`.
+        workers: processes that decode stored images; see `feeds.feed_of`.
+        rank: this process's number among `world`.
+        world: number of ranks that share each global batch.
 
     Raises:
-        ValueError: an argument is outside what is allowed.
+        ValueError: a number is out of its range, `index` does not fit, or the padding or the repeats are impossible.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: Examples,
         index: Tensor,
         *,
         batch_size: int,
@@ -87,11 +118,16 @@ class Batches:
         pad_mode: str = "constant",
         repeats: int = 1,
         classes: int | None = None,
+        extra: Extra | None = None,
+        workers: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        check_repeats(batch_size, repeats)
-        if not 1 <= batch_size <= len(split) * repeats:
+        labelled = labelled_rows(batch_size, extra.labelled) if extra else batch_size
+        if extra:
+            check_extra(extra, batch_size, split)
+        check_repeats(labelled, repeats)
+        if not 1 <= labelled <= len(split) * repeats:
             raise ValueError(
                 f"batch_size is {batch_size}, but there are {len(split)} training images; "
                 f"give a batch size from 1 to {len(split) * repeats}."
@@ -102,50 +138,57 @@ class Batches:
             )
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank}, but {world} ranks allow 0 to {world - 1}.")
-        check_padding(pad, pad_mode, *split.images.shape[2:])
+        check_padding(pad, pad_mode, *split.shape[1:])
         self.classes = int(split.labels.max()) + 1 if classes is None else classes
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.pad, self.flip, self.pad_mode = pad, flip, pad_mode
-        self.repeats, self.distinct = repeats, batch_size // repeats
+        self.repeats, self.distinct = repeats, labelled // repeats
         self.rank, self.world = rank, world
-        self._images = split.images.to(self.device)
-        self._labels = split.labels.to(self.device)
-        self._index = index.to(self.device)
-        self._order: tuple[int, Tensor] | None = None
+        common = {"device": self.device, "rank": rank, "world": world, "workers": workers}
+        self._parts = [Part(split, index, self.distinct, repeats, seed, start=0, short=extra is None, **common)]
+        if extra:
+            count, numbers = batch_size - labelled, torch.arange(len(extra.examples)) + extra.offset
+            own = derive(seed, "extra")
+            self._parts.append(Part(extra.examples, numbers, count, 1, own, start=labelled, short=False, **common))
 
     # Numbers have no end, so Python's iteration by index would run for ever.
     __iter__ = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self._labels) // self.distinct)
+        return self._parts[0].order.batches
+
+    @property
+    def smallest(self) -> int:
+        """Rows of the smallest global batch."""
+        return sum(part.order.size(part.order.batches - 1) for part in self._parts)
 
     def __getitem__(self, number: int) -> Batch:
         """This rank's rows of batch `number` (0 or more, counted over the whole run)."""
         if number < 0:
             raise IndexError(f"Batch {number} was asked for, but batches are numbered from 0 on.")
-        epoch, place = divmod(number, len(self))
-        examples = self._epoch_order(epoch)[place * self.distinct : (place + 1) * self.distinct]
-        global_batch = examples[:, None].expand(-1, self.repeats).flatten()
-        chosen = global_batch[self.rank :: self.world]
-        rows = torch.arange(len(global_batch))[self.rank :: self.world]
-        noise = Stream((self.seed, "augment", number), rows, len(global_batch), self.device)
-        x = augment(self._images[chosen], noise, pad=self.pad, flip=self.flip, mode=self.pad_mode)
+        size = sum(part.order.size(number) for part in self._parts)
+        rows = torch.arange(size)[self.rank :: self.world]
+        noise = Stream((self.seed, "augment", number), rows, size, self.device)
+        pixels, labels, index = map(list, zip(*(part.taken(number) for part in self._parts), strict=True))
+        if len({label.ndim for label in labels}) > 1:
+            labels = [probabilities(label, self.classes, torch.float32) for label in labels]
+        joined = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+        x = augment(joined, noise, pad=self.pad, flip=self.flip, mode=self.pad_mode)
         return Batch(
             x=to_float(x),
-            y=self._labels[chosen],
-            index=self._index[chosen],
-            noise=Stream((self.seed, "train", number), rows, len(global_batch), self.device),
-            size=len(global_batch),
+            y=torch.cat(labels),
+            index=torch.cat(index),
+            noise=Stream((self.seed, "train", number), rows, size, self.device),
+            size=size,
             classes=self.classes,
+            extra=(rows >= self._parts[1].start).to(self.device) if len(self._parts) > 1 else None,
         )
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            # Drawn on the CPU, so that the order is the same on every device.
-            order = torch.randperm(len(self._labels), generator=generator(self.seed, "order", epoch))
-            self._order = (epoch, order.to(self.device))
-        return self._order[1]
+
+def labelled_rows(batch_size: int, share: float) -> int:
+    """Training examples in a batch of which they are a share: the nearest whole number, a half rounded up."""
+    return math.floor(batch_size * share + 0.5)
 
 
 def check_repeats(batch_size: int, repeats: int) -> None:
@@ -158,4 +201,28 @@ def check_repeats(batch_size: int, repeats: int) -> None:
         raise ValueError(
             f"batch_size is {batch_size} and repeats is {repeats}; give repeats of 1 or more, and a batch size that is "
             "a multiple of it, so that each image stands so often in its batch."
+        )
+
+
+def check_extra(extra: Extra, batch_size: int, split: Examples) -> None:
+    """Refuse an extra set that cannot stand beside the training images.
+
+    Raises:
+        ValueError: a batch would hold none of the one or the other, there are fewer extra examples than a batch takes,
+            or they are of another shape.
+    """
+    rows, n = batch_size - labelled_rows(batch_size, extra.labelled), len(extra.examples)
+    if not 0 < rows < batch_size:
+        raise ValueError(
+            f"labelled is {extra.labelled:g}, which makes {batch_size - rows} training and {rows} extra examples of a "
+            f"batch of {batch_size}; give a share that leaves at least one of each."
+        )
+    if n < rows:
+        raise ValueError(
+            f"A batch takes {rows} extra examples, but there are {n}; give more, or a larger share labelled."
+        )
+    if extra.examples.shape != split.shape:
+        raise ValueError(
+            f"The extra images are {extra.examples.shape} (C, H, W), but the training images are {split.shape}; give "
+            "data.size, like data.size=224, to bring both to one size, or resize the extra images."
         )

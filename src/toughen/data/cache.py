@@ -70,10 +70,36 @@ def read(path: Path, name: str) -> ImageData | None:
 
 
 def write(path: Path, data: ImageData) -> ImageData:
-    """Keep `data` in a cache file, whole or not at all, and return it; where that is impossible, just return it."""
-    arrays = {"classes": np.array(data.classes), "fingerprint": np.array(data.fingerprint)}
-    for name, split in data.splits.items():
-        arrays |= {f"{name}_images": split.images.numpy(), f"{name}_labels": split.labels.numpy()}
+    """Keep `data` in a cache file, whole or not at all, and return it; where that is impossible, just return it.
+
+    Data that are not decoded are not kept.
+    """
+    splits = {name: split for name, split in data.splits.items() if isinstance(split, Split)}
+    if len(splits) == len(data.splits):
+        arrays = {"classes": np.array(data.classes), "fingerprint": np.array(data.fingerprint)}
+        for name, split in splits.items():
+            arrays |= {f"{name}_images": split.images.numpy(), f"{name}_labels": split.labels.numpy()}
+        _save(path, arrays)
+    return data
+
+
+def read_images(path: Path) -> torch.Tensor | None:
+    """The images (N, C, H, W) uint8 of an extra set in a cache file, or None where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            # The archive's checksum is checked on the way.
+            images = stored["images"]
+    except DAMAGE:
+        return None
+    return torch.from_numpy(images) if images.dtype == np.uint8 and images.ndim == 4 else None
+
+
+def write_images(path: Path, images: torch.Tensor) -> None:
+    """Keep the images of an extra set in a cache file, as `write` does."""
+    _save(path, {"images": images.numpy()})
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
@@ -84,7 +110,6 @@ def write(path: Path, data: ImageData) -> ImageData:
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
-    return data
 
 
 def from_arrays(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> ImageData:

@@ -1,16 +1,17 @@
-"""Images and labels from parquet files in the format of the Hugging Face Hub, decoded to uint8.
+"""Images and labels in parquet files in the format of the Hugging Face Hub.
 
 The files are read with pyarrow; what the columns mean (which one is the image, what the classes are called) is read
-from their schema by HF `datasets`. Nothing is left behind but the decoded copy in the cache, whose key is the SHA-256
-of the source files' bytes.
+from their schema by HF `datasets`. Files of 1 GiB and more are written once more as arrow files in the cache, which can
+be read from anywhere in the middle.
 
     data = load_folder(Path("downloads/cifar10"))        # train-*.parquet, test-*.parquet
     data.train.images.shape                              # (50000, 3, 32, 32)
 """
 
+import contextlib
 import hashlib
-import io
-import struct
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,64 +19,117 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from toughen.data import cache
 from toughen.data.base import ImageData
+from toughen.data.decode import assembled, prepared
+from toughen.data.encoded import Collection, Found
+from toughen.data.files import BY_SIZE, LARGE, SPLITS, split_in, split_of, what_it_is
+from toughen.data.tables import MappedImages, TableImages, mapped
+from toughen.data.view import View
 
-PARTS = ("train", "validation", "test")
+PROBABILITIES = "probabilities"
 LABELS = ("label", "labels", "fine_label")
-CHANNELS = {"L": 1, "RGB": 3}
 
 Table = tuple[Mapping[str, Any], pa.Table]
 """What HF `datasets` says of each column, and the columns."""
 
 
-def load_folder(folder: Path) -> ImageData:
+def load_folder(folder: Path, view: View | None = None) -> ImageData:
     """The data set in a folder of train-*.parquet, test-*.parquet and perhaps validation-*.parquet files.
 
-    Several files of a split are joined in the order of their names. The data set is called like the folder.
+    Several files of a split are joined in the order of their names. The data set is called like the folder. Files that
+    name no split are all training.
 
     Args:
-        folder: where the files are.
+        folder: where the files are, or where its folder `data` is that has them.
+        view: what images are made into; None takes them as they are.
 
     Returns:
-        The decoded data, from the cache where the same files were decoded before.
+        The data; decoded, from the cache where the same files were decoded before.
 
     Raises:
         ValueError: the folder or a split is missing, or the files do not hold images and labels.
     """
     files = split_files(folder)
-    path = cache.entry("parquet", source_key(files))
+    if view:
+        return prepared(find_parquet(folder), view)
+    key = source_key(files)
+    path = cache.entry("parquet", key)
     name = folder.resolve().name
-    return cache.read(path, name) or cache.write(path, decode(name, read_tables(files)))
+    return cache.read(path, name) or cache.write(path, decode(name, *_opened(files, key)))
+
+
+def find_parquet(folder: Path, *, unlabelled: bool = False) -> Found:
+    """What the parquet files of a folder hold; a test split may be missing.
+
+    Args:
+        folder: as for `load_folder`.
+        unlabelled: whether a column of labels may be missing; they are -1 then.
+
+    Raises:
+        ValueError: the folder is missing, or the files do not hold images and labels.
+    """
+    files = part_files(folder)
+    key = source_key(files)
+    tables, paths = _opened(files, key)
+    return found_in(folder.resolve().name, tables, key, paths, unlabelled=unlabelled)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, sorted by name.
 
     Raises:
-        ValueError: there is no such folder, or it holds no training or no test files.
+        ValueError: there is no such folder, or it holds no training files, or training files called so and no test
+            files: they are not all there.
     """
+    files = part_files(folder)
+    if set(files) == {"train"} and any(split_in(path.stem) for path in files["train"]):
+        raise ValueError(
+            f"The folder {folder} holds no test-*.parquet; give one with train-*.parquet and test-*.parquet."
+        )
+    return files
+
+
+def part_files(folder: Path) -> dict[str, list[Path]]:
+    """As `split_files`, where only training files must be there."""
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist; give a folder that holds train-*.parquet files.")
-    files = {part: sorted(folder.glob(f"{part}-*.parquet")) for part in PARTS}
-    for part in ("train", "test"):
-        if not files[part]:
-            raise ValueError(
-                f"The folder {folder} holds no {part}-*.parquet; give one with train-*.parquet and test-*.parquet."
-            )
+    place = _place(folder)
+    paths = sorted(place.glob("*.parquet"))
+    files = {part: [path for path in paths if split_in(path.stem) == part] for part in SPLITS}
+    for path in sorted(path for path in place.iterdir() if path.is_dir()):
+        if part := split_of(path.name):
+            files[part] += sorted(path.glob("*.parquet"))
+    if not any(files.values()):
+        files["train"] = paths
+    if not files["train"]:
+        raise ValueError(
+            f"The folder {folder} holds no train-*.parquet; give one with train-*.parquet and test-*.parquet."
+        )
     return {part: paths for part, paths in files.items() if paths}
 
 
+def holds_parquet(folder: Path) -> bool:
+    """Whether a folder has parquet files, itself, in its folder `data`, or in folders that are called like splits."""
+    place = _place(folder)
+    inside = [path for path in place.iterdir() if path.is_dir() and split_of(path.name)]
+    return any(next(path.glob("*.parquet"), None) for path in (place, *inside))
+
+
 def source_key(files: dict[str, list[Path]]) -> str:
-    """SHA-256 (hex) of the files' bytes, split by split in the order of reading."""
+    """SHA-256 (hex) of the files' bytes, split by split in the order of reading.
+
+    Of 1 GiB and more the names and sizes enter instead of the bytes (see `files.files_key`).
+    """
+    large = _size(files) >= LARGE
     digest = hashlib.sha256()
     for part, paths in files.items():
         for path in paths:
             with path.open("rb") as file:
-                digest.update(f"{part}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
-    return digest.hexdigest()
+                mark = (path.name, path.stat().st_size) if large else hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{part}:{mark};".encode())
+    return (BY_SIZE if large else "") + digest.hexdigest()
 
 
 def read_tables(files: dict[str, list[Path]]) -> dict[str, Table]:
@@ -88,30 +142,22 @@ def read_tables(files: dict[str, list[Path]]) -> dict[str, Table]:
 
     tables = {}
     for part, paths in files.items():
-        read = []
-        for path in paths:
-            try:
-                read.append(pq.ParquetFile(path).read())
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(
-                    f"{path} cannot be read as parquet ({_brief(error)}); fetch the file again."
-                ) from error
+        read = [_read(path) for path in paths]
         try:
             joined = pa.concat_tables(read)
         except pa.ArrowException as error:
-            raise ValueError(
-                f"The {part}-*.parquet files in {paths[0].parent} differ in their columns; give files of one data set."
-            ) from error
+            raise _unlike(part, paths) from error
         tables[part] = (datasets.Features.from_arrow_schema(joined.schema), joined)
     return tables
 
 
-def decode(name: str, tables: Mapping[str, Table]) -> ImageData:
+def decode(name: str, tables: Mapping[str, Table], paths: Mapping[str, tuple[str, ...]] | None = None) -> ImageData:
     """Images and labels of each split, decoded.
 
     Args:
         name: what the data set is called.
         tables: by split ("train", "test" and perhaps "validation"), the columns' meaning and the columns.
+        paths: by split, the arrow files that hold these columns, where there are any.
 
     Returns:
         The data; classes are called as the label column's schema says, or by their numbers.
@@ -119,41 +165,70 @@ def decode(name: str, tables: Mapping[str, Table]) -> ImageData:
     Raises:
         ValueError: a split is missing or empty, columns cannot be told apart, or an example is not like the others.
     """
-    arrays: dict[str, np.ndarray] = {}
-    classes: tuple[str, ...] | None = None
-    mode_and_size: tuple[str, tuple[int, int]] | None = None
-    for part in ("train", "test"):
-        if part not in tables or not len(tables[part][1]):
-            raise ValueError(f"{name} holds no {part} images; give data with a train and a test split.")
-    for part in PARTS:
-        if part not in tables or not len(tables[part][1]):
+    return assembled(found_in(name, tables, "", paths))
+
+
+def found_in(
+    name: str,
+    tables: Mapping[str, Table],
+    key: str,
+    paths: Mapping[str, tuple[str, ...]] | None = None,
+    *,
+    unlabelled: bool = False,
+) -> Found:
+    """What some tables hold.
+
+    Args:
+        name: what the data set is called.
+        tables: by split, the columns' meaning and the columns.
+        key: what tells them from all others.
+        paths: by split, the arrow files that hold these columns, where there are any; their images may lie in files
+            that they name.
+        unlabelled: whether a column of labels may be missing.
+
+    Raises:
+        ValueError: columns cannot be told apart, or parts differ in their classes.
+    """
+    parts: dict[str, Collection] = {}
+    classes: tuple[str, ...] = ()
+    for part, (features, table) in tables.items():
+        if part != "train" and not len(table):
             continue
-        features, table = tables[part]
         where = f"the {part} split of {name}"
-        image_column, label_column = find_columns(features, where)
-        encoded = table.column(image_column)
-        mode_and_size = mode_and_size or _first(encoded, where)
-        arrays[f"{part}_images"] = _images(encoded, where, *mode_and_size)
-        arrays[f"{part}_labels"] = _labels(table.column(label_column), where)
-        names = getattr(features[label_column], "names", None)
-        if names and classes and tuple(names) != classes:
+        image_column = find_image(features, where)
+        label_column = find_label(features, where, unlabelled=unlabelled)
+        if files := (paths or {}).get(part):
+            images = MappedImages(files, image_column, where, len(table), files=True)
+        else:
+            images = TableImages(table.column(image_column), where)
+        parts[part] = Collection(images, _labels(table, label_column, where))
+        named = (getattr(features.get(column), "names", None) for column in (label_column, *LABELS))
+        names = tuple(next(filter(None, named), ()))
+        if names and classes and names != classes:
             raise ValueError(
                 f"The classes of {where} are called otherwise than in training; give one data set's files."
             )
-        classes = classes or (tuple(names) if names else None)
-    return cache.from_arrays(name, arrays, classes or _numbered(arrays["train_labels"], name))
+        classes = classes or names
+    return Found(name, parts, classes, key)
 
 
 def find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
     """The names of the image and the label column.
 
-    The image column is the one of type Image, or of bytes and a path. The label column is the one of type ClassLabel,
-    or else of integers; among several, the first called label, labels or fine_label.
-
     Raises:
         ValueError: there is no such column, or there are several that the names do not tell apart.
     """
-    from datasets import ClassLabel, Value
+    label = find_label(features, where)
+    assert label
+    return find_image(features, where), label
+
+
+def find_image(features: Mapping[str, Any], where: str) -> str:
+    """The name of the column of type Image, or of bytes and a path.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
     from datasets import Image as ImageFeature
 
     images = [
@@ -165,6 +240,22 @@ def find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
         raise ValueError(
             f"The columns of {where} ({', '.join(features)}) hold {len(images)} columns of images; give files with one."
         )
+    return images[0]
+
+
+def find_label(features: Mapping[str, Any], where: str, *, unlabelled: bool = False) -> str:
+    """The name of the column of probabilities, or of type ClassLabel, or of integers.
+
+    Probabilities are lists of floats in a column `probabilities`. Among several others it is the first called label,
+    labels or fine_label; "" where there is none and `unlabelled` allows it.
+
+    Raises:
+        ValueError: there is no such column, or there are several that the names do not tell apart.
+    """
+    from datasets import ClassLabel, Value
+
+    if unlabelled and PROBABILITIES in features:
+        return PROBABILITIES
     named = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     integers = [
         column
@@ -173,27 +264,27 @@ def find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
     ]
     preferred = [column for column in LABELS if column in (named or integers)]
     if preferred or len(named) == 1:
-        return images[0], (preferred or named)[0]
+        return (preferred or named)[0]
+    if unlabelled and not named and not integers:
+        return ""
     raise ValueError(
         f"The columns of {where} ({', '.join(features)}) hold no single column of labels; "
         f"name the column of class indices one of {', '.join(LABELS)}."
     )
 
 
-def _numbered(labels: np.ndarray, name: str) -> tuple[str, ...]:
-    # A label beyond the number of images is a broken file, and would ask for that many names.
-    if labels.max() >= len(labels):
-        raise ValueError(
-            f"Example {labels.argmax()} of the train split of {name} has label {labels.max()}, but "
-            f"{len(labels)} images without class names allow 0 to {len(labels) - 1}; number the classes from 0 on."
-        )
-    return tuple(str(number) for number in range(int(labels.max()) + 1))
-
-
-def _labels(column: pa.ChunkedArray, where: str) -> np.ndarray:
+def _labels(table: pa.Table, name: str, where: str) -> np.ndarray:
+    if not name:
+        return np.full(len(table), -1)
+    column = table.column(name)
     if column.null_count:
         missing = column.is_null().to_numpy().argmax()
         raise ValueError(f"Example {missing} of {where} has no label; remove it or give it one.")
+    if name == PROBABILITIES:
+        rows = column.to_pylist()
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(f"The probabilities of {where} differ in number; give every example one for each class.")
+        return np.array(rows, np.float32).reshape(len(rows), -1)
     if not pa.types.is_integer(column.type):
         raise ValueError(
             f"The labels of {where} are stored as {column.type}, but must be integers; store class indices."
@@ -201,54 +292,72 @@ def _labels(column: pa.ChunkedArray, where: str) -> np.ndarray:
     return column.to_numpy().astype(np.int64)
 
 
-def _first(encoded: pa.ChunkedArray, where: str) -> tuple[str, tuple[int, int]]:
-    image = _open(next(_contents(encoded)), 0, where)
-    if image.mode not in CHANNELS:
-        raise ValueError(
-            f"Example 0 of {where} is an image of mode {image.mode}, but only {' and '.join(CHANNELS)} are read; "
-            "convert the images."
-        )
-    return image.mode, image.size
+def _place(folder: Path) -> Path:
+    inside = folder / "data"
+    return inside if inside.is_dir() and not any(folder.glob("*.parquet")) and any(inside.glob("*.parquet")) else folder
 
 
-def _images(encoded: pa.ChunkedArray, where: str, mode: str, size: tuple[int, int]) -> np.ndarray:
-    width, height = size
-    images = np.empty((len(encoded), height, width, CHANNELS[mode]), np.uint8)
-    # One thread: with two, the interpreter's lock costs more than Pillow's decoding outside it gains (measured).
-    for number, content in enumerate(_contents(encoded)):
-        image = _open(content, number, where)
-        if (image.mode, image.size) != (mode, size):
-            raise ValueError(
-                f"Example {number} of {where} is {image.mode} of {image.size[0]}x{image.size[1]} pixels, but the first "
-                f"training image is {mode} of {width}x{height}; bring all images to one mode and size."
-            )
-        images[number] = np.asarray(image).reshape(images.shape[1:])
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+def _size(files: dict[str, list[Path]]) -> int:
+    return sum(path.stat().st_size for paths in files.values() for path in paths)
 
 
-def _contents(encoded: pa.ChunkedArray) -> Iterator[pa.Scalar]:
-    """Each example's encoded bytes, not copied."""
-    for chunk in encoded.chunks:
-        yield from (
-            chunk if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type) else chunk.field("bytes")
-        )
-
-
-def _open(content: pa.Scalar, number: int, where: str) -> Image.Image:
-    buffer = content.as_buffer() if content.is_valid else None
-    if not buffer:
-        raise ValueError(f"Example {number} of {where} holds no image; give files that hold the images themselves.")
+def _read(path: Path) -> pa.Table:
     try:
-        image = Image.open(io.BytesIO(buffer))
-        image.load()
-    # What Pillow raises on broken images, format by format.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"Example {number} of {where} is a broken image ({_brief(error)}); remove or replace it."
-        ) from error
-    return image
+        return pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _brief(error: Exception) -> str:
-    """An error's type alone: its text may be of several lines, or name an object in memory."""
-    return type(error).__name__
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    kind = what_it_is(path)
+    seems = "" if kind in ("a parquet file", "of no known kind") else f"; it is {kind}"
+    return ValueError(f"{path} cannot be read as parquet ({type(error).__name__}){seems}; fetch the file again.")
+
+
+def _unlike(part: str, paths: list[Path]) -> ValueError:
+    return ValueError(
+        f"The {part}-*.parquet files in {paths[0].parent} differ in their columns; give files of one data set."
+    )
+
+
+def _opened(files: dict[str, list[Path]], key: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
+    """The files' tables: in memory, or, if they are large, in arrow files, whose paths come by split."""
+    import datasets
+
+    if _size(files) < LARGE:
+        return read_tables(files), {}
+    paths = {part: (str(_as_arrow(part, group, key)),) for part, group in files.items()}
+    tables = {part: mapped(group) for part, group in paths.items()}
+    return {part: (datasets.Features.from_arrow_schema(table.schema), table) for part, table in tables.items()}, paths
+
+
+def _as_arrow(part: str, paths: list[Path], key: str) -> Path:
+    """The arrow file in the cache with the rows of some parquet files, written whole or not at all."""
+    path = cache.entry(f"arrow-{part}", key).with_suffix(".arrow")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    os.close(descriptor)
+    try:
+        schema = pq.ParquetFile(paths[0]).schema_arrow
+        with pa.ipc.new_stream(temporary, schema) as writer:
+            for group in _row_groups(paths):
+                if group.schema != schema:
+                    raise _unlike(part, paths)
+                writer.write_table(group)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return path
+
+
+def _row_groups(paths: list[Path]) -> Iterator[pa.Table]:
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for number in range(file.num_row_groups):
+                    yield file.read_row_group(number)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error

@@ -1,0 +1,162 @@
+"""What all sources on disk have in common: names of splits, kinds of images, keys, and files that are something else.
+
+split_of("Val")                                          # "validation"
+split_in("imagenet1k-train-0017.tar")                    # "train"
+key = files_key({"train/cat/1.png": Path("pets/train/cat/1.png")})
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+SPLITS = ("train", "validation", "test")
+
+WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What splits are called in the names of files and folders, in any case."""
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+"""How names of images end, in any case."""
+
+# Pillow knows formats that start other programs (EPS); none of them is a photograph's.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+
+HARMLESS = (".txt", ".md", ".csv", ".json")
+
+LARGE = 2**30
+
+BY_SIZE = "sizes-"
+"""Begins the keys that were made without reading the files."""
+
+SIGNATURES = (
+    (b"PK", "a zip archive"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"\x93NUMPY", "a single numpy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PAR1", "a parquet file"),
+    (b"\x80", "a Python pickle"),
+    (b"<", "a web page"),
+)
+
+
+def split_of(word: str) -> str | None:
+    """The split that a folder or an array of this name holds, or None."""
+    return WORDS.get(word.lower())
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's name speaks of, as train-00.tar or data-valid.tar do, or None.
+
+    Raises:
+        ValueError: it speaks of two.
+    """
+    found = {WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in WORDS}
+    if len(found) > 1:
+        raise ValueError(f"The name of {name} speaks of {' and '.join(sorted(found))}; rename it to say one split.")
+    return found.pop() if found else None
+
+
+def harmless(name: str) -> bool:
+    """Whether a file may lie among images without being one: hidden files, thumbnails, notes and tables."""
+    hidden = name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "license", "readme")
+    return hidden or name.lower().endswith(HARMLESS)
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder and is neither hidden nor harmless, sorted by name as text."""
+
+    def skipped(path: Path) -> bool:
+        return path.name.startswith(".") or path.name == "__MACOSX" if path.is_dir() else harmless(path.name)
+
+    try:
+        return sorted(path for path in folder.iterdir() if not skipped(path))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def open_image(content: bytes | memoryview) -> Image.Image:
+    """An encoded image with its header read. It is not turned as its EXIF data may ask, as ImageNet training never did.
+
+    Raises:
+        OSError, SyntaxError, ValueError and others: see `toughen.data.stored.BROKEN`.
+    """
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def files_key(files: Mapping[str, Path], *others: object) -> str:
+    """SHA-256 (hex) that tells a source from all others: of the files' names and bytes.
+
+    Of 1 GiB and more the names and sizes enter instead of the bytes, because nobody waits for that; such a key begins
+    with `BY_SIZE`.
+
+    Args:
+        files: by the name that enters the key.
+        others: what else makes a difference, by its `repr`.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    digest = hashlib.sha256(repr(others).encode())
+    paths = list(files.values())
+    # Threads, because on a file server each answer is waited for.
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(_size, paths))
+        large = sum(sizes) >= LARGE
+        marks: Iterable[object] = sizes if large else pool.map(_hash, paths)
+        for name, mark in zip(files, marks, strict=True):
+            digest.update(f"{name!r}:{mark};".encode())
+    return (BY_SIZE if large else "") + digest.hexdigest()
+
+
+def unreadable(path: Path, error: OSError) -> ValueError:
+    """The sentence for a file that is there by name and cannot be read."""
+    link = path.is_symlink() and not path.exists()
+    reason = "is a link to what is not there" if link else f"cannot be read ({type(error).__name__})"
+    return ValueError(f"{path} {reason}; restore or remove it.")
+
+
+def what_it_is(path: Path) -> str:
+    """What a file seems to be by its first bytes, for messages: "a zip archive", or "no known kind of file"."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not start:
+        return "empty"
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    return next((kind for sign, kind in SIGNATURES if start.lstrip().startswith(sign)), "of no known kind")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
