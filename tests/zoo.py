@@ -215,6 +215,18 @@ def normalised(times: int, *, own: bool) -> SetUp:
     return replace(set_up, model=Around(set_up.model, before).eval(), y=y)
 
 
+def bgr() -> SetUp:
+    set_up = linear()
+    return replace(set_up, model=Around(set_up.model, lambda x: x.flip(1)).eval())
+
+
+def constant() -> SetUp:
+    """Weights that were never loaded, of a last layer that starts from zero."""
+    set_up = linear()
+    model = Around(set_up.model, after=lambda logits: 0 * logits + torch.arange(10.0)).eval()
+    return replace(set_up, model=model, y=answers(model, set_up.x))
+
+
 def shifted_labels() -> SetUp:
     set_up = digits()
     return replace(set_up, y=(set_up.y + 1) % 10)
@@ -340,6 +352,8 @@ FAULTY: dict[str, tuple[Callable[[], SetUp], Sequence[str]]] = {
     "normalised twice": (lambda: normalised(2, own=True), ["EV222"]),
     "normalised twice by hand": (lambda: normalised(2, own=False), ["EV222"]),
     "not normalised": (lambda: normalised(0, own=False), ["EV222"]),
+    "red and blue exchanged": (bgr, ["EV228"]),
+    "constant": (constant, ["EV209"]),
     "labels + 1": (shifted_labels, ["EV223"]),
     "labels permuted": (permuted_labels, ["EV223"]),
     "purified": (purified, ["EV214"]),

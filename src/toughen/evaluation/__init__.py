@@ -7,6 +7,9 @@ Example:
 """
 
 from toughen.evaluation.audit import audit
+from toughen.evaluation.checkup import Checkup, check
+from toughen.evaluation.corruption_result import CorruptionResult, MeanCorruptionError, mean_corruption_error
+from toughen.evaluation.corruptions import corruption_accuracy
 from toughen.evaluation.evaluate import evaluate
 from toughen.evaluation.findings import Audit, Finding
 from toughen.evaluation.gradients import GradientMagnitude, gradient_magnitude
@@ -24,21 +27,27 @@ __all__ = [
     "UNBOUNDED",
     "Aside",
     "Audit",
+    "Checkup",
+    "CorruptionResult",
     "EpsSweep",
     "Evaluation",
     "Finding",
     "GradientMagnitude",
     "LossSurface",
+    "MeanCorruptionError",
     "StepSweep",
     "Transfer",
     "Unsound",
     "WeaklyBounded",
     "adversarial_examples",
     "audit",
+    "check",
+    "corruption_accuracy",
     "eps_sweep",
     "evaluate",
     "gradient_magnitude",
     "loss_surface",
+    "mean_corruption_error",
     "step_sweep",
     "transfer",
     "weakly_bounded",

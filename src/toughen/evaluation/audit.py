@@ -12,20 +12,18 @@ Sources: Carlini et al. 2019, "On evaluating adversarial robustness", section 3 
 Pintor et al. 2022, "Indicators of attack failure"; the flags of AutoAttack.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from toughen.batched import Batched, out_of_memory
+from toughen.batched import Batched
 from toughen.counting import counted
-from toughen.evaluation.examination import AsGiven, Examination
+from toughen.evaluation.examination import Examination
 from toughen.evaluation.findings import Audit, Finding, finding
+from toughen.evaluation.inspection import as_given, undisturbed
 from toughen.evaluation.symptoms import Watched
 from toughen.evaluation.units import as_input, placement
-from toughen.losses import full_precision
 from toughen.modes import attacking, channels_last, plain
 from toughen.noise import Stream
 from toughen.threat import Threat
@@ -33,8 +31,8 @@ from toughen.threat import Threat
 EXAMPLES = 128
 
 
-def check_range(x: Tensor, threat: Threat) -> Finding | None:
-    """EV221 where images or radius are not in the units of [0, 1]: what was seen and what to do.
+def check_range(x: Tensor, threat: Threat | None) -> Finding | None:
+    """EV221 where images or radius (if there is one) are not in the units of [0, 1]: what was seen and what to do.
 
     For the caller who would otherwise refuse such images with less to say. uint8 images are as they should be.
     """
@@ -49,6 +47,8 @@ def check_range(x: Tensor, threat: Threat) -> Finding | None:
         return finding("EV221", seen=span, remedy="divide the images by 255")
     if 0 < high <= 1.01 / 255:
         return finding("EV221", seen=span, remedy="they were divided by 255 twice")
+    if threat is None:
+        return None
     eps = float(torch.as_tensor(threat.eps).max()) if len(x) else 0.0
     if threat.norm == "linf" and eps > 1:
         return finding("EV221", seen=f"The radius is {eps:.3g}", remedy=f"write {eps:.3g}/255")
@@ -95,14 +95,22 @@ def audit(
     ball = threat[torch.arange(n, device=device if not isinstance(threat.eps, Tensor) else threat.eps.device)]
     if isinstance(ball.eps, Tensor):
         ball = replace(ball, eps=ball.eps.to(device))
-    with _undisturbed(device, seed), torch.autocast(device.type, enabled=False), torch.no_grad():
-        given = _as_given(model, images[:batch_size])
+    with undisturbed(device, seed), torch.autocast(device.type, enabled=False), torch.no_grad():
+        given = as_given(model, images[:batch_size])
         with attacking(model, "eval"), channels_last(model), counted(model) as passes:
             watched = Watched(model)
             pieces = Batched(watched, batch_size)
-            noise = Stream(("audit", seed), rows=ids)
-            examination = Examination(pieces, watched, images, y[:n].to(device), ball, ids, noise, passes)
-            examination.spent = int(given is not None)
+            examination = Examination(
+                model=pieces,
+                watched=watched,
+                x=images,
+                y=y[:n].to(device),
+                threat=ball,
+                ids=ids,
+                noise=Stream(("audit", seed), rows=ids),
+                passes=passes,
+                spent=int(given is not None),
+            )
             examination.run(given)
     return Audit(
         findings=tuple(examination.findings),
@@ -114,35 +122,3 @@ def audit(
         standing_pgd=tuple(ids[examination.standing_pgd.cpu()].tolist()),
         standing=tuple(ids[examination.standing.cpu()].tolist()),
     )
-
-
-@contextmanager
-def _undisturbed(device: torch.device, seed: int) -> Iterator[None]:
-    """The global random state restored, and inside fixed: a random model then gives the same audit every time."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
-    """The model's logits in the mode in which it was given, where that is not inference mode; buffers are restored."""
-    training = {name or "the model": module for name, module in model.named_modules() if module.training}
-    if not training:
-        return None
-    names = [name for name, module in training.items() if not any(module.children())] or list(training)
-    kept, logits = [(buffer, buffer.clone()) for buffer in model.buffers()], None
-    try:
-        # BatchNorm refuses to train on a single example.
-        logits = model(x if len(x) > 1 else torch.cat([x, x]))
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
-    if logits is None:
-        return _as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
-    if not isinstance(logits, Tensor):
-        # As of networks with outputs for training alone.
-        return AsGiven(torch.full((len(x), 1), torch.nan), names)
-    return AsGiven(full_precision(logits[: len(x)]).clone(), names)

@@ -13,6 +13,7 @@ CODES: dict[str, str] = {
     "EV206": "the output is piecewise constant: the model quantises",
     "EV207": "gradients are not the slope of the output",
     "EV208": "the output is the same for many different inputs",
+    "EV209": "the output is the same for every image",
     "EV211": "modules are in training mode and change the output",
     "EV212": "the output is random",
     "EV213": "an example's output depends on the other examples of its batch",
@@ -22,6 +23,10 @@ CODES: dict[str, str] = {
     "EV223": "labels shifted or in another order",
     "EV224": "the model returns probabilities",
     "EV225": "the model returns log-probabilities",
+    "EV226": "the model does not run on the images",
+    "EV227": "labels or classes do not fit the number of logits",
+    "EV228": "red and blue exchanged",
+    "EV229": "no better than guessing",
     "EV281": "the loss does not rise with the steps of PGD",
     "EV282": "FGSM is stronger than PGD-20",
     "EV283": "random noise is stronger than PGD-20",
@@ -58,6 +63,8 @@ MESSAGES: dict[str, str] = {
     "gradient promises. " + _UPPER + "remove stand-ins for derivatives, or attack without gradients (square).",
     "EV208": "The output for {same} of {examples} perturbed images is that of another image to the last bit: the model "
     "answers with a constant, like a detector that rejects. Count what it rejects apart, and attack the detector too.",
+    "EV209": "The output is the same for all {examples} images: the model does not look at them. Look for weights that "
+    "were not loaded, a dead layer, or images that saturate the first one.",
     "EV211": "{modules} modules are in training mode (first: {first}), which changes the output. The evaluation uses "
     "inference mode, so its result is not that of the model as given; call eval().",
     "EV212": "The same batch twice gave other logits for {differ} of {examples} examples: the model is random, and one "
@@ -75,6 +82,13 @@ MESSAGES: dict[str, str] = {
     "whose gradient vanishes where the model is sure. Return the logits, before the softmax.",
     "EV225": "All {examples} rows of the output are log-probabilities, which keep fewer digits than logits, and "
     "nothing of their size. Return the logits, before the log-softmax.",
+    "EV226": "{seen}",
+    "EV227": "{seen}",
+    "EV228": "Accuracy {accuracy:.1%} as fed, {other:.1%} with red and blue exchanged, and the loss of {nearer} of "
+    "{examples} examples is lower so: the network was trained on channels in the other order (BGR, as OpenCV reads).",
+    "EV229": "Accuracy is {accuracy:.1%} on {examples} examples, and always answering the commonest label gives "
+    "{chance:.1%}. No preprocessing and no order of the classes explains it: were the weights loaded, and are these "
+    "the classes it was trained on?",
     "EV281": "After 20 steps of PGD the loss of {flat} of {examples} examples is no higher than at the random start. "
     + _UPPER
     + "try another loss or step size, and attack without gradients (square).",

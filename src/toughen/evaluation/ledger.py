@@ -49,7 +49,7 @@ _CALLED = {
     "model": "another model (or other weights of it)",
     "data": "other images, labels or ids",
     "threat": "another threat model",
-    "settings": "other attacks or settings",
+    "settings": "other attacks, corruptions or settings",
     "code": "an attack whose code or radii have changed",
     "seed": "another seed",
     "order": "another order of the attacks (cascade or independent)",

@@ -5,26 +5,15 @@ comments say where a threshold comes from.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toughen.losses import cross_entropy, margin
-from toughen.models.classifier import Normalize
-
-# Customary means and standard deviations, by number of channels.
-CUSTOMARY: dict[int, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
-    1: {"MNIST's": ((0.1307,), (0.3081,)), "0.5 / 0.5": ((0.5,), (0.5,))},
-    3: {
-        "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-        "0.5 / 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    },
-}
 
 
 @dataclass
@@ -157,6 +146,12 @@ def log_probabilities(logits: Tensor) -> bool:
     return bool((logits <= rounding).all() and (logits.double().logsumexp(1).abs() <= rounding).all())
 
 
+def constant(logits: Tensor) -> bool:
+    """Whether four or more rows are the same up to rounding."""
+    spread = (logits.amax(0) - logits.amin(0)).max()
+    return len(logits) > 3 and bool(spread <= 32 * torch.finfo(logits.dtype).eps * logits.abs().max())
+
+
 def repeated(logits: Tensor) -> Tensor:
     """Which rows equal another row to the last bit, (N,)."""
     _, inverse, counts = logits.unique(dim=0, return_inverse=True, return_counts=True)
@@ -182,64 +177,93 @@ def better(right: Tensor, given: Tensor, points: float, chance: float) -> bool:
     return more - fewer > points * len(right) and sign_test(more, fewer) < chance
 
 
-def relabelling(prediction: Tensor, y: Tensor, classes: int) -> tuple[str, Tensor] | None:
+def log_odds(logits: Tensor, others: Tensor, y: Tensor) -> float:
+    """How much likelier labels y (N,) are by some logits (N, K) than by others, as a natural logarithm.
+
+    Each model is taken to guess one label in five, so that a single image on which it is wrongly sure settles nothing.
+    If the labels were drawn as the others say, the chance that this exceeds log(1/a) would be at most a (Markov).
+    """
+
+    def likelihood(values: Tensor) -> Tensor:
+        return (0.8 * values.double().softmax(1) + 0.2 / values.shape[1]).log().gather(1, y.unsqueeze(1)).sum()
+
+    return float(likelihood(logits) - likelihood(others))
+
+
+class Renaming(NamedTuple):
+    """Another naming of the classes.
+
+    Attributes:
+        change: what it is, in words.
+        right: which examples are correct under it, (N,).
+        order: the label that each class of the model stands for, (K,).
+    """
+
+    change: str
+    right: Tensor
+    order: Tensor
+
+
+def relabelling(prediction: Tensor, y: Tensor, classes: int, names: Sequence[str] | None = None) -> Renaming | None:
     """A renaming of the classes under which the predictions fit the labels far better than as given.
 
-    A cyclic shift, or else a map of predictions to labels that is learnt on one half of the examples, tried on the
-    other, and the other way round. Far better: by more than 20 points, with odds of one in a thousand for all the
-    shifts together; on all examples and on those without the commonest label, where a model that always answers the
-    same cannot win.
+    A cyclic shift; an order that folders and files bring about (numbers sorted as text, names sorted, all reversed); or
+    else a permutation that is learnt on one half of the examples, tried on the other, and the other way round. Far
+    better: by more than 20 points, 10 for permutations, which no confusion of a sound model is; with odds of one in a
+    thousand for all that is tried of a kind; on all examples and on those without the commonest label, where a model
+    that always answers the same cannot win.
 
     Args:
         prediction: classes (N,).
         y: labels (N,).
         classes: number of classes K.
-
-    Returns:
-        What the renaming is, and which examples are correct under it, (N,); None where there is none.
+        names: of the classes, in the order of the labels; K of them, or else they are not looked at.
     """
     counted, given = y != y.mode().values, prediction == y
 
-    def far_better(right: Tensor, chance: float) -> bool:
-        return all(better(right[part], given[part], 0.2, chance) for part in (counted, torch.ones_like(counted)))
+    def far_better(right: Tensor, points: float, chance: float) -> bool:
+        return all(better(right[part], given[part], points, chance) for part in (counted, torch.ones_like(counted)))
 
     if not counted.any():
         return None
-    shifts = torch.stack([(prediction + by) % classes == y for by in range(1, classes)])
-    best = int(shifts[:, counted].sum(1).argmax())
-    if far_better(shifts[best], 1e-3 / classes):
-        by = best + 1 if best + 1 <= classes // 2 else best + 1 - classes
-        return f"shifted by {by:+d}", shifts[best]
+    orders = _orders(classes, names)
+    rights = torch.stack([order.to(y.device)[prediction] == y for order in orders.values()])
+    best = int(rights[:, counted].sum(1).argmax())
+    if far_better(rights[best], 0.2, 1e-3 / len(orders)):
+        change = list(orders)[best]
+        return Renaming(change, rights[best], orders[change])
     mapped = torch.empty_like(prediction)
     halves = torch.arange(len(y), device=y.device) % 2 == 0
     for learn, test in ((halves, ~halves), (~halves, halves)):
-        table = torch.zeros(classes, classes, dtype=torch.long, device=y.device)
-        table.index_put_((prediction[learn], y[learn]), torch.ones_like(y[learn]), accumulate=True)
-        renamed = torch.where(table.sum(1) > 0, table.argmax(1), torch.arange(classes, device=y.device))
-        mapped[test] = renamed[prediction[test]]
+        mapped[test] = _assigned(prediction[learn], y[learn], classes).to(y.device)[prediction[test]]
     right = mapped == y
-    return ("in another order", right) if far_better(right, 1e-3) else None
+    if not far_better(right, 0.1, 1e-3):
+        return None
+    return Renaming("in another order", right, _assigned(prediction, y, classes))
 
 
-def preprocessings(model: nn.Module, channels: int) -> dict[str, tuple[Callable[[Tensor], Tensor], float]]:
-    """Other preprocessings that the model may have been meant for, and by how much they must be better to say so.
+def _orders(classes: int, names: Sequence[str] | None) -> dict[str, Tensor]:
+    """Orders of the classes that come about by themselves: the label of each class of the model, by name."""
+    count = torch.arange(classes)
+    by = [step if step <= classes // 2 else step - classes for step in range(1, classes)]
+    found = {f"shifted by {step:+d}": (count + step) % classes for step in by}
+    texts = {"sorted as text ('0', '1', '10', '2')": [str(label) for label in range(classes)]}
+    if names is not None and len(names) == classes:
+        texts["sorted by name"] = list(names)
+    for change, keys in texts.items():
+        order = torch.tensor(sorted(range(classes), key=keys.__getitem__))
+        found[f"{change}, which the model has"] = order
+        found[f"{change}, which the data has"] = order.argsort()
+    found["in reverse"] = count.flip(0)
+    return found
 
-    The model's own `Normalize` left out or done twice: by 5 points. Customary ones in front or taken back, and images
-    in 0..255: by 20 points, because a network that was trained for a few hundred steps only, whose contrast is not yet
-    learnt, gains up to that from any of them.
 
-    Returns:
-        Maps of input images by what they do, each with a difference of accuracies.
-    """
-    maps: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {}
-    own = next((module for module in model.modules() if isinstance(module, Normalize)), None)
-    if own is not None and own.mean.shape[1] == channels:
-        mean, std = own.mean, own.std
-        maps["without the model's normalisation"] = lambda x: x * std + mean, 0.05
-        maps["with the model's normalisation twice"] = lambda x: (x - mean) / std, 0.05
-    for name, (means, stds) in CUSTOMARY.get(channels, {}).items():
-        m, s = (torch.tensor(values).view(1, -1, 1, 1) for values in (means, stds))
-        maps[f"with {name} normalisation in front"] = lambda x, m=m, s=s: (x - m.to(x)) / s.to(x), 0.2
-        maps[f"with {name} normalisation taken back"] = lambda x, m=m, s=s: x * s.to(x) + m.to(x), 0.2
-    maps["with images in 0..255"] = lambda x: x * 255, 0.2
-    return maps
+def _assigned(prediction: Tensor, y: Tensor, classes: int) -> Tensor:
+    """The permutation of the classes under which most predictions are right; unseen classes keep their names."""
+    from scipy.optimize import linear_sum_assignment
+
+    table = torch.zeros(classes, classes, dtype=torch.float64)
+    seen = torch.ones(len(y), dtype=torch.float64)
+    table.index_put_((prediction.cpu(), y.cpu()), seen, accumulate=True)
+    table += 0.5 * torch.eye(classes, dtype=torch.float64)
+    return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1]).long()

@@ -1,0 +1,113 @@
+"""Accuracy of a run, or of a model of one's own, under common corruptions of its test images.
+
+Example:
+    found, error, folder = evaluate_corruptions("runs/free", limit=1000)
+    found.mean(MAIN), error.value
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from toughen import distributed
+from toughen.corruptions import CORRUPTIONS
+from toughen.corruptions.published import open_published
+from toughen.evaluation.corruption_result import (
+    ALEXNET,
+    CorruptionResult,
+    MeanCorruptionError,
+    mean_corruption_error,
+    open_baseline,
+)
+from toughen.evaluation.corruptions import corruption_accuracy
+from toughen.evaluation.progress import Progress
+from toughen.training.subjects import open_subject
+
+SUITE = "corruptions"
+
+
+def evaluate_corruptions(
+    what: Path | str,
+    *,
+    limit: int | None = None,
+    data: str | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    checkpoint: str = "best",
+    weights: str | None = None,
+    published: Path | None = None,
+    baseline: str | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[CorruptionResult, MeanCorruptionError, Path]:
+    """Measure a run or a model on the corrupted test split, into a folder from which the same call goes on.
+
+    Under torchrun the ranks share the corruptions. Of a published set, the corruptions that are there are measured.
+
+    Args:
+        what: see `open_subject`.
+        limit: only the first so many test images.
+        data: see `open_subject`.
+        size: see `open_subject`.
+        mean: see `open_subject`.
+        std: see `open_subject`.
+        checkpoint: see `open_run`.
+        weights: see `open_run`.
+        published: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C; by default the corrupted images are made.
+        baseline: of the mCE, see `mean_corruption_error`.
+        batch_size: images at a time.
+        seed: of the corruptions' random draws.
+        out: the folder; by default `evaluation/corruptions` in a run's folder, with what is unusual in its name.
+        progress: see `corruption_accuracy`.
+
+    Returns:
+        The result, the mean corruption error and the folder the result lies in.
+
+    Raises:
+        ValueError: as for `open_subject`, `corruption_accuracy` and `mean_corruption_error`.
+    """
+    if baseline not in (None, ALEXNET):
+        # Before the work, which may take hours.
+        open_baseline(baseline)
+    subject = open_subject(
+        str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights
+    )
+    test = subject.test
+    if limit is not None and limit > len(test):
+        raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
+    n = limit or len(test)
+    test = test.take(torch.arange(n)) if n < len(test) else test
+    names = CORRUPTIONS if published is None else open_published(published, test.labels).names
+    parts = [SUITE, "published" if published is not None else "", f"n{n}" if n < len(subject.test) else ""]
+    parts += [subject.variant, f"seed{seed}" if seed else ""]
+    into = out or subject.folder / "_".join(part for part in parts if part)
+    with distributed.group(torch.device(next(subject.model.parameters(), torch.zeros(())).device)):
+        found = corruption_accuracy(
+            subject.model,
+            test,
+            test.labels,
+            corruptions=names,
+            published=published,
+            seed=seed,
+            batch_size=batch_size,
+            folder=into,
+            shared=distributed.world() > 1,
+            progress=progress,
+        )
+    return found, mean_corruption_error(found, baseline), into
+
+
+def refuse_attack_options(*, threat: str | None, step_size: str | None, independent: bool, keep: str | None) -> None:
+    """Refuse what only attacks understand.
+
+    Raises:
+        ValueError: names the options.
+    """
+    given = {"--threat": threat, "--step-size": step_size, "--independent": independent, "--keep": keep}
+    named = [option for option, value in given.items() if value]
+    if named:
+        raise ValueError(f"suite {SUITE} runs no attack, so {', '.join(named)} has no meaning there; leave it out")
