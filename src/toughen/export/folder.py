@@ -1,0 +1,129 @@
+"""The export itself: weights, description, recipe and card of a run in one folder, whole or not at all.
+
+made = export(Path("runs/free"), Path("exports/free"), formats=("onnx", "robustbench"), licence="apache-2.0")
+made.files                                      # {"README.md": 4711, "model.safetensors": 44731212, ...}
+toughen.load_model("exports/free")
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from toughen import store
+from toughen.data.base import to_float
+from toughen.export import leaderboard, to_onnx
+from toughen.export.card import card
+from toughen.export.facts import Facts, gather
+from toughen.export.staging import hashes, refuse_foreign, staged
+from toughen.exported import CONFIG, WEIGHTS, load_model, to_bytes
+from toughen.naming import known
+
+FORMATS = ("safetensors", "onnx", "robustbench")
+
+README, RECIPE, ONNX, ENTRY = "README.md", "recipe.yaml", "model.onnx", "robustbench.json"
+
+TRIED = 8
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Attributes:
+        folder: where.
+        files: bytes by name.
+        notes: sentences that a reader should know.
+        data: what the run was trained on, as its recipe names it.
+    """
+
+    folder: Path
+    files: dict[str, int]
+    notes: tuple[str, ...]
+    data: str
+
+
+def export(
+    run_folder: Path,
+    out: Path,
+    *,
+    checkpoint: str = "best",
+    weights: str | None = None,
+    formats: Sequence[str] = ("safetensors",),
+    licence: str | None = None,
+) -> Export:
+    """Write a run's weights as a folder that `toughen.load_model` reads, with a model card.
+
+    The folder holds model.safetensors, config.json, recipe.yaml and README.md, and what `formats` asks for. It appears
+    when all of it has been written and the weights, read back, have given equal bits. An earlier export there is
+    replaced, unless something in it was changed.
+
+    Args:
+        run_folder: of a `toughen train`.
+        out: the folder to write.
+        checkpoint: "best" by robust validation accuracy, or "last".
+        weights: "weights" or an average like "average-0.995"; the recipe's headline by default.
+        formats: of `FORMATS`: "safetensors" is always there; "onnx" adds model.onnx, checked by running it;
+            "robustbench" adds robustbench.json (see `leaderboard.entry`).
+        licence: identifier for the card, like apache-2.0; "not stated" without.
+
+    Raises:
+        ValueError: the run cannot be opened (see `training.runs.open_run`); `out` holds other things; a format is
+            unknown, lacks its packages or figures, or gives other logits; nothing has been written then.
+        Damaged: a checkpoint of the run is not whole.
+        Locked: another process exports to the same place.
+        OSError: the folder cannot be written; what was there before is as it was.
+    """
+    for name in formats:
+        known(name, FORMATS, "export format")
+    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}", licence):
+        raise ValueError(f"{licence!r} is no identifier of a licence; write one like apache-2.0, mit or cc-by-4.0")
+    if "onnx" in formats:
+        to_onnx.require()
+    refuse_foreign(out)
+    facts = gather(run_folder, checkpoint=checkpoint, weights=weights)
+    entry = leaderboard.entry(facts) if "robustbench" in formats else None
+    difference = None
+    with staged(out) as folder:
+        (folder / WEIGHTS).write_bytes(to_bytes(facts.run.model, facts.config))
+        (folder / RECIPE).write_text(facts.recipe, encoding="utf-8")
+        if entry is not None:
+            store.write_json(folder / ENTRY, entry)
+        if "onnx" in formats:
+            difference = to_onnx.write(facts.run.model, folder / ONNX, _images(facts))
+        (folder / README).write_text(card(facts, licence=licence, onnx=difference), encoding="utf-8")
+        store.write_json(folder / CONFIG, {**facts.config, "files": hashes(folder)})
+        _read_back(folder, facts)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return Export(out, files, tuple(_notes(facts, difference)), facts.run.recipe.data.source)
+
+
+def _images(facts: Facts) -> torch.Tensor:
+    """Eight test images, some of them twice where there are fewer: (8, C, H, W) float32 in [0, 1]."""
+    test = facts.run.data.test
+    return to_float(test.take(torch.arange(TRIED) % len(test)).images)
+
+
+def _read_back(folder: Path, facts: Facts) -> None:
+    """What was written gives the very bits of what was exported."""
+    again, images = load_model(folder), _images(facts)
+    state, found = facts.run.model.state_dict(), again.state_dict()
+    same = state.keys() == found.keys() and all(torch.equal(state[name], found[name]) for name in state)
+    with torch.no_grad():
+        if not (same and torch.equal(facts.run.model(images), again(images))):
+            raise store.Damaged(folder / WEIGHTS, f"{WEIGHTS} gives other logits than the run's model")
+
+
+def _notes(facts: Facts, difference: float | None) -> list[str]:
+    notes = list(facts.notes)
+    if difference is not None:
+        notes.append(f"{ONNX} gives the model's logits on {TRIED} test images to within {difference:.1e}")
+    if not facts.evaluations:
+        notes.append(
+            f"the card says: not evaluated; toughen evaluate {facts.run.folder} --suite autoattack measures it"
+        )
+    if unreliable := [found.suite for found in facts.evaluations if found.unreliable]:
+        notes.append(f"the card says: UNRELIABLE ({', '.join(dict.fromkeys(unreliable))})")
+    return notes
