@@ -33,12 +33,13 @@ def test_every_public_name_is_there():
 
 FLOORS = [
     {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
-     "schedule", "averaging", "counting", "display", "batched", "fusion"},
+     "schedule", "averaging", "counting", "display", "batched", "fusion", "exported"},
     {"attacks", "data"},
+    {"corruptions"},
     {"methods", "evaluation"},
     {"recipes", "report"},
     {"training"},
-    {"demo", "catalogue"},
+    {"demo", "catalogue", "export"},
     {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip
