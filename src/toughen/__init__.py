@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toughen import attacks, data, losses, methods, models
-    from toughen.evaluation import Evaluation, evaluate
+    from toughen import attacks, corruptions, data, losses, methods, models
+    from toughen.evaluation import Evaluation, check, evaluate
+    from toughen.exported import load_model
     from toughen.models import Classifier
     from toughen.recipes import Recipe
     from toughen.threat import L2, Linf
@@ -22,10 +23,12 @@ _HOMES = {
     "L2": "toughen.threat",
     "Linf": "toughen.threat",
     "Recipe": "toughen.recipes",
+    "check": "toughen.evaluation",
     "evaluate": "toughen.evaluation",
+    "load_model": "toughen.exported",
     "train": "toughen.training",
 }
-_ROOMS = ("attacks", "data", "losses", "methods", "models")
+_ROOMS = ("attacks", "corruptions", "data", "losses", "methods", "models")
 
 __all__ = [
     "L2",
@@ -34,8 +37,11 @@ __all__ = [
     "Linf",
     "Recipe",
     "attacks",
+    "check",
+    "corruptions",
     "data",
     "evaluate",
+    "load_model",
     "losses",
     "methods",
     "models",

@@ -5,7 +5,8 @@
     toughen evaluate runs/mine --suite pgd-40
     toughen list methods
 
-Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 76 the run folder is in use.
+Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 3 `check` found
+something wrong with the model; 76 the run folder is in use.
 Everything heavy is imported by the command that needs it.
 """
 
@@ -56,6 +57,12 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+def _numbers(text: str | None) -> list[float] | None:
+    from toughen.naming import parse_number
+
+    return None if text is None else [parse_number(part) for part in text.split(",")]
+
+
 def console() -> Console:
     """Standard output, as wide as a log line needs where it is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 160)
@@ -81,6 +88,8 @@ def train(
             print(recipes.dump(loaded) + report.predicted_cost(loaded))
             return
         folder = out or Path("runs") / loaded.name
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(report.predicted_cost(loaded).replace("# ", ""), flush=True)
         with show_warnings_briefly():
             summary = run(loaded, folder, display=terminal(console()))
         if int(os.environ.get("RANK", "0")) == 0:
@@ -92,13 +101,16 @@ def train(
 def evaluate(
     run_or_model: Annotated[
         str,
-        typer.Argument(help="A run folder, or FILE.py:FUNCTION that returns a module (images in [0, 1] to logits)."),
+        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
     ],
     suite: Annotated[
-        str, typer.Option(help="Attacks, like autoattack or pgd-20-r5 (toughen list suites), or FILE.py:DICT.")
+        str, typer.Option(help="Attacks, like autoattack (toughen list suites), or FILE.py:DICT; or corruptions.")
     ] = "pgd-20",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N test images.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
     weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
     threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
@@ -107,6 +119,12 @@ def evaluate(
     step_size: Annotated[str | None, typer.Option(help="Of the suite's PGD attacks, like 1/255.")] = None,
     independent: Annotated[bool, typer.Option(help="Every attack on every image, not on what is left.")] = False,
     keep: Annotated[str | None, typer.Option(help="Keep adversarial examples: float32 or uint8.")] = None,
+    published: Annotated[
+        Path | None, typer.Option(help="Suite corruptions: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Suite corruptions: of the mCE, alexnet or another result.json.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")] = None,
 ) -> None:
     """Measure clean and robust accuracy on the test split; killed, the same command goes on."""
@@ -114,8 +132,34 @@ def evaluate(
         from toughen import report
         from toughen.display import watching
         from toughen.naming import known, parse_number
-        from toughen.training.runs import evaluate_run
+        from toughen.training.evaluations import evaluate_run
 
+        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
+        if suite == "corruptions":
+            from toughen.report.corruptions import corruption_table
+            from toughen.training.corrupted import evaluate_corruptions, refuse_attack_options
+
+            refuse_attack_options(threat=threat, step_size=step_size, independent=independent, keep=keep)
+            with show_warnings_briefly(), watching(console()) as watch:
+                measured, error, folder = evaluate_corruptions(
+                    run_or_model,
+                    limit=limit,
+                    **fed,
+                    checkpoint=checkpoint,
+                    weights=weights,
+                    published=published,
+                    baseline=baseline,
+                    batch_size=batch_size,
+                    seed=seed,
+                    out=out,
+                    progress=watch,
+                )
+            if int(os.environ.get("RANK", "0")) == 0:
+                console().print(corruption_table(measured.summary(), vars(error)))
+                print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
+            return
+        if published is not None or baseline is not None:
+            raise ValueError("--published and --baseline go with --suite corruptions alone; leave them out")
         if keep is not None:
             known(keep, ("float32", "uint8"), "way to keep examples")
         with show_warnings_briefly(), watching(console()) as watch:
@@ -123,7 +167,7 @@ def evaluate(
                 run_or_model,
                 suite=suite,
                 limit=limit,
-                data=data,
+                **fed,
                 checkpoint=checkpoint,
                 weights=weights,
                 threat=threat,
@@ -134,10 +178,125 @@ def evaluate(
                 keep=keep,  # pyright: ignore[reportArgumentType]
                 out=out,
                 progress=watch,
+                note=print if int(os.environ.get("RANK", "0")) == 0 else lambda text: None,
             )
         if int(os.environ.get("RANK", "0")) == 0:
             console().print(report.evaluation_table(found.summary()))
             print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
+
+
+@app.command()
+def check(
+    run_or_model: Annotated[
+        str, typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own; test images are shown.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many test images are looked at.")] = 128,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+) -> None:
+    """Find what is wrong with how a model is fed, within a minute; exit code 3 if anything is."""
+    with plain_errors():
+        from toughen.evaluation.checkup import check as look
+        from toughen.evaluation.checkup import sample
+        from toughen.report.checkup import checkup_table
+        from toughen.training.subjects import open_subject
+
+        with show_warnings_briefly():
+            subject = open_subject(run_or_model, data=data, size=size, mean=_numbers(mean), std=_numbers(std))
+            if subject.said:
+                print(subject.said)
+            some = subject.test.take(sample(len(subject.test), limit))
+            found = look(subject.model, some.images, some.labels, classes=subject.classes, limit=limit)
+        console().print(checkup_table(found.summary()))
+        if not found.fine:
+            raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="safetensors (always), onnx, robustbench; several with commas."),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="weights, or an average like average-0.995.")] = None,
+    licence: Annotated[str | None, typer.Option(help="For the model card, like apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the Hugging Face Hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Pushed for everybody to see; private without.")] = False,
+) -> None:
+    """Write a trained model as a folder that stands alone, with a model card."""
+    with plain_errors(), show_warnings_briefly():
+        from toughen.export import export as write
+        from toughen.export import hub
+
+        if public and push is None:
+            raise ValueError("--public goes with --push; give --push OWNER/NAME")
+        if push is not None:
+            hub.check(push)
+        wanted = [name.strip() for item in formats or ["safetensors"] for name in item.split(",")]
+        made = write(run, out, checkpoint=checkpoint, weights=weights, formats=wanted, licence=licence)
+        for name, size in made.files.items():
+            print(f"{made.folder / name}: {size:,} bytes")
+        for note in made.notes:
+            print(f"note: {note}")
+        if push is not None:
+            print(f"pushed: {hub.push(out, push, public=public)} ({'public' if public else 'private'})")
+        print(f"next: toughen evaluate {out} --data {made.data}")
+
+
+@app.command()
+def label(
+    pool: Annotated[str, typer.Argument(help="The images to choose from: a source, like a folder or a file.")],
+    scorer: Annotated[str, typer.Option(help="A run folder, or FILE.py:FUNCTION that returns a module.")],
+    against: Annotated[str, typer.Option(help="Data whose test images must not be in the set; gives the classes.")],
+    count: Annotated[list[int], typer.Option(help="Images to choose; several counts give nested sets.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; the same command goes on there.")],
+    threshold: Annotated[str, typer.Option(help="L2 distance that makes a copy, pixels in [0, 1].")] = "2000/255",
+    labeller: Annotated[str | None, typer.Option(help="A second classifier that labels what is chosen.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
+    foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+) -> None:
+    """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
+    with plain_errors():
+        from toughen.naming import parse_number
+        from toughen.report.labelling import counting, labelling_table
+        from toughen.training.labelling import label_sources
+
+        with show_warnings_briefly(), counting(console()) as watch:
+            manifest = label_sources(
+                pool,
+                scorer,
+                against=against,
+                counts=count,
+                out=out,
+                threshold=parse_number(threshold),
+                labeller=labeller,
+                soft=probabilities,
+                foreign=foreign,
+                batch_size=batch_size,
+                progress=watch,
+            )
+        console().print(labelling_table(manifest))
+        print(f"the set: {out}\nwhat was done: {out / 'manifest.json'}")
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="CIFAR-10 or CIFAR-100 in its Python layout.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write; it must not exist.")],
+) -> None:
+    """Turn CIFAR's pickles into an .npz file, by an unpickler that knows arrays alone."""
+    with plain_errors():
+        from toughen.data.python_layout import import_folder
+
+        counts = import_folder(folder, out)
+        print(", ".join(f"{count} {part} images" for part, count in counts.items()))
+        print(f"next: toughen train RECIPE data={out}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.console import Console
 from toughen import recipes, report
 from toughen.display import terminal
 from toughen.training import train
-from toughen.training.runs import evaluate_run
+from toughen.training.evaluations import evaluate_run
 
 SUITE = "pgd-40"
 # The whole demo is to take a minute and a half on two CPU cores; the last row is left out where it would take longer.

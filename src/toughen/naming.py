@@ -154,8 +154,9 @@ class NamedCall(BaseModel, frozen=True, extra="allow"):
             raise ValueError("write a name, or a mapping with a name and its settings")
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = str(settings.pop("name", ""))
+        own = {key: settings.pop(key) for key in cls.model_fields if key in settings}
         checked = settings_of(cls.find(name), cls.given).model_validate(settings)
-        return handler({"name": name, **dict(checked)})
+        return handler({"name": name, **own, **dict(checked)})
 
     @property
     def settings(self) -> dict[str, Any]:

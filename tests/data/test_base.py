@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from toughen.data import ImageData, Split, held_out, subset
+from toughen.data.base import first, per_class
 
 
 def make_split(n: int, classes: int = 4, shape: tuple[int, int, int] = (1, 2, 2)) -> Split:
@@ -146,3 +147,42 @@ def test_subset_is_balanced_pure_and_nested():
 @pytest.mark.parametrize("n", [0, 61])
 def test_subset_refuses(n, one_sentence):
     assert "1 to 60" in one_sentence(subset, make_split(60), n, seed=0)
+
+
+def test_so_many_of_each_class():
+    labels = torch.tensor([0] * 9 + [1] * 5 + [3] * 7)[torch.randperm(21, generator=torch.Generator().manual_seed(3))]
+    split = Split(torch.arange(21).reshape(21, 1, 1, 1).byte(), labels)
+    before: set[int] = set()
+    for n in range(1, 6):
+        few, chosen = per_class(split, n, seed=4)
+        assert few.labels.bincount().tolist() == [n, n, 0, n]
+        assert torch.equal(split.labels[chosen], few.labels)
+        assert torch.equal(split.images[chosen], few.images)
+        assert chosen.tolist() == sorted(chosen.tolist())
+        # More of each class hold every example of fewer, and are what an even subset of as many holds.
+        assert before < set(chosen.tolist())
+        assert torch.equal(chosen, subset(split, 3 * n, seed=4)[1])
+        before = set(chosen.tolist())
+    assert not torch.equal(per_class(split, 3, seed=4)[1], per_class(split, 3, seed=5)[1])
+
+
+@pytest.mark.parametrize(
+    ("n", "part"), [(6, "the smallest class has 5 images to take; give 1 to 5"), (0, "give 1 to 5")]
+)
+def test_too_many_of_each_class(n, part, one_sentence):
+    split = Split(torch.zeros(14, 1, 1, 1).byte(), torch.tensor([0] * 9 + [1] * 5))
+    assert part in one_sentence(per_class, split, n, seed=0)
+
+
+def test_the_first_so_many(one_sentence):
+    split = Split(torch.arange(5).reshape(5, 1, 1, 1).byte(), torch.arange(5))
+    assert first(split, 2).labels.tolist() == [0, 1]
+    assert "there are 5" in one_sentence(first, split, 6)
+
+
+def test_probabilities_are_no_labels_of_a_data_set(one_sentence):
+    images = torch.zeros(3, 1, 2, 2).byte()
+    soft = Split(images, torch.full((3, 2), 0.5))
+    assert "no class indices" in one_sentence(
+        ImageData, "x", soft, None, Split(images, torch.zeros(3).long()), ("a", "b")
+    )

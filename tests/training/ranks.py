@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from conftest import tiny_data
 from method_cases import CASES, Case
 from toughen import distributed
-from toughen.data import DATA
+from toughen.data import DATA, load
 from toughen.recipes.text import build
 from toughen.training.loop import train_batch
 from toughen.training.saving import capture
@@ -34,7 +34,7 @@ def train(out: Path, case: Case) -> None:
             **case.recipe,
         }
     )
-    data = DATA["tiny"]()
+    data = load("tiny")
     split, _, index = splits(recipe, data)
     assert len(split) % recipe.batch_size == 1
     job, batches = set_up(recipe, data, split, index, torch.device("cpu"), dtype=torch.float64)

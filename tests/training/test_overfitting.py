@@ -16,7 +16,8 @@ from conftest import tiny_data
 from processes import run_ranks
 from toughen import distributed
 from toughen.checkpoint import latest_checkpoint
-from toughen.data import DATA, Split, subset
+from toughen.data import DATA, load, subset
+from toughen.data.base import Examples
 from toughen.display import Display
 from toughen.methods import LabelSmoothing, Natural
 from toughen.models import MODELS
@@ -63,13 +64,13 @@ def prototypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "two_convolutions", collapse.TwoConvolutions)
 
 
-def job_of(recipe: Recipe) -> tuple[Job, Any, Split]:
-    data = DATA[recipe.data.source]()
+def job_of(recipe: Recipe) -> tuple[Job, Any, Examples]:
+    data = load(recipe.data.source)
     split, _, index = splits(recipe, data)
     return *set_up(recipe, data, split, index, CPU), split
 
 
-def by_hand(model: nn.Module, split: Split, seed: int, eps: float) -> tuple[float, float]:
+def by_hand(model: nn.Module, split: Examples, seed: int, eps: float) -> tuple[float, float]:
     """Accuracy under FGSM and PGD-10 (steps of eps / 4) in plain torch, on the 256 examples of the seed."""
     chosen, numbers = subset(split, 256, seed=seed)
     x, y = chosen.float_images(), chosen.labels
@@ -91,7 +92,7 @@ def test_the_alarm_comes_with_the_first_check_after_the_collapse(
     prototypes: None, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ):
     recipe = collapse.recipe(collapse.FGSM, 0.3, steps=200, seed=seed, overfitting_every=EVERY)
-    split, found, original = splits(recipe, DATA["prototypes"]())[0], {}, Watch.check
+    split, found, original = splits(recipe, load("prototypes"))[0], {}, Watch.check
 
     def check(self: Watch, job: Job, best: Any) -> dict[str, Any]:
         found[job.step] = by_hand(job.model, split, seed, 0.3)

@@ -6,7 +6,7 @@ import torch
 
 from toughen import recipes, store
 from toughen.checkpoint import latest_checkpoint
-from toughen.data import DATA
+from toughen.data import DATA, load
 from toughen.evaluation import evaluate
 from toughen.losses import cross_entropy
 from toughen.methods import METHODS, Method
@@ -14,9 +14,10 @@ from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
 from toughen.training import run as run_module
 from toughen.training import selection, train
+from toughen.training.evaluations import evaluate_run
 from toughen.training.loop import train_batch
 from toughen.training.monitors import NonFinite
-from toughen.training.runs import evaluate_run, open_run
+from toughen.training.runs import open_run
 from toughen.training.setup import build_model, channel_statistics, set_up, splits
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 def job_of(found: Recipe):
-    data = DATA[found.data.source]()
+    data = load(found.data.source)
     split, _, index = splits(found, data)
     return set_up(found, data, split, index, CPU)
 
@@ -121,7 +122,7 @@ def test_selection_sees_no_test_image(tiny: str, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(selection, "evaluate", recorded)
     train(recipe(), tmp_path / "run")
-    data = DATA["tiny"]()
+    data = load("tiny")
     train_images = {bytes(image.numpy()) for image in data.train.images}
     test_images = {bytes(image.numpy()) for image in data.test.images}
     assert not train_images & test_images
@@ -176,7 +177,7 @@ def test_linear_scaling_and_decay_on_weights(tiny: str):
 
 
 def test_normalisation_is_that_of_the_training_images(tiny: str):
-    data = DATA["tiny"]()
+    data = load("tiny")
     split, _, _ = splits(recipe(), data)
     found = channel_statistics(split)
     pixels = split.images.double() / 255
@@ -255,7 +256,7 @@ def test_a_folder_in_use_is_refused(tiny: str, tmp_path: Path):
 
 def test_other_images_under_the_same_name_are_refused(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train(recipe(), tmp_path / "run")
-    data = DATA["tiny"]()
+    data = load("tiny")
     data.train.images[0] = 0
     monkeypatch.setitem(DATA, "tiny", lambda: data)
     for action in (lambda: train(recipe(), tmp_path / "run"), lambda: open_run(tmp_path / "run")):

@@ -14,11 +14,12 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from toughen.averaging import average_name
-from toughen.data.batches import check_repeats
+from toughen.data.batches import check_repeats, labelled_rows
+from toughen.data.view import View
 from toughen.evaluation import suites
 from toughen.methods.wrapper import AnyMethod, nested
 from toughen.models.registry import find as find_model
-from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, Positive, Settings, known
+from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, OpenShare, Positive, Settings, known
 from toughen.schedule import SCHEDULES, Factor
 from toughen.threat import Linf, Threat
 
@@ -28,12 +29,33 @@ def _named(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+class ExtraSettings(Settings, frozen=True):
+    """A pseudo-labelled set beside the training images (Carmon et al. 2019; Limits, section 4.3).
+
+    Attributes:
+        source: like `data.source`, or what `toughen label` wrote; all of its training images are used.
+        labelled: share of each batch that are training images of `data.source`, rounded to whole images; Limits, table
+            9, finds 0.3 best.
+        limit: only the first so many.
+    """
+
+    source: str
+    labelled: OpenShare = 0.3
+    limit: Count | None = None
+
+
 class DataSettings(Settings, frozen=True):
     """What is trained on.
 
     Attributes:
-        source: a name from `toughen list data`, or a folder of parquet files.
-        limit: train and validate on a class-balanced subset of this many training images; null for all.
+        source: a name from `toughen list data`, `hub:owner/name`, a folder or a file.
+        limit: train on a class-balanced subset of this many training images; null for all.
+        per_class: train on this many images of each class, instead of a limit.
+        size: side of the square images in pixels: training takes random resized crops and testing the centre, decoded
+            ahead by worker processes; null takes the images as they are.
+        resize: side to which the short side is resized before the centre is taken; null for 8/7 of the size.
+        crop_area: the least share of an image that a random resized crop covers.
+        workers: processes that decode; null for the cores there are, less one, at most 8.
         validation: images held out of the training set for selection; null for the source's own validation split, or
             1,024 images (10 % where there are fewer than 10,240).
         pad: pixels added on each side before a random crop back to size.
@@ -41,21 +63,49 @@ class DataSettings(Settings, frozen=True):
         flip: flip half of the images left to right.
         repeats: how often each image stands in its batch, each time under an augmentation of its own; it must divide
             the batch size.
+        extra: a pseudo-labelled set, see `ExtraSettings`; null for none.
     """
 
     source: str
     limit: Count | None = None
     validation: Count | None = None
+    per_class: Count | None = None
+    size: Count | None = None
+    resize: Count | None = None
+    crop_area: Annotated[Number, Field(gt=0, le=1)] = 0.08
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     pad: Annotated[int, Field(ge=0)] = 0
     pad_mode: Literal["constant", "reflect"] = "constant"
     flip: bool = False
     repeats: Count = 1
+    extra: Annotated[ExtraSettings, _named("source")] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.limit is not None and self.per_class is not None:
+            raise ValueError("limit and per_class both say how many images; give one of them")
+        if self.resize is not None and (self.size is None or self.resize < self.size):
+            raise ValueError("resize goes with a size, and must be at least that; give data.size=224 data.resize=256")
+        return self
+
+    @property
+    def view(self) -> View | None:
+        """How images become tensors of one size, where that is asked for."""
+        return View(self.size, self.resize, self.crop_area) if self.size else None
 
 
 class ModelSpec(NamedCall, frozen=True):
-    """A network in `MODELS` and its options."""
+    """A network in `MODELS`, its options, and what training starts from.
+
+    Attributes:
+        weights: a file with trained weights (see `models.load_weights`); null for weights drawn under the seed. A head
+            for other classes is left out, and the new one drawn.
+        freeze: train the head alone, the last linear layer, and hold everything below it as it is.
+    """
 
     given: ClassVar = ("num_classes", "in_channels")
+    weights: str | None = None
+    freeze: bool = False
 
     @classmethod
     def find(cls, name: str) -> Any:
@@ -174,7 +224,7 @@ def _normalize(value: Any) -> Any:
     return value if isinstance(value, ChannelStatistics) else known(str(value), NORMALIZE, "normalisation")
 
 
-NORMALIZE = ("none", "data", "per_image")
+NORMALIZE = ("none", "data", "per_image", "pretrained")
 
 
 class Recipe(Settings, frozen=True):
@@ -185,7 +235,8 @@ class Recipe(Settings, frozen=True):
         data: see `DataSettings`.
         model: a network and its options.
         normalize: the model's first layer: "none", "data" (mean and deviation of the training images per channel),
-            "per_image" standardisation, or {mean: [...], std: [...]}.
+            "per_image" standardisation, "pretrained" (what the model's pretrained weights were trained with), or
+            {mean: [...], std: [...]}.
         method: a training method and its settings.
         threat: the ball, like linf:8/255, for training and for evaluation.
         batch_size: images in a batch, over all ranks together.
@@ -209,7 +260,9 @@ class Recipe(Settings, frozen=True):
     name: str = "custom"
     data: Annotated[DataSettings, _named("source")]
     model: ModelSpec
-    normalize: Annotated[Literal["none", "data", "per_image"] | ChannelStatistics, BeforeValidator(_normalize)] = "none"
+    normalize: Annotated[
+        Literal["none", "data", "per_image", "pretrained"] | ChannelStatistics, BeforeValidator(_normalize)
+    ] = "none"
     method: AnyMethod
     threat: Annotated[Threat, AfterValidator(check_radius)]
     batch_size: Count = 128
@@ -238,7 +291,8 @@ class Recipe(Settings, frozen=True):
                 except ValueError as error:
                     raise ValueError(f"{'method.' * depth}threat: {error}") from None
         if self.data.repeats > 1:
-            check_repeats(self.batch_size, self.data.repeats)
+            extra = self.data.extra
+            check_repeats(labelled_rows(self.batch_size, extra.labelled if extra else 1.0), self.data.repeats)
             if "index" in self.method.state_kinds.values():
                 raise ValueError(
                     f"data.repeats is {self.data.repeats}, but method {self.method.name} keeps something for each "

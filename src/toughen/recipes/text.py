@@ -33,6 +33,7 @@ PRIMARY = {
     "attack": "name",
     "selector": "name",
     "selection": "suite",
+    "extra": "source",
 }
 # A section whose other fields belong to its name, so that another name starts it anew.
 TAGGED = ("model", "method", "schedule", "attack", "selector")
@@ -213,7 +214,7 @@ def load(recipe: str, changes: Iterable[str] = ()) -> Recipe:
 
 
 def build(mapping: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data; a local data folder becomes an absolute path, so that the recipe works anywhere.
+    """A recipe from plain data; what is a file or folder here becomes an absolute path, so that it works anywhere.
 
     Raises:
         RecipeError: with every fault of the recipe, one line each.
@@ -222,10 +223,18 @@ def build(mapping: Mapping[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(mapping)
     except ValidationError as error:
         raise RecipeError("\n".join(_sentence(e, mapping) for e in error.errors())) from None
-    source = os.path.expanduser(recipe.data.source)
-    if recipe.data.source in DATA or not os.path.exists(source):
-        return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": str(Path(source).resolve())})})
+    data, model = recipe.data, recipe.model
+    if data.extra:
+        data = data.model_copy(update={"extra": data.extra.model_copy(update={"source": _absolute(data.extra.source)})})
+    data = data.model_copy(update={"source": _absolute(data.source)})
+    if model.weights:
+        model = model.model_copy(update={"weights": _absolute(model.weights)})
+    return recipe.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(source: str) -> str:
+    path = os.path.expanduser(source)
+    return source if source in DATA or not os.path.exists(path) else str(Path(path).resolve())
 
 
 def _sentence(error: Any, mapping: Mapping[str, Any]) -> str:

@@ -30,15 +30,37 @@ def with_interval(value: float, interval: Sequence[float]) -> str:
 
 
 def predicted_cost(recipe: "Recipe") -> str:
-    """What a run will cost, in passes and in natural steps, as comment lines below its recipe."""
+    """What a run will cost, in passes and in natural steps, and its schedule, as comment lines below its recipe."""
     method = recipe.method.resolved(recipe.threat)
     passes = method.passes(calls=2 if recipe.weight_perturbation else 1)
+    every = recipe.selection.every or max(1, recipe.total_steps // 10)
     return (
         f"# predicted cost: {recipe.batches} batches of {recipe.batch_size}, {recipe.total_steps} optimiser steps\n"
         f"#   a batch: {passes.forwards} forward and {passes.backwards} backward passes "
         f"({passes.natural_steps:.2f} natural steps)\n"
-        f"#   in all:  {recipe.natural_steps:.0f} natural steps; validation and checks are not counted"
+        f"#   in all:  {recipe.natural_steps:.0f} natural steps; validation and checks are not counted\n"
+        f"# schedule: {_schedule(recipe)}\n"
+        f"# validation: {recipe.selection.suite} in {recipe.threat} every {every} steps{_candidates(recipe)}"
     )
+
+
+def _schedule(recipe: "Recipe") -> str:
+    """The learning rate over the budget."""
+    optimizer = recipe.optimizer
+    settings = ", ".join(f"{key} {_plain(value)}" for key, value in recipe.schedule.settings.items())
+    lr = optimizer.lr * (recipe.batch_size / optimizer.lr_batch_size if optimizer.lr_batch_size else 1)
+    warmup = f" after a warm-up of {percent(optimizer.warmup)} of the steps" if optimizer.warmup else ""
+    return f"{recipe.schedule.name}{f' ({settings})' if settings else ''} of learning rate {lr:g}{warmup}"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else f"{value:g}"
+
+
+def _candidates(recipe: "Recipe") -> str:
+    """What is validated besides the weights."""
+    n = len(recipe.averages)
+    return f", of the weights and {n} average{'s' * (n > 1)}" if n else ""
 
 
 def training_table(summary: Record) -> Group:

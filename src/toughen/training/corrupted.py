@@ -22,7 +22,7 @@ from toughen.evaluation.corruption_result import (
 )
 from toughen.evaluation.corruptions import corruption_accuracy
 from toughen.evaluation.progress import Progress
-from toughen.training.subjects import open_subject
+from toughen.training.subjects import limited, open_subject
 
 SUITE = "corruptions"
 
@@ -73,16 +73,14 @@ def evaluate_corruptions(
     if baseline not in (None, ALEXNET):
         # Before the work, which may take hours.
         open_baseline(baseline)
-    subject = open_subject(
-        str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights
-    )
-    test = subject.test
-    if limit is not None and limit > len(test):
-        raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
-    n = limit or len(test)
-    test = test.take(torch.arange(n)) if n < len(test) else test
+    subject = open_subject(str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights)
+    test = limited(subject.test, limit)
     names = CORRUPTIONS if published is None else open_published(published, test.labels).names
-    parts = [SUITE, "published" if published is not None else "", f"n{n}" if n < len(subject.test) else ""]
+    parts = [
+        SUITE,
+        "published" if published is not None else "",
+        f"n{len(test)}" if len(test) < len(subject.test) else "",
+    ]
     parts += [subject.variant, f"seed{seed}" if seed else ""]
     into = out or subject.folder / "_".join(part for part in parts if part)
     with distributed.group(torch.device(next(subject.model.parameters(), torch.zeros(())).device)):

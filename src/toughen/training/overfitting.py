@@ -20,8 +20,8 @@ from toughen import distributed
 from toughen.attacks import fgsm, pgd
 from toughen.batched import Batched, predict
 from toughen.counting import count_on_toy
-from toughen.data import Split, subset
-from toughen.data.base import to_float
+from toughen.data import subset
+from toughen.data.base import Examples, to_float
 from toughen.methods import Method
 from toughen.methods.base import Robust
 from toughen.methods.wrapper import nested
@@ -174,7 +174,7 @@ class Watch:
     memory: Memory = field(default_factory=Memory)
 
     @classmethod
-    def over(cls, recipe: Recipe, method: Method, split: Split, device: torch.device) -> Self:
+    def over(cls, recipe: Recipe, method: Method, split: Examples, device: torch.device) -> Self:
         """The watch of a run.
 
         Args:

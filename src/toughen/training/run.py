@@ -15,14 +15,15 @@ import torch
 from toughen import averaging, distributed, recipes, store
 from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from toughen.counting import counted
-from toughen.data import Batches, ImageData, Split, load
+from toughen.data import Batches
+from toughen.data.base import Examples, fingerprint
 from toughen.display import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.loop import Job, train_batch
 from toughen.training.overfitting import Watch
 from toughen.training.saving import capture, restore
 from toughen.training.selection import Accuracies, improved, validate
-from toughen.training.setup import chosen_device, has_batchnorm, set_up, splits
+from toughen.training.setup import chosen_device, has_batchnorm, load_data, load_pseudo_labelled, set_up, splits
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Outputs:
         folder: the run folder.
         logs: `metrics.jsonl`, equal bytes for equal runs, and `timing.jsonl`, the same steps on the wall clock; only
             on the first rank.
-        fingerprint: of the data.
+        fingerprints: of the "data" and, where there is one, of the "extra" set.
         watch: for catastrophic overfitting.
         best: for each candidate the step and accuracies of its best weights.
         seconds: of training and validating, over all sittings.
@@ -42,7 +43,7 @@ class Outputs:
 
     folder: Path
     logs: tuple[store.Log, store.Log] | None
-    fingerprint: str
+    fingerprints: dict[str, str]
     watch: Watch
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -81,15 +82,19 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         display = display if display and distributed.is_main() else Display()
         if distributed.is_main():
             check_folder(recipe, out)
-        data = load(recipe.data.source)
+        data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
-        job, batches = set_up(recipe, data, train_split, index, device)
+        extra = load_pseudo_labelled(recipe, data)
+        job, batches = set_up(recipe, data, train_split, index, device, extra=extra, note=display.note)
         if distributed.is_main():
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
             claim(recipe, out)
         watch = Watch.over(recipe, job.method, train_split, device)
-        outputs = resume(job, watch, data, out, display)
+        fingerprints = {"data": data.fingerprint}
+        if extra:
+            fingerprints["extra"] = fingerprint({"extra": extra.examples})
+        outputs = resume(job, watch, fingerprints, out, display)
         for opened in outputs.logs or ():
             held.enter_context(opened)
         if job.number == recipe.batches:
@@ -138,7 +143,7 @@ def claim(recipe: Recipe, out: Path) -> None:
         store.write_text(out / "recipe.yaml", recipes.dump(recipe))
 
 
-def resume(job: Job, watch: Watch, data: ImageData, out: Path, display: Display) -> Outputs:
+def resume(job: Job, watch: Watch, fingerprints: dict[str, str], out: Path, display: Display) -> Outputs:
     """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one."""
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
@@ -146,8 +151,9 @@ def resume(job: Job, watch: Watch, data: ImageData, out: Path, display: Display)
     state: dict[str, Any] = {"metrics": 0, "timing": 0, "overfitting": {}, "best": {}, "seconds": 0.0}
     if checkpoint:
         state |= checkpoint.state
-        if state["data"] != data.fingerprint:
-            raise RecipeError(f"CK302 {out} was trained on other images than {data.name} holds now; restore them")
+        for what, now in fingerprints.items():
+            if state[what] != now:
+                raise RecipeError(f"CK302 {out} was trained on other images than its {what} holds now; restore them")
         if (threads := torch.get_num_threads()) != state["threads"]:
             display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-equal.")
         restore(job, checkpoint)
@@ -157,7 +163,7 @@ def resume(job: Job, watch: Watch, data: ImageData, out: Path, display: Display)
         metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
         logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
     newest_path = checkpoint.path if checkpoint else None
-    return Outputs(out, logs, data.fingerprint, watch, state["best"], state["seconds"], newest_path)
+    return Outputs(out, logs, fingerprints, watch, state["best"], state["seconds"], newest_path)
 
 
 def due(every: int, before: int, after: int) -> bool:
@@ -165,7 +171,7 @@ def due(every: int, before: int, after: int) -> bool:
     return after // every > before // every
 
 
-def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Split, display: Display) -> None:
+def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Examples, display: Display) -> None:
     """Train to the end of the budget; watch, log, validate and save between batches."""
     validate_every = recipe.selection.every or max(1, job.total_steps // 10)
     check_every = outputs.watch.every
@@ -235,7 +241,7 @@ def save(recipe: Recipe, job: Job, outputs: Outputs, winners: list[str]) -> None
         "best": outputs.best,
         "overfitting": asdict(outputs.watch.memory),
         "seconds": outputs.seconds,
-        "data": outputs.fingerprint,
+        **outputs.fingerprints,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from toughen import distributed
-from toughen.data import Split
+from toughen.data.base import Examples
 from toughen.evaluation import evaluate
 from toughen.threat import Threat
 from toughen.training.loop import Job
@@ -24,7 +24,7 @@ def candidates(job: Job) -> dict[str, nn.Module]:
     return {"weights": job.model, **job.averages.models()}
 
 
-def validate(job: Job, split: Split, *, threat: Threat, suite: str, seed: int) -> Accuracies:
+def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int) -> Accuracies:
     """Clean and robust accuracy of every candidate.
 
     Args:

@@ -4,6 +4,7 @@ Example:
     job, batches = set_up(recipe, data, train_split, index, device)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from toughen import distributed, models
 from toughen.averaging import Averages
-from toughen.data import Batches, ImageData, Split, held_out, subset
+from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
+from toughen.data.base import Examples, first, per_class
+from toughen.data.batches import Extra
+from toughen.data.stored import Stored
 from toughen.methods import Spec
 from toughen.noise import derive
 from toughen.recipes import Recipe, RecipeError
 from toughen.schedule import warmed_up
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
+from toughen.training.start import check_start, expected_normalization, start
+
+SAMPLE = 2048
+"""Stored images that are decoded for the statistics of their channels."""
 
 
 def chosen_device(name: str) -> torch.device:
@@ -35,13 +43,40 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def splits(recipe: Recipe, data: ImageData) -> tuple[Split, Split, Tensor]:
+def load_data(recipe: Recipe) -> ImageData:
+    """The recipe's data set, with the extra, pseudo-labelled set left aside."""
+    return load(recipe.data.source, recipe.data.view)
+
+
+def load_pseudo_labelled(recipe: Recipe, data: ImageData) -> Extra | None:
+    """The recipe's extra set, numbered after the training images; None where there is none."""
+    settings = recipe.data.extra
+    if settings is None:
+        return None
+    try:
+        examples = load_extra(settings.source, shape=data.image_shape, classes=data.classes, view=recipe.data.view)
+        if settings.limit is not None:
+            examples = first(examples, settings.limit)
+    except ValueError as error:
+        raise RecipeError(f"data.extra: {error}") from None
+    return Extra(examples, len(data.train), settings.labelled)
+
+
+def splits(recipe: Recipe, data: ImageData) -> tuple[Examples, Examples, Tensor]:
     """Training and validation images and their numbers; the test split is not looked at."""
     settings = recipe.data
+    if data.num_classes < 2:
+        raise RecipeError(
+            f"data: {data.name} has one class only, {data.classes[0]}; give two at least, a folder each, and as data "
+            "the folder that they lie in"
+        )
     try:
         train_split, validation, index = held_out(data, seed=recipe.seed, size=settings.validation)
         if settings.limit is not None:
             train_split, chosen = subset(train_split, settings.limit, seed=recipe.seed)
+            index = index[chosen]
+        elif settings.per_class is not None:
+            train_split, chosen = per_class(train_split, settings.per_class, seed=recipe.seed)
             index = index[chosen]
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
@@ -51,13 +86,20 @@ def splits(recipe: Recipe, data: ImageData) -> tuple[Split, Split, Tensor]:
 def set_up(
     recipe: Recipe,
     data: ImageData,
-    split: Split,
+    split: Examples,
     index: Tensor,
     device: torch.device,
     *,
+    extra: Extra | None = None,
+    note: Callable[[str], None] = lambda text: None,
     dtype: torch.dtype = torch.float32,
+    fresh: bool = True,
 ) -> tuple[Job, Batches]:
-    """Everything that trains, in its first state, with weights and method state of one type."""
+    """Everything that trains, in its first state, with weights and method state of one type.
+
+    What the user should know of the weights that training starts from is told to `note`. Where a checkpoint brings all
+    tensors, `fresh` is False: then weights and normalisation are left to it, and nothing is fetched or read.
+    """
     try:
         batches = Batches(
             split,
@@ -70,21 +112,28 @@ def set_up(
             pad_mode=recipe.data.pad_mode,
             repeats=recipe.data.repeats,
             classes=data.num_classes,
+            extra=extra,
+            workers=recipe.data.workers,
             rank=distributed.rank(),
             world=distributed.world(),
         )
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
-    model = build_model(recipe, data, split).to(device, dtype)
-    short = len(split) % batches.distinct * batches.repeats
-    if 0 < short < distributed.world() and has_batchnorm(model):
+    if fresh:
+        check_start(recipe)
+    model = build_model(recipe, data, split if fresh else None)
+    start(model, recipe, note, fresh=fresh)
+    model.to(device, dtype)
+    short = batches.smallest
+    if short < distributed.world() and has_batchnorm(model):
         raise RecipeError(
             f"batch_size: {recipe.batch_size} leaves a last batch of {short} for {distributed.world()} ranks, and "
             "BatchNorm needs an example on each; choose a batch size that leaves more or none"
         )
     method = recipe.method.resolved(recipe.threat)
     slots = distributed.slots(recipe.batch_size)
-    spec = Spec(data.image_shape, slots, len(data.train), data.num_classes, device, dtype)
+    examples = len(data.train) + (len(extra.examples) if extra else 0)
+    spec = Spec(data.image_shape, slots, examples, data.num_classes, device, dtype)
     job = Job(
         model=model,
         wrapped=distributed.wrapped(model),
@@ -107,20 +156,30 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def build_model(recipe: Recipe, data: ImageData, split: Split | None = None) -> models.Classifier:
+def build_model(recipe: Recipe, data: ImageData, split: Examples | None = None) -> models.Classifier:
     """The recipe's network, its normalisation first, with weights drawn under the recipe's seed.
 
     Args:
         recipe: names the network.
         data: gives its channels and classes.
-        split: the training images, for `normalize: data`; without them that normalisation is left to a state dict.
+        split: the training images, for `normalize: data`; without them weights and normalisation are left to a state
+            dict, and nothing is fetched.
     """
+    settings = {**recipe.model.settings}
+    if split is None and "pretrained" in settings:
+        settings["pretrained"] = False
     normalize: dict[str, Any] = {}
     if recipe.normalize == "per_image":
         normalize = {"per_image": True}
     elif recipe.normalize == "data":
         normalize = (
             channel_statistics(split) if split else {"mean": [0.0] * data.channels, "std": [1.0] * data.channels}
+        )
+    elif recipe.normalize == "pretrained":
+        normalize = (
+            expected_normalization(recipe, data.channels)
+            if split
+            else {"mean": [0.0] * data.channels, "std": [1.0] * data.channels}
         )
     elif recipe.normalize != "none":
         normalize = {"mean": recipe.normalize.mean, "std": recipe.normalize.std}
@@ -131,14 +190,19 @@ def build_model(recipe: Recipe, data: ImageData, split: Split | None = None) -> 
             num_classes=data.num_classes,
             in_channels=data.channels,
             **normalize,
-            **recipe.model.settings,
+            **settings,
         )
     except ValueError as error:
         raise RecipeError(f"model: {error}") from None
 
 
-def channel_statistics(split: Split) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel over a split, in units of [0, 1]: exact, from the 256 counts."""
+def channel_statistics(split: Examples) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel over a split, in units of [0, 1]: exact, from the 256 counts.
+
+    Of stored images only 2,048 are decoded for it, spread evenly over the split.
+    """
+    if isinstance(split, Stored) and len(split) > SAMPLE:
+        split = split.take(torch.linspace(0, len(split) - 1, SAMPLE).long())
     mean, std, levels = [], [], torch.arange(256, dtype=torch.float64) / 255
     for channel in split.images.unbind(1):
         share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
@@ -152,8 +216,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     lr = settings.lr * (recipe.batch_size / settings.lr_batch_size if settings.lr_batch_size else 1)
     # The weights of convolution and linear layers are the only trained tensors of two or more dimensions.
-    decayed = [p for p in model.parameters() if settings.decay_on == "all" or p.ndim > 1]
-    spared = [p for p in model.parameters() if settings.decay_on == "weights" and p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if settings.decay_on == "all" or p.ndim > 1]
+    spared = [p for p in trained if settings.decay_on == "weights" and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return torch.optim.SGD(
         [{**group, "base_lr": lr} for group in groups if group["params"]],

@@ -1,0 +1,274 @@
+"""What can be evaluated, by one text: a run, an exported model, a file of weights, a network of timm's, a function.
+
+open_subject("runs/free", data=None)
+open_subject("exports/free", data="cifar10")
+open_subject("wrn-34-10=trades.pt", data="cifar10", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+open_subject("timm:resnet50", data="imagenet", size=224)
+open_subject("my_model.py:build", data="photographs", size=224)
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toughen import exported
+from toughen.data import ImageData, load
+from toughen.data.base import Examples, first
+from toughen.data.view import View
+from toughen.evaluation.intake import normalised
+from toughen.models import build, load_weights, pretrained_normalization, read_state
+from toughen.models.extra import PREFIXES
+from toughen.models.weights import networks_of
+from toughen.threat import Threat
+from toughen.threat import parse as parse_threat
+from toughen.training.runs import open_run
+from toughen.training.setup import chosen_device
+
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""How names of files with weights end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What an evaluation is of.
+
+    Attributes:
+        model: in the mode in which it was given.
+        test: the images.
+        classes: the classes' names, in the order of the labels.
+        threat: the ball in which it was trained, where that is known.
+        folder: where its evaluations go.
+        variant: what tells these weights from the run's usual ones, for the name of the folder.
+        said: what was done to open it, for the user; often nothing.
+    """
+
+    model: nn.Module
+    test: Examples
+    classes: tuple[str, ...]
+    threat: Threat | None
+    folder: Path
+    variant: str = ""
+    said: str = ""
+
+
+def open_subject(
+    what: str,
+    *,
+    data: str | None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    checkpoint: str = "best",
+    weights: str | None = None,
+) -> Subject:
+    """Whatever a text stands for, with the images that it is evaluated on.
+
+    Args:
+        what: one of
+
+            - a run folder;
+            - an exported model: the folder of a `toughen export`;
+            - a file of weights, alone where its network can be told from it, else as `NETWORK=FILE`;
+            - `timm:NAME` or `hub:OWNER/NAME`, with its pretrained weights and the normalisation that goes with them;
+            - `FILE.py:FUNCTION` or `package.module:FUNCTION`, a function without arguments that returns a module which
+              maps images in [0, 1] to logits.
+        data: data set of all but a run, which brings its own.
+        size: side to which images are brought (see `View`); None for what an exported model was trained on, and for
+            everything else images as they are.
+        mean: a first layer that normalises, together with `std`; for all but a run and an exported model.
+        std: see `mean`.
+        checkpoint: of a run, see `open_run`.
+        weights: of a run, see `open_run`.
+
+    Raises:
+        ValueError: as for `open_run`, `load_model`, `load_weights` and `load`; what is named cannot be imported or
+            returns no module; or an option does not go with it.
+    """
+    path, given = Path(what), mean is not None or std is not None
+    with torch.random.fork_rng():
+        if _is_run(what):
+            if path.is_dir() and (data is not None or size is not None or given):
+                raise ValueError(
+                    "a run is evaluated on the data it was trained on; leave out --data, --size, --mean and --std, or "
+                    f"export it for other data: toughen export {what} --out FOLDER"
+                )
+            return _open_run(path, checkpoint, weights)
+        if checkpoint != "best" or weights is not None:
+            raise ValueError(f"--checkpoint and --weights go with a run folder, which {what} is not; leave them out")
+        if is_exported(path):
+            if given:
+                raise ValueError(f"{what} brings its own normalisation; leave out --mean and --std")
+            return _open_exported(path, data, size)
+        images, said = _load(what, data, View(size) if size else None), ""
+        if _is_weights(what):
+            model, said = _from_weights(what, images, mean, std)
+        elif what.startswith(PREFIXES):
+            model, said = _pretrained(what, images, mean, std)
+        else:
+            model = normalised(_built(what), mean, std)
+    folder = Path("evaluation") / re.sub(r"\W+", "-", what).strip("-")
+    return Subject(model.to(chosen_device("auto")), images.test, images.classes, None, folder, said=said)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is an exported model: its folder, or its `model.safetensors` alone."""
+    if path.suffix == ".safetensors" and path.is_file():
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as opened:
+                return "toughen" in (opened.metadata() or {})
+        except SafetensorError:
+            return False
+    return exported.is_exported(path)
+
+
+def _is_run(what: str) -> bool:
+    """Whether a text is, or can only have been meant as, a run folder."""
+    path = Path(what)
+    if path.is_dir():
+        return not exported.is_exported(path)
+    return not (_is_weights(what) or what.startswith(PREFIXES) or is_reference(what))
+
+
+def _is_weights(what: str) -> bool:
+    _, equals, file = _named(what)
+    return what.endswith(WEIGHTS) or bool(equals and Path(file).is_file())
+
+
+def _named(what: str) -> tuple[str, str, str]:
+    """Network, equals sign and file of `NETWORK=FILE`; the first two empty for a file, whatever its name."""
+    return ("", "", what) if "=" not in what or Path(what).is_file() else what.partition("=")
+
+
+def limited(test: Examples, limit: int | None) -> Examples:
+    """The first `limit` test images, or all of them.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if limit is None or limit == len(test):
+        return test
+    if limit > len(test):
+        raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
+    return first(test, limit)
+
+
+def _load(what: str, data: str | None, view: View | None) -> ImageData:
+    if data is None:
+        raise ValueError(f"{what} is a model without data; give --data, like --data cifar10")
+    try:
+        return load(data, view)
+    except ValueError as error:
+        # Here there is no recipe whose data.size could be given.
+        raise ValueError(str(error).replace("data.size, like data.size=224", "--size, like --size 224")) from None
+
+
+def _open_run(path: Path, checkpoint: str, weights: str | None) -> Subject:
+    run = open_run(path, checkpoint=checkpoint, weights=weights)
+    usual = run.weights == f"best-{run.recipe.headline}"
+    variant = "" if usual else run.weights
+    return Subject(run.model, run.data.test, run.data.classes, run.recipe.threat, path / "evaluation", variant)
+
+
+def _open_exported(path: Path, data: str | None, size: int | None) -> Subject:
+    config = exported.read_config(path)
+    if data is None:
+        raise ValueError(f"{path} is a model without data; give --data, like --data {config['data']}")
+    view = View(size) if size else View(**config["view"]) if config["view"] else None
+    images = _load(str(path), data, view)
+    exported.check_fits(config, data, images.classes, images.image_shape)
+    model = exported.load_model(path).to(chosen_device("auto"))
+    named = path if path.is_dir() else path.parent
+    folder = Path("evaluation") / named.resolve().name
+    return Subject(model, images.test, images.classes, parse_threat(config["threat"]), folder)
+
+
+def _from_weights(
+    what: str, images: ImageData, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[nn.Module, str]:
+    """The network that a file of weights belongs to, with them, in inference mode; and what was done."""
+    name, equals, file = _named(what)
+    state = read_state(file)
+    options: dict[str, Any] = {"num_classes": images.num_classes, "in_channels": images.channels}
+    found = [row for row in networks_of(state) if row[0] == name or not equals]
+    if not equals and (not found or found[0][2] < 1):
+        nearest = f" (nearest: {found[0][0]})" if found else ""
+        raise ValueError(
+            f"{file} does not say of which network it is{nearest}; write NETWORK=FILE, like resnet18={file}"
+        )
+    if found:
+        name, theirs, _ = found[0]
+        if theirs.get("num_classes", images.num_classes) != images.num_classes:
+            raise ValueError(
+                f"{file} tells {theirs['num_classes']} classes apart and {images.name} has {images.num_classes} "
+                f"({', '.join(images.classes[:5])}{', ...' * (images.num_classes > 5)}); give the data that it is for, "
+                "or fine-tune it: toughen train finetune"
+            )
+        options |= {key: value for key, value in theirs.items() if key not in options}
+    # Its own weights are here: those of the Hub need not be fetched.
+    options |= {"pretrained": False} if name.startswith(PREFIXES) else {}
+    model = build(name, **options, mean=mean, std=std).eval()
+    said = f"{name}: {load_weights(model, file)}"
+    return model, said if not isinstance(model.normalize, nn.Identity) else f"{said}; images are not normalised"
+
+
+def _pretrained(
+    name: str, images: ImageData, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[nn.Module, str]:
+    """A network with its pretrained weights, in inference mode; and what they are normalised by."""
+    if mean is None and std is None:
+        mean, std = pretrained_normalization(name) or (None, None)
+    options: dict[str, Any] = {"num_classes": images.num_classes, "in_channels": images.channels}
+    model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
+    done = f"mean {[*mean]} and std {[*std]}" if mean is not None and std is not None else "nothing"
+    return model, f"{name}: pretrained weights, normalised by {done}"
+
+
+def _built(reference: str) -> nn.Module:
+    build = imported(reference)
+    model = build() if callable(build) and not isinstance(build, nn.Module) else build
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{reference} gave {type(model).__name__}; it must be or return a torch.nn.Module")
+    return model
+
+
+def imported(reference: str) -> object:
+    """What `package.module:name` or `path/to/file.py:name` stands for: code of the user's own, run by naming it.
+
+    It may import what lies beside the file, or in the current folder.
+
+    Raises:
+        ValueError: there is no such module, file or name.
+    """
+    place, _, name = reference.rpartition(":")
+    # At the end, so that nothing there hides a module that is installed.
+    beside = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
+    sys.path += [beside] if beside not in sys.path else []
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (ImportError, FileNotFoundError, SyntaxError) as error:
+        raise ValueError(f"{reference!r} cannot be imported: {error}") from None
+    if not hasattr(module, name):
+        raise ValueError(f"{place} has no {name!r}; give FILE.py:NAME or package.module:NAME")
+    return getattr(module, name)
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text has the form of an import, `file.py:name` or `package.module:name`."""
+    return re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", text) is not None
