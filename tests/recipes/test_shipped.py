@@ -2,6 +2,7 @@
 
 import functools
 import re
+from importlib import resources
 from typing import Any
 
 import pytest
@@ -13,14 +14,19 @@ from toughen.data import load
 from toughen.methods import Method
 from toughen.methods.wrapper import nested
 from toughen.recipes import Recipe, dump
+from toughen.recipes.schema import DataSettings
 from toughen.recipes.text import build, parse_yaml
 from toughen.training.loop import train_batch
-from toughen.training.setup import set_up, splits
+from toughen.training.setup import load_pseudo_labelled, set_up, splits
 
 TEXTS = recipes.shipped()
 SHIPPED = sorted(TEXTS)
 TWINS = [name for name in SHIPPED if name.endswith("-small")]
-PAPERS = [name for name in SHIPPED if name not in TWINS and not name.startswith("mnist-")]
+# Those of no paper have no twin either.
+OWN = {"finetune", "mnist-free", "mnist-natural", "mnist-pgd"}
+PAPERS = [name for name in SHIPPED if name not in TWINS and name not in OWN]
+PHOTOGRAPHS = [name for name in PAPERS if name.startswith("imagenet-")]
+MIXED = [name for name in PAPERS if "-extra-" in name or name == "cifar10-rst"]
 # The first ones, which say all by themselves and train on all images.
 OLD = {"cifar10-free-small", "cifar10-natural-small", "cifar10-pgd-small"}
 # What a twin may change of its method: how long it takes, never what it does.
@@ -42,8 +48,9 @@ def test_a_recipe_loads_is_called_like_its_file_and_comes_back_from_its_dump(nam
 
 
 def test_each_line_with_a_figure_says_where_it_is_from():
-    for name in PAPERS:
-        for line in TEXTS[name].splitlines():
+    part = (resources.files("toughen.recipes") / "_limits_extra.yaml").read_text(encoding="utf-8")
+    for name, text in {"_limits_extra": part, **{name: TEXTS[name] for name in PAPERS}}.items():
+        for line in text.splitlines():
             setting, mark, source = line.partition("#")
             value = setting.partition(":")[2]
             if re.search(r"(?<![\w-])[0-9]", value) and not setting.startswith(("name:", "seed:", "base:")):
@@ -82,6 +89,13 @@ def test_every_recipe_of_a_paper_has_a_twin_and_every_twin_its_recipe():
     assert {name.removesuffix("-small") for name in TWINS} == set(PAPERS)
 
 
+def but_for_numbers(data: DataSettings) -> dict[str, Any]:
+    """What a twin leaves as it is: all but how many images there are, and how large photographs are."""
+    extra = data.extra and data.extra.model_copy(update={"limit": None})
+    few = {"limit": None, "validation": None, "per_class": data.per_class and 1, "size": data.size and 1}
+    return dict(data.model_copy(update={**few, "extra": extra}))
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_is_its_recipe_but_smaller(name: str):
     original = name.removesuffix("-small")
@@ -96,10 +110,27 @@ def test_a_twin_is_its_recipe_but_smaller(name: str):
         return
     assert mechanism(small.method) == mechanism(full.method)
     assert small.normalize == full.normalize
-    assert {**dict(small.data), "limit": 0, "validation": 0} == {**dict(full.data), "limit": 0, "validation": 0}
+    assert but_for_numbers(small.data) == but_for_numbers(full.data)
+    assert (small.data.size or 0) <= 64
+    # A set of the user's may hold few images.
+    assert small.data.limit == (4000 if small.data.size is None and small.data.per_class is None else None)
+    assert small.data.extra is None or small.data.extra.limit is None
     if full.model.settings.get("activation") == "silu":
         assert small.model.settings["activation"] == "silu"
-    assert parse_yaml(TEXTS[name], name)["base"] == [original, "_small"]
+    part = "_small_photographs" if original in PHOTOGRAPHS else "_small"
+    assert parse_yaml(TEXTS[name], name)["base"] == [original, part]
+
+
+def test_what_a_recipe_needs_is_in_its_first_line():
+    assert [name for name in SHIPPED if loaded(name).data.extra] == sorted([*MIXED, *(f"{n}-small" for n in MIXED)])
+    assert [name for name in PAPERS if loaded(name).data.size] == PHOTOGRAPHS
+    for name in SHIPPED:
+        first, recipe = TEXTS[name].partition("\n")[0], loaded(name)
+        if recipe.data.extra:
+            assert recipe.data.extra.source == "./extra"
+            assert first.endswith(" Needs ./extra."), name
+        if recipe.data.size and name in TWINS:
+            assert first.endswith(" Or data=FOLDER."), name
 
 
 def attack_of(recipe: Recipe) -> dict[str, Any]:
@@ -157,6 +188,9 @@ def test_what_variants_inherit_and_what_they_change():
 
 
 TINY = ("data.source=tiny", "data.limit=null", "data.validation=null", "normalize=data", "model.width=2")
+# The tiny images have one size, and stand for the extra ones too, four to a batch of eight.
+AS_THEY_ARE = ("data.size=null", "data.per_class=null")
+TINY_EXTRA = ("data.extra.source=tiny", "data.extra.labelled=0.5")
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -164,11 +198,13 @@ def test_the_method_of_a_twin_trains_two_batches(name: str, tiny: str):
     # The second batch is past the warm-up; four classes have no nine wrong ones.
     fields = {"warmup": 1, "largest": 2}
     fitting = [f"method.{key}={value}" for key, value in fields.items() if getattr(loaded(name).method, key, None)]
-    recipe = recipes.load(name, [*TINY, "batch_size=8", *fitting])
+    mixed = TINY_EXTRA if loaded(name).data.extra else ()
+    recipe = recipes.load(name, [*TINY, *AS_THEY_ARE, *mixed, "batch_size=8", *fitting])
     data = load(tiny)
     train, _, index = splits(recipe, data)
     with torch.random.fork_rng():
-        job, batches = set_up(recipe, data, train, index, torch.device("cpu"))
+        extra = load_pseudo_labelled(recipe, data)
+        job, batches = set_up(recipe, data, train, index, torch.device("cpu"), extra=extra)
         before = [p.detach().clone() for p in job.model.parameters()]
         for number in range(2):
             train_batch(job, batches[number])
