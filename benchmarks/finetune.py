@@ -37,7 +37,7 @@ batch_size: 64
 steps: 230
 optimizer: {lr: 0.05, weight_decay: 5e-4}
 schedule: {name: one_cycle, peak: 0.3}
-selection: {suite: fgsm, every: 115}
+selection: {suite: pgd-2, every: 115}
 """
 
 SHORT = ("data=photographs", "data.size=64", "data.workers=0", "batch_size=32", "steps=320", "selection.every=160")

@@ -79,7 +79,9 @@ def through_pillow(images: Images, change: Callable[[Image.Image], Image.Image])
     image.
     """
     count, channels, height, width = images.shape
-    bands = [Image.fromarray(images[:, c].reshape(count * height, width)) for c in range(channels)]
+    flat = [images[:, c].reshape(count * height, width) for c in range(channels)]
+    # Not `fromarray`, which asks more of an array than coding a small image leaves time for.
+    bands = [Image.frombuffer("L", (width, count * height), band, "raw", "L", 0, 1) for band in flat]
     sheet = bands[0].copy() if channels == 1 else Image.merge("RGB", bands)
     if count == 1:
         sheet = change(sheet)

@@ -11,10 +11,10 @@ Planes = NDArray[np.floating]
 def gaussian(
     planes: Planes, sigma: float | tuple[float, float], *, mode: str = "nearest", truncate: float = 4
 ) -> Planes:
-    """A Gaussian blur over the last two axes, in the type given."""
+    """A Gaussian blur over the last two axes. Overwrites `planes`, and returns them."""
     from scipy import ndimage
 
-    return ndimage.gaussian_filter(planes, sigma, mode=mode, truncate=truncate, axes=(-2, -1))
+    return ndimage.gaussian_filter(planes, sigma, output=planes, mode=mode, truncate=truncate, axes=(-2, -1))
 
 
 def along_line(planes: NDArray[np.float64], radius: int, sigma: float, angle: float) -> NDArray[np.float64]:

@@ -29,8 +29,8 @@ def check_start(recipe: Recipe) -> None:
     pretrained = model.settings.get("pretrained")
     if pretrained and model.weights:
         raise RecipeError(
-            f"model: weights and pretrained both say what training starts from; to use {model.weights}, give "
-            "model.pretrained=false"
+            f"model: weights and pretrained both say what training starts from; give model.pretrained=false to use "
+            f"{model.weights}, or model.weights=null"
         )
     if model.freeze and not (pretrained or model.weights):
         raise RecipeError(
@@ -40,7 +40,7 @@ def check_start(recipe: Recipe) -> None:
     if model.weights and not Path(model.weights).exists():
         raise RecipeError(
             f"model.weights: there is no file {model.weights}; give one, or a network of timm's with its weights: "
-            "model=timm:resnet50 model.pretrained=true"
+            "model=timm:resnet50 model.pretrained=true model.weights=null"
         )
     if pretrained:
         check_normalization(recipe)
@@ -74,7 +74,7 @@ def start(model: Classifier, recipe: Recipe, note: Callable[[str], None], *, fre
         try:
             held = freeze_trunk(model)
         except ValueError as error:
-            raise RecipeError(f"model.freeze: {error}") from None
+            raise RecipeError(f"model.freeze: {error}; give model.freeze=false") from None
         note(f"{held:,} weights below the head stay as they are")
 
 

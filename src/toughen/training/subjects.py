@@ -216,8 +216,12 @@ def _from_weights(
         options |= {key: value for key, value in theirs.items() if key not in options}
     # Its own weights are here: those of the Hub need not be fetched.
     options |= {"pretrained": False} if name.startswith(PREFIXES) else {}
-    model = build(name, **options, mean=mean, std=std).eval()
-    said = f"{name}: {load_weights(model, file)}"
+    model = build(name, **options, mean=mean, std=std)
+    try:
+        said = f"{name}: {load_weights(model, file)}"
+    except ValueError as error:
+        raise ValueError(str(error).replace("; leave out its own", "; leave out --mean and --std")) from None
+    model.eval()
     return model, said if not isinstance(model.normalize, nn.Identity) else f"{said}; images are not normalised"
 
 
@@ -255,10 +259,11 @@ def imported(reference: str) -> object:
     sys.path += [beside] if beside not in sys.path else []
     try:
         if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            # Under a name that is nobody's, where data classes and the like look their module up.
+            spec = importlib.util.spec_from_file_location(f"__toughen__{Path(place).stem}", place)
             assert spec is not None
             assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
