@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation clean
+.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation bench-data bench-label bench-corruptions bench-real clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 setup: $(READY)  ## virtual environment with the tested lock
 
@@ -72,6 +72,19 @@ bench-evaluation: $(BENCH)/.ready  ## our AutoAttack and `adaptive` against othe
 	$(BENCH)/bin/python benchmarks/evaluation.py linear ours adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py standard ours adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py report
+
+bench-data: $(BENCH)/.ready  ## CIFAR-10 by every route, and how fast photographs are streamed
+	$(BENCH)/bin/python benchmarks/routes.py --data $(CIFAR10) runs/routes
+	$(BENCH)/bin/python benchmarks/streaming.py runs/streaming
+
+bench-label: $(READY)  ## an extra set built from CIFAR-10, planted copies, kills, and a million images (20 minutes)
+	$(BIN)/python benchmarks/labelling.py --data $(CIFAR10) runs/labelling
+
+bench-corruptions: $(BENCH)/.ready  ## the 19 corruptions against imagecorruptions-imaug
+	$(BENCH)/bin/python benchmarks/corruptions.py --draws 200 --rounds 9 --data $(CIFAR10)
+
+bench-real: $(BENCH)/.ready  ## two real networks: loaded, checked, attacked, and fed wrongly on purpose
+	$(BENCH)/bin/python benchmarks/real_models.py --data $(CIFAR10)
 
 clean:  ## remove the environment and caches (never runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

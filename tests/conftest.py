@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ from toughen.noise import generator
 
 # One thread: tests run side by side on two cores, and sums must not depend on the number of threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUGHEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def tiny_split(name: str, n: int, classes: int = 4, side: int = 8) -> Split:

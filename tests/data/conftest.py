@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache."""
+    """A cache for each test, empty at first."""
     monkeypatch.setenv("TOUGHEN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
