@@ -5,11 +5,14 @@
 Needs timm beside toughen. Weights cannot be had where there is no network, so that they are made first: timm's
 ResNet-18 on five classes of CIFAR-10, three epochs. Then the commands of `toughen`, one after the other, on a folder of
 400 images of three other classes, scaled up to 64 pixels, JPEG and PNG in turn. The outputs lie in the folder `--work`,
-which must be new; `benchmarks/results/finetune.md` holds what they said.
+which must be new; `benchmarks/results/finetune.md` holds what they said, but for the lines of progress.
 """
 
 import argparse
+import datetime
+import importlib.metadata
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ from PIL import Image
 from toughen.data import load
 from toughen.training.runs import open_run
 
+RESULT = Path(__file__).resolve().parent / "results" / "finetune.md"
 BEFORE = ("airplane", "automobile", "bird", "cat", "deer")
 NOW = {"frog": 134, "horse": 133, "ship": 133}
 SIDE = 64
@@ -54,7 +58,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate-head": ("evaluate", "runs/head"),
     "scratch": ("train", "finetune", *SHORT, "model=timm:resnet18", "--out", "runs/scratch"),
     "evaluate-scratch": ("evaluate", "runs/scratch"),
-    "pretrained-offline": ("train", "finetune", "data=photographs", "model=timm:resnet18", "model.pretrained=true"),
+    "pretrained-offline": (
+        *("train", "finetune", *SHORT, "model=timm:resnet18", "model.pretrained=true", "model.weights=null"),
+        *("normalize=pretrained", "--out", "runs/none"),
+    ),
     "small-batch": ("train", "finetune", *SHORT, *WEIGHTS, "batch_size=512", "--out", "runs/none"),
     "no-weights": ("train", "finetune", "data=photographs", "--out", "runs/none"),
     "no-folder": ("train", "finetune", "data=photos", "--out", "runs/none"),
@@ -92,6 +99,23 @@ def prepare(data: str, work: Path) -> None:
             large.save(folder / f"{number:03}.{'png' if number % 2 else 'jpg'}")
 
 
+def page(work: Path) -> str:
+    """What the commands said, in their order."""
+    lines = [
+        "# Fine-tuning on a folder of 400 photographs",
+        "",
+        f"`python benchmarks/finetune.py --data CIFAR10 --work WORK`, {datetime.date.today()}, "
+        f"{platform.processor() or platform.machine()},",
+        f"one thread of a shared machine, torch {torch.__version__}, timm {importlib.metadata.version('timm')}. The",
+        "weights were trained on five other classes for three epochs; 81 of the images are the test set.",
+    ]
+    for name in ("pretrain", *COMMANDS):
+        said = (work / f"{name}.txt").read_text().replace(str(work), "WORK").splitlines()
+        kept = [line.rstrip() for line in said if not (line.startswith("step ") and "validation" not in line)]
+        lines += ["", f"## {name}", "", "```", *kept, "```"]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Prepare, train the weights, and run every command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -106,6 +130,7 @@ def main() -> None:
     torch.save(open_run(Path("runs/pretrain")).model.net.state_dict(), "resnet18-five.pt")
     for name, arguments in COMMANDS.items():
         toughen(Path(), name, arguments)
+    RESULT.write_text(page(given.work.resolve()), encoding="utf-8")
 
 
 if __name__ == "__main__":
