@@ -197,7 +197,8 @@ def test_a_killed_run_goes_on_to_the_same_bits_without_the_weights_it_started_fr
     weights: State, timm: Pretrained, kind: str
 ):
     given = TIMM if "pretrained" in kind else ("model.weights=theirs.pt",)
-    found = recipe(*given, *(["model.freeze=true"] if "frozen" in kind else []))
+    given = (*given, "model.freeze=true") if "frozen" in kind else given
+    found = recipe(*given)
     train(found, Path("whole"))
     for number in (1, 4):
         killed_at(number, found, f"killed-{number}")
@@ -209,7 +210,9 @@ def test_a_killed_run_goes_on_to_the_same_bits_without_the_weights_it_started_fr
         assert a.keys() == b.keys()
         assert all(same(a[group], b[group]) for group in a)
     # Once more, and evaluated: nothing is fetched or read for that either.
-    train(found, Path("whole"))
+    text = done("train", "recipe.yaml", *given, "--out", "killed-1")
+    assert "killed-1 is complete" in text
+    assert "training starts from" not in text
     evaluate_run("whole", suite="pgd-1", limit=4)
     assert not any(pretrained for _, pretrained in timm.asked)
 
@@ -239,7 +242,6 @@ def test_normalisations_are_equal_to_within_two_thousandths(weights: State, apar
     given = numbers(flat[:3], flat[3:])
     if abs(apart) < 0.002:
         state = killed_at(0, recipe(change, given), "run")
-        # The recipe's own is what counts.
         assert torch.equal(torch.cat([state["normalize.mean"], state["normalize.std"]]).flatten(), torch.tensor(flat))
     else:
         with pytest.raises(RecipeError, match=r"come with their normalisation, mean \[0\.4914, 0\.4822, 0\.4465\] and"):
@@ -312,7 +314,8 @@ def test_a_file_that_is_not_there(weights: State, timm: Pretrained):
     for model in ("small_cnn", "timm:resnet50"):
         given = (f"model={model}", "model.weights=none.pt", "normalize=pretrained", "steps=2")
         said = refused(*given)
-        assert "error: model.weights: there is no file none.pt; give one, or" in said
+        assert "error: model.weights: there is no file " in said
+        assert "none.pt; give one, or" in said
         mends(said, "model=timm:resnet50", "model.pretrained=true", "model.weights=null", given=given)
         Path("run").rename(f"run-{model[:4]}")
 
@@ -354,7 +357,6 @@ def test_the_normalisation_of_pretrained_weights(weights: State, timm: Pretraine
     train(recipe(*given, numbers([0.5, 0.401, 0.3], [0.2, 0.2, 0.1])), Path("close"))
     # Nobody says how these were trained, and so anything goes.
     train(recipe(*given[1:], "model={name: hub:me/other, pretrained: true}", "normalize=none"), Path("unknown"))
-    # Without pretrained weights the recipe is free.
     train(recipe("model=timm:resnet50", "normalize=none", "steps=2"), Path("drawn"))
 
 
@@ -365,6 +367,8 @@ def test_a_normalisation_that_nobody_knows(weights: State, timm: Pretrained):
         assert f"normalize: pretrained goes with a network of timm or of the Hub, and {model} does not say" in said
         assert 'write "normalize={mean: [...], std: [...]}" as the weights' in said
         done("train", "recipe.yaml", *given, numbers(*CIFAR), "--out", f"run-{model[:4]}")
+    timm.failure = OSError("no network")
+    assert "error: model: hub:me/net needs a file" in refused("model=hub:me/net", "normalize=pretrained")
 
 
 def test_grey_images_for_weights_of_colour(tiny: str, weights: State, timm: Pretrained):

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from conftest import tiny_data
 from models.test_timm import Net, Timm
 from photographs import photograph
-from test_cli import TINY, done, failed
+from test_cli import TINY, done, failed, toughen
 from toughen import recipes
-from toughen.data import DATA, ImageData, Split, load
+from toughen.data import DATA, ImageData, Split
 from toughen.data.base import to_float
 from toughen.data.view import View
 from toughen.export import export
@@ -44,12 +45,8 @@ class Settings:
 
 
 def build():
+    torch.rand(1)  # moves the global generator
     return beside.network().eval()
-
-
-def noisy():
-    # Draws from torch's global generator.
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
 
 
 model = beside.network().eval()
@@ -67,11 +64,13 @@ def network():
 
 
 class Pretrained(Timm):
-    """timm with weights: a network's, and as many classes as are asked for."""
+    """timm with weights for four classes, but of resnet18 for seven."""
 
     def create_model(self, name: str, *, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
         super().create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
-        return drawn(Net(num_classes, in_chans), 8 if pretrained else 9)
+        net = drawn(Net(num_classes, in_chans), 8 if pretrained else 9)
+        vars(net)["pretrained_cfg"] = {"num_classes": 7 if name == "resnet18" else 4}
+        return net
 
 
 def drawn(net: nn.Module, seed: int) -> nn.Module:
@@ -90,7 +89,7 @@ def small() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a run and its export; do not write into it."""
+    """A folder with a run and its export; evaluations may be added."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATA, "tiny", tiny_data)
         folder = tmp_path_factory.mktemp("made")
@@ -101,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with files of weights and code."""
     monkeypatch.chdir(tmp_path)
     state = small().state_dict()
@@ -112,12 +111,9 @@ def here(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file({name: tensor.clone() for name, tensor in state.items()}, "small.safetensors")
     Path("mine.py").write_text(MINE)
     Path("beside.py").write_text(BESIDE)
-    test = tiny_data().test
-    np.savez("set.npz", train_images=test.images[:, 0].numpy(), train_labels=test.labels.numpy(),
-             test_images=test.images[:, 0].numpy(), test_labels=test.labels.numpy())
+    pixels, labels = tiny_data().test.images[:, 0].numpy(), tiny_data().test.labels.numpy()
+    np.savez("set.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("beside", "mine"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     yield tmp_path
     for name in ("beside", "mine"):
         sys.modules.pop(name, None)
@@ -139,17 +135,18 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
-def opened(what: str, **given: object) -> Subject:
-    """A subject, opened without a trace in torch's global generator, that computes the same again."""
+def opened(what: str, **given: Any) -> Subject:
+    """A subject, opened without a trace in torch's global generator."""
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    subject = open_subject(what, **{"data": "tiny", **given})  # pyright: ignore[reportArgumentType]
+    subject = open_subject(what, **{"data": "tiny", **given})
     assert torch.equal(torch.get_rng_state(), before)
     return subject
 
 
+SMALL = "small_cnn="
 FILES = ["small.pt", "small.safetensors", "wrapped.ckpt", "a=b.pth"]
-NAMED = [f"small_cnn={file}" for file in ("small.pt", "small.safetensors", "wrapped.ckpt", "checkpoint", "a=b.pth")]
+NAMED = [f"{SMALL}{file}" for file in ("small.pt", "small.safetensors", "wrapped.ckpt", "checkpoint", "a=b.pth")]
 CODE = ["mine.py:build", "mine.py:model", "mine:build", "mine:model"]
 
 
@@ -164,7 +161,9 @@ def test_every_form_gives_the_very_logits(here: Path, what: str):
     if what in CODE:
         assert subject.said == ""
     else:
-        assert subject.said.startswith(f"small_cnn: 27 tensors from {what.removeprefix('small_cnn=')}")
+        assert subject.said.startswith(
+            f"small_cnn: {len(small().state_dict())} tensors from {what.removeprefix(SMALL)}"
+        )
         assert subject.said.endswith("; images are not normalised")
         assert ("prefix 'module.' removed" in subject.said) == ("wrapped" in what)
 
@@ -214,3 +213,188 @@ def test_a_network_with_its_pretrained_weights_and_normalisation(here: Path, tim
     assert own.said.startswith(f"{what}: 4 tensors from net.pt")
     assert not any(pretrained for _, pretrained in timm.asked)
     assert opened("hub:me/other", data="colour").said == "hub:me/other: pretrained weights, normalised by nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "variant"),
+    [
+        ({}, ""),
+        ({"checkpoint": "last"}, "average-0.9"),
+        ({"weights": "weights"}, "best-weights"),
+        ({"checkpoint": "last", "weights": "weights"}, "weights"),
+    ],
+)
+def test_a_run_brings_its_data_its_ball_and_its_folder(tiny: str, made: Path, given: dict[str, str], variant: str):
+    subject = opened(str(made / "run"), data=None, **given)
+    run = open_run(made / "run", **given)
+    assert torch.equal(logits(subject.model, images()), logits(run.model, images()))
+    assert torch.equal(subject.test.images, tiny_data().test.images)
+    assert (str(subject.threat), subject.folder) == ("linf:0.1", made / "run" / "evaluation")
+    assert (subject.variant, subject.said, subject.classes) == (variant, "", ("a", "b", "c", "d"))
+
+
+def test_an_exported_model_by_its_folder_or_its_file(tiny: str, made: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = logits(open_run(made / "run").model, images())
+    monkeypatch.chdir(made / "exported")
+    for what in (made / "exported", made / "exported" / "model.safetensors", "model.safetensors", "."):
+        subject = opened(str(what))
+        assert is_exported(Path(what))
+        assert torch.equal(logits(subject.model, images()), expected)
+        assert (str(subject.threat), subject.variant, subject.said) == ("linf:0.1", "", "")
+        assert subject.folder == Path("evaluation/exported")
+    # As weights of a network, they bring their normalisation along.
+    named = opened(f"small_cnn={made}/exported/model.safetensors")
+    # Numbers of seven digits.
+    torch.testing.assert_close(logits(named.model, images()), expected, rtol=0, atol=1e-6)
+    assert named.threat is None
+    assert not is_exported(made / "run")
+
+
+def test_a_size_brings_the_images_to_it(here: Path, made: Path):
+    pixels = [Image.fromarray(image) for image in tiny_data().test.images[:, 0].numpy()]
+    centres = torch.stack([torch.tensor(View(16).centre(image).transpose(2, 0, 1)) for image in pixels])
+    Path("net.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))\n")
+    subject = opened("net.py:net", size=16)
+    assert torch.equal(subject.test.images, centres)
+    assert logits(subject.model, to_float(centres)).shape == (40, 4)
+    with pytest.raises(ValueError, match="the model takes images of 1 channels and those of tiny have 3"):
+        open_subject(str(made / "exported"), data="tiny", size=16)
+
+
+def test_photographs_need_a_size_and_the_option_is_named(here: Path):
+    for number in range(12):
+        path = Path("images") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(number, 20 + number, 30).save(path)
+    with pytest.raises(
+        ValueError, match=r"bring all images to one mode and size, or give --size, like --size 224, to c"
+    ):
+        open_subject("mine.py:build", data="images")
+    assert opened("mine.py:build", data="images", size=24).test.shape == (3, 24, 24)
+
+
+RUN_ONLY = "--checkpoint and --weights go with a run folder, which {} is not; leave them out"
+OWN_ONLY = "a run is evaluated on the data it was trained on; leave out --data, --size, --mean and --std, or export it"
+NO_RUN = "{} is no run folder: it holds no recipe.yaml; give the --out of a toughen train"
+REFUSED: list[tuple[str, dict[str, object], str]] = [
+    ("RUN", {"data": "tiny"}, OWN_ONLY),
+    ("RUN", {"data": None, "size": 8}, OWN_ONLY),
+    ("RUN", {"data": None, "mean": [0.5]}, OWN_ONLY),
+    ("RUN", {"data": None, "checkpoint": "first"}, "checkpoint is 'first'; it must be best or last"),
+    ("RUN", {"data": None, "weights": "average-0.5"}, "has no weights 'average-0.5'; it has weights, average-0.9"),
+    ("nowhere", {"data": None}, NO_RUN),
+    ("nowhere", {}, NO_RUN),
+    ("EXPORT", {"std": [0.5]}, "{} brings its own normalisation; leave out --mean and --std"),
+    ("EXPORT", {"checkpoint": "last"}, RUN_ONLY),
+    ("EXPORT", {"data": None}, "{} is a model without data; give --data, like --data tiny"),
+    ("EXPORT", {"data": "mnist5k"}, "the model tells 4 classes apart and mnist5k has 10; give data with the classes a"),
+    ("small.pt", {"weights": "weights"}, RUN_ONLY),
+    ("timm:resnet50", {"checkpoint": "last"}, RUN_ONLY),
+    ("mine.py:build", {"checkpoint": "last"}, RUN_ONLY),
+    ("small.pt", {"data": None}, "{} is a model without data; give --data, like --data cifar10"),
+    ("small.pt", {"data": "mnist5k"}, "{} tells 4 classes apart and mnist5k has 10 (0, 1, 2, 3, 4, ...); give "),
+    ("small_cnn=small.pt", {"data": "mnist5k"}, "or fine-tune it: toughen train finetune"),
+    ("small.pt", {"mean": [0.5]}, "mean and std go together, got mean without std"),
+    ("small.pt", {"mean": [0.5] * 3, "std": [0.5] * 3}, "mean needs one number for each of the 1 channels, got 3"),
+    ("mine.py:build", {"std": [0.5]}, "mean and std go together, got std without mean"),
+    ("timm:resnet50", {"std": [0.5]}, "mean and std go together, got std without mean"),
+    ("none.pt", {}, "there is no file none.pt"),
+    ("smal_cnn=small.pt", {}, "'smal_cnn' is not a known model; allowed: small_cnn"),
+    ("resnet18=small.pt", {}, "small.pt does not fit this ResNet"),
+    ("other.pt", {}, "other.pt does not say of which network it is; write NETWORK=FILE, like resnet18=other.pt"),
+    ("nearly.pt", {}, "nearly.pt does not say of which network it is (nearest: small_cnn); write NETWORK=FILE, like r"),
+    ("cut.safetensors", {}, "cut.safetensors is damaged or cut short"),
+    ("timm:resnet51", {}, "timm has no model 'resnet51'"),
+    ("hub:net", {}, "'hub:net' is not a name on the Hub"),
+    ("mine.py:bild", {}, "mine.py has no 'bild'; give FILE.py:NAME or package.module:NAME"),
+    ("mine.py:number", {}, "mine.py:number gave int; it must be or return a torch.nn.Module"),
+    ("yours.py:build", {}, "'yours.py:build' cannot be imported: "),
+    ("broken.py:build", {}, "'broken.py:build' cannot be imported: "),
+    ("asking.py:build", {}, "'asking.py:build' cannot be imported: No module named 'no_such_module'"),
+    ("no.such.module:build", {}, "'no.such.module:build' cannot be imported: No module named 'no'"),
+    ("mine.py:build", {"data": "tinny"}, "did you mean 'tiny'"),
+]
+
+
+@pytest.mark.parametrize(("what", "given", "says"), REFUSED)
+def test_refused(here: Path, made: Path, timm: Pretrained, what: str, given: dict[str, object], says: str):
+    what = {"RUN": str(made / "run"), "EXPORT": str(made / "exported")}.get(what, what)
+    state = small().state_dict()
+    torch.save({"weight": torch.rand(3, 3)}, "other.pt")
+    torch.save({name: tensor for name, tensor in state.items() if name != "linear.bias"}, "nearly.pt")
+    Path("cut.safetensors").write_bytes(Path("small.safetensors").read_bytes()[:200])
+    Path("broken.py").write_text("def build(:")
+    Path("asking.py").write_text("import no_such_module")
+    with pytest.raises(ValueError, match=re.escape(says.format(what))) as caught:
+        opened(what, **given)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "std" in given or not any(pretrained for _, pretrained in timm.asked)
+
+
+def test_pretrained_weights_for_other_images_are_refused(here: Path, timm: Pretrained):
+    with pytest.raises(ValueError, match=r"^timm:resnet18 tells 7 classes apart and tiny has 4 \(a, b, c, d\); "):
+        open_subject("timm:resnet18", data="tiny", size=8)
+    with pytest.raises(ValueError, match=r"^timm:resnet50 was .* 3 channels, .* tiny have 1; give --size, like --siz"):
+        open_subject("timm:resnet50", data="tiny")
+    assert opened("timm:resnet50", size=224).test.shape == (3, 224, 224)
+
+
+def test_what_is_an_import_and_what_is_not():
+    for text in ("a.py:b", "my folder/a.py:b", "/x/a.py:_b", "a:b", "a.b_c:d"):
+        assert is_reference(text)
+    for text in ("pgd-20", "a.py", "a.py:", ":b", "a/b:c", "a:b.c", "a.py:3", "small_cnn=a.pt", "hub:me/net"):
+        assert not is_reference(text)
+
+
+def test_limited():
+    test = tiny_data().test
+    assert limited(test, None) is limited(test, 40) is test
+    assert torch.equal(limited(test, 3).images, test.images[:3])
+    with pytest.raises(ValueError, match=r"^limit is 41, but there are 40 test images; give at most that$"):
+        limited(test, 41)
+
+
+def test_evaluating_a_file_of_weights_on_an_npz_from_the_command_line(here: Path):
+    given = ("--data", "set.npz", "--threat", "linf:8/255")
+    text = done("evaluate", "small_cnn=small.pt", *given, "--suite", "pgd-2")
+    folder = Path("evaluation/small_cnn-small-pt/pgd-2_linf-8over255")
+    assert text.startswith("small_cnn: 26 tensors from small.pt; images are not normalised\n")
+    assert f"results: {folder / 'result.json'}" in text
+    result = json.loads((folder / "result.json").read_text())
+    right = (logits(small(), images()).argmax(1) == tiny_data().test.labels).sum()
+    assert (result["clean_accuracy"], result["n"]) == (int(right) / 40, 40)
+    assert "is a model without data; give --data" in failed("evaluate", "small_cnn=small.pt")
+    assert "does not say within which ball; give --threat" in failed("evaluate", "small.pt", "--data", "set.npz")
+    assert text.splitlines()[0] in toughen("check", "small_cnn=small.pt", "--data", "set.npz").stdout.splitlines()
+
+
+def test_the_names_of_the_folders(here: Path, made: Path):
+    def folder(what: str, **given: Any) -> str:
+        found, into = evaluate_run(what, **{"suite": "pgd-1", "limit": 4, **given})
+        assert found.n == 4
+        assert (into / "result.json").is_file()
+        return str(into.relative_to(made)) if into.is_relative_to(made) else str(into)
+
+    run, exported = str(made / "run"), str(made / "exported")
+    assert folder(run) == "run/evaluation/pgd-1_n4"
+    assert folder(run, threat="linf:0.1") == "run/evaluation/pgd-1_n4"
+    assert folder(run, threat="l2:0.5", seed=3) == "run/evaluation/pgd-1_l2-0.5_n4_seed3"
+    assert folder(run, checkpoint="last", independent=True) == "run/evaluation/pgd-1_n4_average-0.9_independent"
+    assert folder(run, weights="weights", step_size=2 / 255) == "run/evaluation/pgd-1_step-2over255_n4_best-weights"
+    assert folder(exported, data="tiny", keep="uint8") == "evaluation/exported/pgd-1_n4_uint8"
+    assert folder("mine:build", data="tiny", threat="linf:4/255") == "evaluation/mine-build/pgd-1_linf-4over255_n4"
+    assert folder(run, out=Path("mine")) == "mine"
+
+
+def test_a_step_size_is_that_of_ones_own_suite_too(here: Path):
+    with Path("mine.py").open("a") as file:
+        file.write("from toughen.attacks import AttackSpec\nSUITE = {'one': AttackSpec(name='pgd', steps=2)}\n")
+        file.write("NONE = {'fab': AttackSpec(name='fab')}\n")
+    given: dict[str, Any] = {"data": "tiny", "threat": "linf:0.1", "limit": 8}
+    found, folder = evaluate_run("mine.py:build", suite="mine.py:SUITE", step_size=8 / 255, **given)
+    assert folder.name == "mine-py-SUITE_linf-0.1_step-8over255_n8"
+    assert found.settings["one"]["step_size"] == 8 / 255
+    usual, _ = evaluate_run("mine.py:build", suite="mine.py:SUITE", **given)
+    assert usual.settings["one"]["step_size"] != 8 / 255
+    with pytest.raises(ValueError, match="no attack of this suite has a step size; leave --step-size out"):
+        evaluate_run("mine.py:build", suite="mine.py:NONE", step_size=8 / 255, **given)

@@ -269,15 +269,18 @@ def _take_over(net: nn.Module, found: Statistics, where: str) -> None:
             "load it into toughen.Classifier(net)"
         )
     own = net.normalize
+    # One number in a file stands for every channel.
+    channels = own.mean.numel() if isinstance(own, Normalize) else net.in_channels or 1
+    mean, std = (values * channels if len(values) == 1 else values for values in found)
     if isinstance(own, nn.Identity):
         like = next(net.net.parameters())
-        net.normalize = Normalize(*found).to(like)
+        net.normalize = Normalize(mean, std).to(like)
         return
     if isinstance(own, Normalize):
         given = (_numbers(own.mean), _numbers(own.std))
         close = [
             torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-4)
-            for a, b in zip(given, found, strict=True)
+            for a, b in zip(given, (mean, std), strict=True)
             if len(a) == len(b)
         ]
         if len(close) == 2 and all(close):

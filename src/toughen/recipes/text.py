@@ -228,7 +228,8 @@ def build(mapping: Mapping[str, Any]) -> Recipe:
         data = data.model_copy(update={"extra": data.extra.model_copy(update={"source": _absolute(data.extra.source)})})
     data = data.model_copy(update={"source": _absolute(data.source)})
     if model.weights:
-        model = model.model_copy(update={"weights": _absolute(model.weights)})
+        # Also of a file that is gone by now: a run that began with it goes on without.
+        model = model.model_copy(update={"weights": str(Path(model.weights).expanduser().resolve())})
     return recipe.model_copy(update={"data": data, "model": model})
 
 

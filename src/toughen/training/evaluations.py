@@ -80,8 +80,9 @@ def evaluate_run(
         attacks = imported(suite)
         if not isinstance(attacks, Mapping):
             raise ValueError(f"{suite} is {type(attacks).__name__}; it must be a dict from labels to attacks")
-    elif step_size is not None:
-        attacks = with_step(find(suite, ball, side=max(test.shape[-2:])), step_size)
+    if step_size is not None:
+        named = find(suite, ball, side=max(test.shape[-2:])) if isinstance(attacks, str) else attacks
+        attacks = with_step(named, step_size)
     differs = ball != subject.threat
     parts = [re.sub(r"[^\w+-]+", "-", suite), str(ball).replace("/", "over").replace(":", "-") if differs else ""]
     parts += [f"step-{format_number(step_size).replace('/', 'over')}" if step_size is not None else ""]

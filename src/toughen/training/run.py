@@ -85,7 +85,8 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
         extra = load_pseudo_labelled(recipe, data)
-        job, batches = set_up(recipe, data, train_split, index, device, extra=extra, note=display.note)
+        fresh = distributed.from_main(distributed.is_main() and begins(out))
+        job, batches = set_up(recipe, data, train_split, index, device, extra=extra, note=display.note, fresh=fresh)
         if distributed.is_main():
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
@@ -133,6 +134,11 @@ def check_folder(recipe: Recipe, out: Path) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(not file.name.startswith(".lock") for file in out.iterdir())):
         raise RecipeError(f"{out} exists and is no run folder; give another --out")
+
+
+def begins(out: Path) -> bool:
+    """Whether there is no checkpoint yet that a run in the folder goes on from."""
+    return latest_checkpoint(out, warn=lambda text: None, clean=False) is None
 
 
 def claim(recipe: Recipe, out: Path) -> None:

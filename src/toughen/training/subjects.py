@@ -207,12 +207,7 @@ def _from_weights(
         )
     if found:
         name, theirs, _ = found[0]
-        if theirs.get("num_classes", images.num_classes) != images.num_classes:
-            raise ValueError(
-                f"{file} tells {theirs['num_classes']} classes apart and {images.name} has {images.num_classes} "
-                f"({', '.join(images.classes[:5])}{', ...' * (images.num_classes > 5)}); give the data that it is for, "
-                "or fine-tune it: toughen train finetune"
-            )
+        _check_classes(file, theirs.get("num_classes", images.num_classes), images)
         options |= {key: value for key, value in theirs.items() if key not in options}
     # Its own weights are here: those of the Hub need not be fetched.
     options |= {"pretrained": False} if name.startswith(PREFIXES) else {}
@@ -231,10 +226,26 @@ def _pretrained(
     """A network with its pretrained weights, in inference mode; and what they are normalised by."""
     if mean is None and std is None:
         mean, std = pretrained_normalization(name) or (None, None)
+        if mean is not None and len(mean) != images.channels:
+            raise ValueError(
+                f"{name} was trained on images of {len(mean)} channels, and those of {images.name} have "
+                f"{images.channels}; give --size, like --size 224, which makes all images RGB"
+            )
     options: dict[str, Any] = {"num_classes": images.num_classes, "in_channels": images.channels}
     model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
+    # timm keeps what the weights were for; for other classes it has drawn a new head.
+    _check_classes(name, getattr(model.net, "pretrained_cfg", {}).get("num_classes", images.num_classes), images)
     done = f"mean {[*mean]} and std {[*std]}" if mean is not None and std is not None else "nothing"
     return model, f"{name}: pretrained weights, normalised by {done}"
+
+
+def _check_classes(what: str, theirs: int, images: ImageData) -> None:
+    if theirs != images.num_classes:
+        raise ValueError(
+            f"{what} tells {theirs} classes apart and {images.name} has {images.num_classes} "
+            f"({', '.join(images.classes[:5])}{', ...' * (images.num_classes > 5)}); give the data that it is for, "
+            "or fine-tune it: toughen train finetune"
+        )
 
 
 def _built(reference: str) -> nn.Module:
