@@ -1,6 +1,11 @@
 """The command: what it prints, what it writes, and its exit codes."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -151,11 +156,52 @@ def test_a_bad_training_is_refused_in_a_sentence_and_leaves_nothing(
 
 def test_evaluating_what_is_no_run(recipe: Path, tmp_path: Path):
     before = everything(tmp_path)
-    for folder in (tmp_path, tmp_path / "none", recipe):
+    for folder in (tmp_path, recipe):
         assert "is no run folder" in failed("evaluate", folder)
+    assert f"there is no {tmp_path / 'none'}; give a run folder, an exported model" in failed(
+        "check", tmp_path / "none", "--data", "tiny"
+    )
+    assert f"there is no folder {tmp_path / 'none'}; give" in failed("export", tmp_path / "none", "--out", "out")
     assert everything(tmp_path) == before
     run_module.claim(recipes.load(str(recipe)), tmp_path / "new")
     assert "no checkpoint yet" in failed("evaluate", tmp_path / "new")
+
+
+def test_half_of_an_exported_model(recipe: Path, tmp_path: Path):
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text("{}")
+    for given in ((), ("--data", "tiny")):
+        assert (
+            "half has config.json but no model.safetensors, so it is no whole exported model; export again"
+            in failed("evaluate", half, *given)
+        )
+    (half / "config.json").rename(half / "model.safetensors")
+    assert "model.safetensors but no config.json" in failed("evaluate", half, "--data", "tiny")
+    (half / "model.safetensors").unlink()
+    assert "half is no run folder" in failed("evaluate", half, "--data", "tiny")
+
+
+def test_the_next_command_can_be_pasted(recipe: Path, tmp_path: Path):
+    out = tmp_path / "my ünï $(run)"
+    line = done("train", recipe, "--out", out).splitlines()[-1]
+    assert shlex.split(line) == ["next:", "toughen", "evaluate", str(out), "--suite", "pgd-20"]
+    line = done("export", out, "--out", tmp_path / "ex port").splitlines()[-1]
+    assert shlex.split(line) == ["next:", "toughen", "evaluate", str(tmp_path / "ex port"), "--data", "tiny"]
+
+
+def test_the_version():
+    assert done("--version") == f"toughen {metadata.version('toughen')}\n"
+
+
+@pytest.mark.parametrize("what", [(), ("recipes",)])
+def test_a_reader_that_hangs_up_is_no_error(what: tuple[str, ...]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        command = [sys.executable, "-m", "toughen", "list", *what]
+        found = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_exit_codes_of_failures_in_a_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

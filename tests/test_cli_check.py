@@ -119,7 +119,7 @@ def test_bad_input_is_one_sentence(mine: str):
     for arguments, says in {
         (f"{mine}:sound",): "give --data",
         (f"{mine}:lookup", "--data", "tiny"): "must be or return a torch.nn.Module",
-        ("nowhere",): "nowhere is no run folder",
+        ("nowhere",): "there is no nowhere; give a run folder, an exported model",
         (f"{mine}:sound", "--data", "tiny", "--mean", "0.5"): "mean and std go together",
         (f"{mine}:sound", "--data", "tiny", "--mean", "x", "--std", "1"): "'x' is not a number",
         (f"{mine}:sound", "--data", "tiny", "--mean", "0", "--std", "0"): "every std must be positive",

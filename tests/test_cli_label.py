@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from conftest import tiny_data, tiny_split
 from toughen import store
 from toughen.cli import app
 from toughen.data import DATA, ImageData
+from toughen.models import build
 
 FUNCTION = """
 import torch
@@ -50,12 +52,31 @@ def test_a_set_is_made_and_made_again(command: list[object]):
     assert "5 images (6.2 %)" in " ".join(again.stdout.split())
 
 
+def test_all_images_are_brought_to_a_size_for_a_scorer_that_needs_it(command: list[object]):
+    Path("large.py").write_text(FUNCTION.replace("64", "3 * 16 * 16"))
+    given = [*command, "--count", 8, "--threshold", "10/255", "--scorer", "large.py:scorer"]
+    refused = toughen(*given)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: The scorer does not take images of 1x8x8: mat1 and mat2 shapes cannot")
+    assert len(refused.stderr.splitlines()) == 1
+    assert toughen(*given, "--size", 16).exit_code == 0
+    assert store.read_json(Path("extra/manifest.json"))["pool"]["shape"] == [3, 16, 16]
+
+
+def test_what_was_done_to_open_the_scorer_is_said(command: list[object]):
+    torch.save(build("small_cnn", num_classes=4, in_channels=1, width=2).net.state_dict(), "small.pt")
+    result = toughen(*command, "--count", 8, "--threshold", "10/255", "--scorer", "small.pt")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "small_cnn: 10 tensors from small.pt; images are not normalised" in result.stdout
+
+
 BAD = {
+    ("--count", "8", "--scorer", "small.pt"): "there is no file small.pt; check the path",
     ("--count", "3"): "at least 4",
     ("--count", "8", "--threshold", "far"): "'far' is not a number",
     ("--count", "8", "--threshold", "-1"): "like 2000/255",
     ("--count", "8", "--foreign"): "must give 5 an image",
-    ("--count", "8", "--scorer", "nowhere"): "no run folder",
+    ("--count", "8", "--scorer", "nowhere"): "there is no nowhere; give a run folder, an exported model",
     ("--count", "8", "--labeller", "mine.py:other"): "has no 'other'",
     ("--count", "8", "--against", "tinny"): "did you mean 'tiny'",
 }

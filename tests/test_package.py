@@ -39,7 +39,9 @@ FLOORS = [
     {"methods", "evaluation"},
     {"recipes", "report"},
     {"training"},
-    {"demo", "catalogue", "export"},
+    {"demo", "catalogue", "export", "studies"},
+    {"command"},
+    {"cli_study"},
     {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip

@@ -10,6 +10,8 @@ imported: nothing in the file is code.
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,21 @@ def to_bytes(model: Classifier, config: Config) -> bytes:
 def is_exported(path: Path) -> bool:
     """Whether a folder has the two files of an exported model."""
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a folder that has one of the two files of an exported model, and not the other.
+
+    Raises:
+        ValueError: says which is missing.
+    """
+    there = [name for name in (WEIGHTS, CONFIG) if (path / name).is_file()]
+    if len(there) == 1:
+        missing = CONFIG if there == [WEIGHTS] else WEIGHTS
+        alone = f", or give {path / WEIGHTS}, which works alone" if there == [WEIGHTS] else ""
+        raise ValueError(
+            f"{path} has {there[0]} but no {missing}, so it is no whole exported model; export again{alone}"
+        )
 
 
 def read_config(path: Path | str) -> Config:
@@ -140,6 +157,9 @@ def load_model(path: Path | str) -> Classifier:
 def check_fits(config: Config, name: str, classes: Sequence[str], shape: Sequence[int]) -> None:
     """Refuse a data set that an exported model cannot be judged on.
 
+    Names are the same whatever their case and whatever parts their words. Classes that were only numbered, 0 to K - 1,
+    fit any of their number.
+
     Args:
         config: of the model.
         name: of the data set.
@@ -147,7 +167,7 @@ def check_fits(config: Config, name: str, classes: Sequence[str], shape: Sequenc
         shape: (C, H, W) of its images.
 
     Raises:
-        ValueError: another number of classes or channels, or the same classes in another order.
+        ValueError: another number of classes or channels, other classes, or the same ones in another order.
     """
     if len(classes) != config["num_classes"]:
         raise ValueError(
@@ -158,13 +178,24 @@ def check_fits(config: Config, name: str, classes: Sequence[str], shape: Sequenc
         raise ValueError(
             f"the model takes images of {config['in_channels']} channels and those of {name} have {shape[0]}"
         )
-    theirs = list(config["classes"])
-    if list(classes) != theirs and sorted(classes) == sorted(theirs):
-        first = next(i for i, (a, b) in enumerate(zip(classes, theirs, strict=True)) if a != b)
-        raise ValueError(
-            f"class {first} is {theirs[first]!r} for the model and {classes[first]!r} in {name}; "
+    theirs, numbers = list(map(str, config["classes"])), list(map(str, range(len(classes))))
+    permuted = sorted(classes) == sorted(theirs)
+    if not permuted and numbers in (list(classes), theirs):
+        return
+    same = str if permuted else _spelt
+    different = (i for i, (a, b) in enumerate(zip(classes, theirs, strict=True)) if same(a) != same(b))
+    if (first := next(different, None)) is not None:
+        remedy = (
             "bring the data's classes into the model's order"
+            if permuted
+            else "give data with the model's classes, or name them alike if they are the same"
         )
+        raise ValueError(f"class {first} is {theirs[first]!r} for the model and {classes[first]!r} in {name}; {remedy}")
+
+
+def _spelt(name: str) -> str:
+    """A name without what spellings of it differ in: `big_cat` is `Big cat`."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name).casefold()).strip() or name
 
 
 def _weights_file(path: Path) -> Path:

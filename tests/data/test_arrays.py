@@ -163,7 +163,7 @@ def test_a_damaged_npz(tmp_path, one_sentence):
     [
         ("cifar.tar.gz", b"\x1f\x8b\x08", "unpack it"),
         ("cifar.zip", b"PK\x03\x04", "unpack it"),
-        ("cifar.parquet", b"PAR1", "give one of those"),
+        ("cifar.parquet", b"PAR1", "give the folder that holds it"),
         ("cifar", b"<html>", "a web page"),
     ],
 )

@@ -158,6 +158,8 @@ def test_what_fails_is_told(monkeypatch, error, said, view, one_sentence):
     failing(monkeypatch, error)
     text = one_sentence(load, "hub:ada/pets", view)
     assert said in text
+    # By its whole name: "pets" alone is nobody's.
+    assert text.startswith("ada/pets ") or "data set ada/pets " in text
     assert "pets" in text
 
 

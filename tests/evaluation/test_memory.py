@@ -103,11 +103,21 @@ def test_a_single_example_that_does_not_fit_is_said_in_a_sentence(batch_size):
 
 def test_other_errors_of_a_model_are_its_own():
     class Faulty(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        def __init__(self, takes: int) -> None:
+            super().__init__()
+            self.takes = takes
 
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        run(Faulty())
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > self.takes:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+            return x.flatten(1)[:, :5]
+
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2 shapes cannot be multiplied$"):
+        run(Faulty(1))
+    # With a single image it is the image that does not suit.
+    with pytest.raises(ValueError, match="EV226 the model does not take images of 3x8x8: mat1 and mat2") as caught:
+        run(Faulty(0))
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not say what a process has used")

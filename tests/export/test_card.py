@@ -23,6 +23,8 @@ from toughen.export.card import plain
 from toughen.export.facts import is_strong
 from toughen.report.tables import percent, with_interval
 from toughen.threat import Linf
+from toughen.training.corrupted import evaluate_corruptions
+from toughen.training.evaluations import evaluate_run
 
 
 def exported(run: Path, out: Path, **given: Any) -> tuple[dict[str, Any], str]:
@@ -106,6 +108,45 @@ def test_nothing_measured_is_said_so(bare: Path, tmp_path: Path):
     assert "metrics" not in header
     assert "**Not evaluated:** no test accuracy of these weights, clean or robust, was measured." in prose
     assert "The worst case" not in prose
+
+
+def test_corrupted_images_are_counted_and_their_seeds_told_apart(bare: Path, tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(bare, copy)
+    for seed, limit in ((0, 20), (3, None)):
+        evaluate_corruptions(copy, seed=seed, limit=limit)
+    _, prose = exported(copy, tmp_path / "out")
+    first, second = (results(copy)[name] for name in ("corruptions_n20", "corruptions_seed3"))
+    assert first["mean_15"]["accuracy"] != second["mean_15"]["accuracy"]
+    lines = [line for line in prose.splitlines() if line.startswith("- ") and "constants of cifar" in line]
+    starts = (
+        "- 20 of 40 test images, corruptions generated with the constants of cifar, seed 0: on the images themselves ",
+        "- 40 test images, corruptions generated with the constants of cifar, seed 3: on the images themselves ",
+    )
+    for line, start, found in zip(lines, starts, (first, second), strict=True):
+        assert line.startswith(start + plain(with_interval(found["clean_accuracy"], found["clean_interval"])))
+        assert plain(with_interval(found["mean_15"]["accuracy"], found["mean_15"]["interval"])) in line
+    # What was measured is not said to be missing, and attacks are.
+    assert (
+        "**Not evaluated under attack:** no robust accuracy of these weights was measured; their accuracy on" in prose
+    )
+    assert "**Not evaluated:**" not in prose
+    assert "no test accuracy" not in prose
+
+
+def test_two_seeds_of_a_suite_are_told_apart_and_notes_are_kept(run: Path, tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    found, folder = evaluate_run(copy, suite="pgd-10", seed=5)
+    dataclasses.replace(found, notes=("Halved | twice.",)).write(folder)
+    header, prose = exported(copy, tmp_path / "out")
+    rows = [line.split(" | ")[0] for line in prose.splitlines() if line.startswith("| pgd-10")]
+    assert sorted(rows) == ["| pgd-10", "| pgd-10, seed 5"]
+    names = [metric["name"] for metric in header["model-index"][0]["results"][0]["metrics"]]
+    assert sum(name.startswith("robust accuracy (pgd-10, seed 5, linf:24/255, 40 test") for name in names) == 1
+    lines = prose.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("- pgd-10, seed 5, linf:24/255"))
+    assert lines[place + 1] == "  - Halved \\| twice."
 
 
 def test_weak_suites_are_called_weak(run: Path, tmp_path: Path):

@@ -261,6 +261,34 @@ def test_data_that_do_not_fit_are_refused(bare: Path, tmp_path: Path):
         check_fits(config, "turned", (CLASSES[1], CLASSES[0], *CLASSES[2:]), (1, 8, 8))
 
 
+def named(*classes: str) -> dict[str, Any]:
+    return {"num_classes": len(classes), "in_channels": 3, "classes": list(classes)}
+
+
+def test_other_classes_are_refused_by_the_first_pair_that_differs():
+    def fits(theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+        check_fits(named(*theirs), "photos", ours, (3, 8, 8))
+
+    with pytest.raises(
+        ValueError, match=r"^class 1 is 'b' for the model and 'big cat' in photos; give data with the m"
+    ):
+        fits(("a", "b", "c"), ("a", "big cat", "vögel"))
+    with pytest.raises(ValueError, match=r"^class 1 is 'dog' for the model and 'cat' in photos; bring the data's cl"):
+        fits(("fog", "dog", "cat"), ("fog", "cat", "dog"))
+    with pytest.raises(ValueError, match=r"^class 2 is '2' for the model and '10' in photos; bring the data's classes"):
+        fits(tuple(map(str, range(11))), tuple(sorted(map(str, range(11)))))
+    with pytest.raises(ValueError, match=r"^class 0 is 'c#' for the model and 'c' in photos; bring"):
+        fits(("c#", "c"), ("c", "c#"))
+    with pytest.raises(ValueError, match="class 2 is '2' for the model and '7' in photos"):
+        # Numbers that are not 0 to K - 1 are names.
+        fits(("a", "b", "2"), ("A", "B", "7"))
+    for ours in (("0", "1", "2"), ("Big_Cat", "VO\u0308GEL", "c++"), ("big cat", "vögel", "c++")):
+        fits(("big cat", "vögel", "c++"), ours)
+        fits(ours, ("big cat", "vögel", "c++"))
+    with pytest.raises(ValueError, match="class 2 is"):
+        fits(("a", "b", "!!"), ("a", "b", "??"))
+
+
 def test_a_wish_that_cannot_be_met_is_refused_before_any_work(bare: Path, tmp_path: Path):
     wishes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"formats": ("pickle",)}, "allowed: safetensors, onnx, robustbench"),

@@ -1,4 +1,5 @@
 import argparse
+import os
 import pickle
 import re
 import zipfile
@@ -75,6 +76,11 @@ class Evil:
         return (Path.touch, (Path("ran"),))
 
 
+class Shell:
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch ran",))
+
+
 def test_a_file_that_needs_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     words = (
@@ -85,6 +91,7 @@ def test_a_file_that_needs_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: p
         ({"net": STATE, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         (Evil(), "getattr"),
+        (Shell(), f"{os.system.__module__}.system"),
     ):
         for old in (True, False):
             path = saved(tmp_path / "a.pt", content, _use_new_zipfile_serialization=not old)
@@ -130,11 +137,13 @@ def test_files_cut_short(tmp_path: Path, kind: str, share: float):
 def test_other_contents_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="holds a Tensor, not a state dict"):
         read_state(saved(tmp_path / "a.pt", torch.zeros(3)))
-    with pytest.raises(ValueError, match=r"holds no state dict; its entries are epoch, lr$"):
+    with pytest.raises(
+        ValueError, match=r"holds no state dict; its entries are epoch, lr; write the network's state_dict\(\)"
+    ):
         read_state(saved(tmp_path / "a.pt", {"epoch": 3, "lr": 0.1}))
-    with pytest.raises(ValueError, match=r"holds no state dict; its entries are nothing$"):
+    with pytest.raises(ValueError, match=r"holds no state dict; its entries are nothing; write the"):
         read_state(saved(tmp_path / "a.pt", {}))
-    with pytest.raises(ValueError, match=r"there is no file .*none.pt"):
+    with pytest.raises(ValueError, match=r"there is no file .*none.pt; check the path$"):
         read_state(tmp_path / "none.pt")
     with pytest.raises(ValueError, match="is a folder, not a file of weights"):
         read_state(tmp_path)

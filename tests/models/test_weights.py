@@ -218,7 +218,8 @@ def changed(**changes: Any) -> dict[str, Tensor]:
         (
             "resnet18",
             changed(bn1__weight=torch.full((4,), torch.nan)),
-            "a state dict is of no use: 'bn1.weight' holds NaN or infinity",
+            "a state dict is of no use: 'bn1.weight' holds NaN or infinity; give weights from before training "
+            "diverged, or fetch the file again",
         ),
     ],
 )

@@ -5,8 +5,10 @@ import sys
 from io import StringIO
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from toughen.corruptions import CORRUPTIONS, SEVERITIES
 from toughen.report.corruptions import corruption_table
 
 NAMES = ["fog", "jpeg_compression", "spatter"]
@@ -84,7 +86,27 @@ def test_the_mean_corruption_error_says_its_baseline():
 
 
 def test_published_images_are_said_to_be():
-    assert "corruptions (published images), 1000 test images" in shown({**RESULT, "origin": "published"})[0]
+    title = " ".join(" ".join(shown({**RESULT, "origin": "published"})[:2]).split())
+    assert "corruptions (published images), 1000 test images" in title
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_every_name_and_figure_fits_a_narrow_terminal(width: int):
+    full = [
+        {"corruption": name, "accuracy": 1.0, "cells": [cell(severity, 1000) for severity in SEVERITIES]}
+        for name in CORRUPTIONS
+    ]
+    console = Console(file=StringIO(), width=width)
+    console.print(
+        corruption_table({**RESULT, "severities": [*SEVERITIES], "corruptions": full, "mean_19": RESULT["mean_15"]})
+    )
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (heads,) = (line for line in lines if "mean" in line and "┃" in line)
+    assert heads.replace("┃", " ").split() == ["corruption,", "severity", "1", "2", "3", "4", "5", "mean"]
+    for name in CORRUPTIONS:
+        assert row_of(lines, name) == [name, *["100.0"] * 6]
 
 
 def test_no_torch_is_imported():

@@ -259,9 +259,17 @@ def test_other_images_under_the_same_name_are_refused(tiny: str, tmp_path: Path,
     data = load("tiny")
     data.train.images[0] = 0
     monkeypatch.setitem(DATA, "tiny", lambda: data)
-    for action in (lambda: train(recipe(), tmp_path / "run"), lambda: open_run(tmp_path / "run")):
-        with pytest.raises(ValueError, match="CK302"):
-            action()
+    with pytest.raises(
+        RecipeError, match=r"^CK302 .* \(the train images have changed\); restore them, or begin anew in"
+    ):
+        train(recipe(), tmp_path / "run")
+    assert (
+        open_run(tmp_path / "run").said == f"the train images of tiny have changed since {tmp_path / 'run'} was trained"
+    )
+    data.test.images[0] = 0
+    vars(data).pop("fingerprints")
+    with pytest.raises(ValueError, match=r"^CK302 .* \(the train and test images have changed\), and may have seen"):
+        open_run(tmp_path / "run")
 
 
 def test_a_method_from_outside_the_package_trains_and_comes_back_from_the_run_folder(

@@ -27,7 +27,7 @@ from toughen.models import Classifier, build
 from toughen.training import train
 from toughen.training.evaluations import evaluate_run
 from toughen.training.runs import open_run
-from toughen.training.subjects import Subject, is_exported, is_reference, limited, open_subject
+from toughen.training.subjects import Subject, is_exported, is_reference, open_subject
 
 MINE = """
 from __future__ import annotations
@@ -113,7 +113,8 @@ def here(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     Path("beside.py").write_text(BESIDE)
     pixels, labels = tiny_data().test.images[:, 0].numpy(), tiny_data().test.labels.numpy()
     np.savez("set.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # Without folders that other tests have added.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "mine.py").exists()])
     yield tmp_path
     for name in ("beside", "mine"):
         sys.modules.pop(name, None)
@@ -275,15 +276,16 @@ def test_photographs_need_a_size_and_the_option_is_named(here: Path):
 
 RUN_ONLY = "--checkpoint and --weights go with a run folder, which {} is not; leave them out"
 OWN_ONLY = "a run is evaluated on the data it was trained on; leave out --data, --size, --mean and --std, or export it"
-NO_RUN = "{} is no run folder: it holds no recipe.yaml; give the --out of a toughen train"
+NOTHING = "there is no {}; give a run folder, an exported model, a file of weights (NETWORK=FILE), timm:NAME or FILE."
 REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("RUN", {"data": "tiny"}, OWN_ONLY),
     ("RUN", {"data": None, "size": 8}, OWN_ONLY),
     ("RUN", {"data": None, "mean": [0.5]}, OWN_ONLY),
     ("RUN", {"data": None, "checkpoint": "first"}, "checkpoint is 'first'; it must be best or last"),
     ("RUN", {"data": None, "weights": "average-0.5"}, "has no weights 'average-0.5'; it has weights, average-0.9"),
-    ("nowhere", {"data": None}, NO_RUN),
-    ("nowhere", {}, NO_RUN),
+    ("nowhere", {"data": None}, NOTHING),
+    ("nowhere", {}, NOTHING),
+    (".", {}, ". is no run folder: it holds no recipe.yaml; give the --out of a toughen train"),
     ("EXPORT", {"std": [0.5]}, "{} brings its own normalisation; leave out --mean and --std"),
     ("EXPORT", {"checkpoint": "last"}, RUN_ONLY),
     ("EXPORT", {"data": None}, "{} is a model without data; give --data, like --data tiny"),
@@ -346,14 +348,6 @@ def test_what_is_an_import_and_what_is_not():
         assert not is_reference(text)
 
 
-def test_limited():
-    test = tiny_data().test
-    assert limited(test, None) is limited(test, 40) is test
-    assert torch.equal(limited(test, 3).images, test.images[:3])
-    with pytest.raises(ValueError, match=r"^limit is 41, but there are 40 test images; give at most that$"):
-        limited(test, 41)
-
-
 def test_evaluating_a_file_of_weights_on_an_npz_from_the_command_line(here: Path):
     given = ("--data", "set.npz", "--threat", "linf:8/255")
     text = done("evaluate", "small_cnn=small.pt", *given, "--suite", "pgd-2")
@@ -382,6 +376,7 @@ def test_the_names_of_the_folders(here: Path, made: Path):
     assert folder(run, checkpoint="last", independent=True) == "run/evaluation/pgd-1_n4_average-0.9_independent"
     assert folder(run, weights="weights", step_size=2 / 255) == "run/evaluation/pgd-1_step-2over255_n4_best-weights"
     assert folder(exported, data="tiny", keep="uint8") == "evaluation/exported/pgd-1_n4_uint8"
+    assert folder(exported, data="set.npz", keep="uint8") == "evaluation/exported-on-set/pgd-1_n4_uint8"
     assert folder("mine:build", data="tiny", threat="linf:4/255") == "evaluation/mine-build/pgd-1_linf-4over255_n4"
     assert folder(run, out=Path("mine")) == "mine"
 

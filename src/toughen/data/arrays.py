@@ -86,6 +86,8 @@ def find_npz(path: Path, *, unlabelled: bool = False) -> Found:
             continue
         names = by_part[part]
         images = _images(path, names["image"])
+        if part == "train" and not len(images):
+            raise ValueError(f"{names['image']} in {path} holds no images; give a file with some.")
         labels = _labels(path, names, len(images), unlabelled)
         parts[part] = Collection(images, labels)
     classes = tuple(str(name) for name in _array(path, "classes")) if "classes" in members else ()

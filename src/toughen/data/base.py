@@ -140,6 +140,11 @@ class ImageData:
         """SHA-256 (hex) over the splits: see `fingerprint`."""
         return fingerprint(self.splits)
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The same of each split by itself."""
+        return {name: fingerprint({name: split}) for name, split in self.splits.items()}
+
 
 def fingerprint(splits: Mapping[str, Examples]) -> str:
     """SHA-256 (hex) over shapes, labels and pixels of some splits.

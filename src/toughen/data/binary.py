@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from toughen.data.encoded import ArrayImages, Collection, Found
-from toughen.data.files import files_key, unreadable
+from toughen.data.files import files_keys, unreadable
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -28,16 +28,18 @@ class Layout:
         test: the test file.
         names: the file with a class's name a line.
         labels: bytes before the pixels; the last one is the label.
+        classes: how many classes there are.
     """
 
     train: tuple[str, ...]
     test: str
     names: str
     labels: int
+    classes: int
 
 
-CIFAR10 = Layout(tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin", "batches.meta.txt", 1)
-CIFAR100 = Layout(("train.bin",), "test.bin", "fine_label_names.txt", 2)
+CIFAR10 = Layout(tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin", "batches.meta.txt", 1, 10)
+CIFAR100 = Layout(("train.bin",), "test.bin", "fine_label_names.txt", 2, 100)
 
 
 def layout_of(folder: Path) -> Layout | None:
@@ -53,20 +55,19 @@ def find_binary(folder: Path) -> Found:
     """
     layout = layout_of(folder)
     assert layout
-    parts = {
-        "train": _collection([folder / name for name in layout.train], layout),
-        "test": _collection([folder / layout.test], layout),
-    }
+    parts = {"train": [folder / name for name in layout.train], "test": [folder / layout.test]}
+    read = {part: np.concatenate([_records(path, layout) for path in paths]) for part, paths in parts.items()}
     names = folder / layout.names
     classes = tuple(names.read_text().split()) if names.exists() else ()
-    files = {name: folder / name for name in (*layout.train, layout.test)}
-    return Found(folder.resolve().name, parts, classes, files_key(files, "binary", classes))
+    files = {f"{part}/{path.name}": path for part, paths in parts.items() for path in paths}
+    key, keys = files_keys(files, "binary", classes)
+    collections = {part: _collection(records, layout, str(folder), keys[part]) for part, records in read.items()}
+    return Found(folder.resolve().name, collections, classes, key)
 
 
-def _collection(files: list[Path], layout: Layout) -> Collection:
-    records = np.concatenate([_records(path, layout) for path in files])
+def _collection(records: np.ndarray, layout: Layout, where: str, key: str) -> Collection:
     pixels = records[:, layout.labels :].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
-    return Collection(ArrayImages(pixels, str(files[0].parent)), records[:, layout.labels - 1].astype(np.int64))
+    return Collection(ArrayImages(pixels, where), records[:, layout.labels - 1].astype(np.int64), key)
 
 
 def _records(path: Path, layout: Layout) -> np.ndarray:
@@ -81,4 +82,11 @@ def _records(path: Path, layout: Layout) -> np.ndarray:
         raise ValueError(
             f"{path} has {len(content)} bytes, which are no whole records of {length}; fetch the file again."
         )
-    return content.reshape(-1, length)
+    records = content.reshape(-1, length)
+    labels = records[:, layout.labels - 1]
+    if len(outside := (labels >= layout.classes).nonzero()[0]):
+        raise ValueError(
+            f"Record {outside[0]} of {path} has label {labels[outside[0]]}, but its {layout.classes} classes allow 0 "
+            f"to {layout.classes - 1}; fetch the file again, or take the record out."
+        )
+    return records

@@ -99,6 +99,21 @@ def write_images(path: Path, images: torch.Tensor) -> None:
     _save(path, {"images": images.numpy()})
 
 
+def read_marks(path: Path) -> np.ndarray | None:
+    """The marks (N,) bool in a cache file, or None where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            marks = stored["marks"]
+    except DAMAGE:
+        return None
+    return marks if marks.dtype == bool and marks.ndim == 1 else None
+
+
+def write_marks(path: Path, marks: np.ndarray) -> None:
+    """Keep marks in a cache file, as `write` does."""
+    _save(path, {"marks": marks})
+
+
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

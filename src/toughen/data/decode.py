@@ -98,6 +98,8 @@ def arranged(found: Found, view: View | None) -> dict[str, Stored]:
         for part, collection in found.parts.items()
         if part in ("train", "validation", "test") and (part == "train" or _labelled(collection))
     }
+    for part in parts.values():
+        _refuse_negative(part, found.classes)
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     if "test" not in parts:
@@ -110,7 +112,8 @@ def arranged(found: Found, view: View | None) -> dict[str, Stored]:
 def as_stored(found: Found, part: str, view: View | None) -> Stored:
     """One part of a source, with all its examples."""
     collection = found.parts[part]
-    return Stored(collection.images, torch.from_numpy(collection.labels), f"{found.key}/{part}", view)
+    key = f"{collection.key or found.key}/{part}"
+    return Stored(collection.images, torch.from_numpy(collection.labels), key, view)
 
 
 def set_aside(labels: Tensor, name: str) -> Tensor:
@@ -119,10 +122,12 @@ def set_aside(labels: Tensor, name: str) -> Tensor:
     Of each class of n examples n/5, rounded, but one at least and never all.
 
     Raises:
-        ValueError: every class has one example only, or examples have no class.
+        ValueError: there are no examples, every class has one only, or labels are probabilities.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    if labels.ndim != 1 or bool((labels < 0).any()):
+    if not len(labels):
+        raise ValueError(f"{name} holds no images; give data with some.")
+    if labels.ndim != 1:
         raise ValueError(f"{name} holds examples without a class; give data with labels, or use it as an extra set.")
     for label in labels.unique().tolist():
         of_class = (labels == label).nonzero().flatten()
@@ -189,6 +194,16 @@ def viewed(data: ImageData, view: View) -> ImageData:
 
 def _labelled(collection: Collection) -> bool:
     return not len(collection.labels) or collection.labels.ndim > 1 or bool((collection.labels >= 0).any())
+
+
+def _refuse_negative(split: Stored, classes: tuple[str, ...]) -> None:
+    if split.labels.ndim == 1 and len(outside := (split.labels < 0).nonzero().flatten()):
+        first = int(outside[0])
+        allowed = f"the {len(classes)} classes allow 0 to {len(classes) - 1}" if classes else "classes count from 0 on"
+        raise ValueError(
+            f"{split.name(first)} has label {int(split.labels[first])}, but {allowed}; remove or relabel the example, "
+            "or use the data as an extra set, where -1 stands for none."
+        )
 
 
 def _alike(stored: Stored) -> None:

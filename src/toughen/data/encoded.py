@@ -16,7 +16,11 @@ from PIL import Image
 
 
 class Encoded(Protocol):
-    """Some images that can be opened by number, in any order and from any process: picklable and without state."""
+    """Some images that can be opened by number, in any order and from any process: picklable and without state.
+
+    Those whose bytes cannot change unnoticed may say so with a property `sources`: the files that the images are read
+    from, none where they are in memory. Then it is remembered which of them were found whole (`toughen.data.whole`).
+    """
 
     def __len__(self) -> int:
         """How many there are."""
@@ -68,10 +72,12 @@ class Collection:
         images: N encoded images.
         labels: (N,) int64 class indices; -1 where there is none, which only an extra set may hold. Or (N, K) float32
             probabilities, likewise.
+        key: what tells this part from all others, where its source can tell; else the source's key stands for it.
     """
 
     images: Encoded
     labels: np.ndarray
+    key: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 split_of("Val")                                          # "validation"
 split_in("imagenet1k-train-0017.tar")                    # "train"
-key = files_key({"train/cat/1.png": Path("pets/train/cat/1.png")})
+key, by_part = files_keys({"train/cat/1.png": Path("pets/train/cat/1.png")})
 """
 
 import hashlib
@@ -34,7 +34,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".ti
 # Pillow knows formats that start other programs (EPS); none of them is a photograph's.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
-HARMLESS = (".txt", ".md", ".csv", ".json")
+HARMLESS = (".txt", ".md", ".csv", ".json", ".parquet")
 
 LARGE = 2**30
 
@@ -74,6 +74,28 @@ def split_in(name: str) -> str | None:
     return found.pop() if found else None
 
 
+def refuse_gaps(paths: Iterable[Path]) -> None:
+    """Refuse files whose names, like train-00000-of-00003, speak of others that are not there.
+
+    Raises:
+        ValueError: one is missing; names it.
+    """
+    found: dict[tuple[Path, str, str], dict[int, str]] = {}
+    for path in paths:
+        if match := re.match(r"(.*?)(\d+)-of-(\d+)", path.name):
+            found.setdefault((path.parent, match[1], match[3]), {})[int(match[2])] = match[2]
+    for (folder, start, total), numbers in found.items():
+        # Counted from 0 as the Hub does, or from 1.
+        first = 1 if 0 not in numbers and int(total) in numbers else 0
+        for number in range(first, first + int(total)):
+            if number not in numbers:
+                width = len(next(iter(numbers.values())))
+                raise ValueError(
+                    f"{folder} lacks {start}{number:0{width}}-of-{total}, one of the {int(total)} files that the names "
+                    "of the others speak of; fetch it, or rename the others to do without."
+                )
+
+
 def harmless(name: str) -> bool:
     """Whether a file may lie among images without being one: hidden files, thumbnails, notes and tables."""
     hidden = name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "license", "readme")
@@ -102,19 +124,25 @@ def open_image(content: bytes | memoryview) -> Image.Image:
 
 
 def files_key(files: Mapping[str, Path], *others: object) -> str:
-    """SHA-256 (hex) that tells a source from all others: of the files' names and bytes.
+    """The key of a source whose parts are not told apart; see `files_keys`."""
+    return files_keys(files, *others)[0]
 
-    Of 1 GiB and more the names and sizes enter instead of the bytes, because nobody waits for that; such a key begins
+
+def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[str, str]]:
+    """SHA-256 (hex) that tells a source from all others, of the files' names and bytes; and the same of each part.
+
+    Of 1 GiB and more the names and sizes enter instead of the bytes, because nobody waits for that; such keys begin
     with `BY_SIZE`.
 
     Args:
-        files: by the name that enters the key.
+        files: by the name that enters the key; what stands before its first slash is the part.
         others: what else makes a difference, by its `repr`.
 
     Raises:
         ValueError: a file cannot be read.
     """
-    digest = hashlib.sha256(repr(others).encode())
+    start = repr(others).encode()
+    whole, parts = hashlib.sha256(start), {name.partition("/")[0]: hashlib.sha256(start) for name in files}
     paths = list(files.values())
     # Threads, because on a file server each answer is waited for.
     with ThreadPoolExecutor(8) as pool:
@@ -122,8 +150,10 @@ def files_key(files: Mapping[str, Path], *others: object) -> str:
         large = sum(sizes) >= LARGE
         marks: Iterable[object] = sizes if large else pool.map(_hash, paths)
         for name, mark in zip(files, marks, strict=True):
-            digest.update(f"{name!r}:{mark};".encode())
-    return (BY_SIZE if large else "") + digest.hexdigest()
+            for digest in (whole, parts[name.partition("/")[0]]):
+                digest.update(f"{name!r}:{mark};".encode())
+    prefix = BY_SIZE if large else ""
+    return prefix + whole.hexdigest(), {part: prefix + digest.hexdigest() for part, digest in parts.items()}
 
 
 def unreadable(path: Path, error: OSError) -> ValueError:

@@ -4,9 +4,9 @@
     pets/train/cat/1.jpg  pets/val/cat/7.jpg  pets/test/...  # any case; training, valid, validation, dev, testing too
 
 Classes are numbered in the order of their folders' names as text, images likewise within a class. Folders inside a
-class folder are looked into; links are followed; hidden files, thumbnails, and .txt, .md, .csv and .json files are
-skipped. Anything else that is no image is refused. Images are taken as they lie in the file: EXIF orientation is not
-applied, as in everybody's ImageNet training.
+class folder are looked into; links are followed; hidden files, thumbnails, and .txt, .md, .csv, .json and .parquet
+files are skipped. Anything else that is no image is refused. Images are taken as they lie in the file: EXIF orientation
+is not applied, as in everybody's ImageNet training.
 
     found = find_folder(Path("pets"))
     found.parts["train"].images.name(17)
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from toughen.data.encoded import Collection, Found
-from toughen.data.files import IMAGES, files_key, harmless, open_image, split_of, unreadable, visible
+from toughen.data.files import IMAGES, files_key, files_keys, harmless, open_image, split_of, unreadable, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,11 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(map(self.name, range(len(self))))
 
     def open(self, number: int) -> Image.Image:
         """One image, its header read."""
@@ -65,13 +70,14 @@ def find_folder(folder: Path) -> Found:
                 f"{splits[part] / strange[0]} is a class that {splits['train']} does not have; give both the same "
                 f"class folders ({_some(strange)} not in training, which has {_some(classes)})."
             )
-    parts, all_files = {}, {}
+    names = {part: tuple(name for files in by_class.values() for name in files) for part, by_class in listed.items()}
+    all_files = {f"{part}/{name}": splits[part] / name for part, inside in names.items() for name in inside}
+    key, keys = files_keys(all_files, "folder", classes)
+    parts = {}
     for part, by_class in listed.items():
-        names = tuple(name for files in by_class.values() for name in files)
         labels = np.repeat([classes.index(name) for name in by_class], [len(files) for files in by_class.values()])
-        parts[part] = Collection(FileImages(str(splits[part]), names), labels.astype(np.int64))
-        all_files |= {f"{part}/{name}": splits[part] / name for name in names}
-    return Found(folder.resolve().name, parts, classes, files_key(all_files, "folder", classes))
+        parts[part] = Collection(FileImages(str(splits[part]), names[part]), labels.astype(np.int64), keys[part])
+    return Found(folder.resolve().name, parts, classes, key)
 
 
 def find_flat(folder: Path) -> Found:
@@ -92,7 +98,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """The folders inside that are called like splits, by split; none where there is no training folder among them.
 
     Raises:
-        ValueError: two are called like one split, or there are others beside them.
+        ValueError: two are called like one split, there are others beside them, or there are only others than training.
     """
     inside = [path for path in visible(folder) if path.is_dir()]
     found: dict[str, Path] = {}
@@ -102,8 +108,13 @@ def split_folders(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path} and {found[part]} are the same split ({part}); leave one of them there.")
         if part:
             found[part] = path
+    if found and "train" not in found and len(found) == len(inside) and any(_holds_folders(path) for path in inside):
+        raise ValueError(
+            f"{folder} holds {' and '.join(path.name for path in found.values())}, which is no class but a split, and "
+            "no training images; put them beside it, in a folder train with the same class folders."
+        )
     # A class may be called train; then it holds images and not folders.
-    if "train" not in found or not any(path.is_dir() for path in visible(found["train"])):
+    if "train" not in found or not _holds_folders(found["train"]):
         return {}
     if strange := [path for path in visible(folder) if path not in found.values()]:
         raise ValueError(
@@ -116,6 +127,21 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def holds_images(folder: Path) -> bool:
     """Whether images lie directly in a folder."""
     return any(path.name.lower().endswith(IMAGES) for path in visible(folder) if not path.is_dir())
+
+
+def holds_images_within(folder: Path) -> bool:
+    """Whether images lie in a folder, or in folders in it."""
+    return holds_images(folder) or any(
+        name.lower().endswith(IMAGES)
+        for path in visible(folder)
+        if path.is_dir()
+        for _, _, files in os.walk(path, followlinks=True)
+        for name in files
+    )
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(path.is_dir() for path in visible(folder))
 
 
 def _classes_in(folder: Path) -> dict[str, list[str]]:

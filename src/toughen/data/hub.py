@@ -47,9 +47,12 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
     for path in sorted(cache.folder().glob(f"{kind}-*.npz")):
         if (data := cache.read(path, name)) is not None:
             return data
-    with _explained(name, repository), _quiet():
+    with _explained(repository), _quiet():
         commit, tables = _download(repository)
-    return cache.write(cache.entry(kind, commit), decode(name, by_split(name, tables)))
+    chosen = by_split(repository, tables)
+    key = hashlib.sha256(f"{repository}@{commit}/".encode()).hexdigest()
+    data = decode(name, chosen, None, dict.fromkeys(chosen, key))
+    return cache.write(cache.entry(kind, commit), data)
 
 
 def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = False) -> Found:
@@ -64,9 +67,9 @@ def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = F
     Raises:
         ValueError: as for `load_hub`.
     """
-    with _explained(name, repository), _quiet():
+    with _explained(repository), _quiet():
         commit, splits = _prepared(repository)
-    chosen = by_split(name, {part: splits[part]} if part in splits else splits)
+    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
     tables = {split: (rows.features, rows.data.table) for split, rows in chosen.items()}
     paths = {split: tuple(file["filename"] for file in rows.cache_files) for split, rows in chosen.items()}
     key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
@@ -117,7 +120,7 @@ def _prepared(repository: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _explained(name: str, repository: str) -> Iterator[None]:
+def _explained(repository: str) -> Iterator[None]:
     """What goes wrong on the way to the Hub, as one sentence."""
     path, _, configuration = repository.partition(":")
     try:
@@ -127,8 +130,8 @@ def _explained(name: str, repository: str) -> Iterator[None]:
         kinds = {type(cause).__name__ for cause in chain}
         if "GatedRepoError" in kinds or any("gated" in str(cause) for cause in chain):
             problem = (
-                f"{name} may be read only by those who accept its terms ({path} on the Hugging Face Hub); accept them "
-                "there, log in with `hf auth login`"
+                f"{path} on the Hugging Face Hub may be read only by those who accept its terms; accept them there, "
+                "log in with `hf auth login`"
             )
         elif kinds & set(MISSING) or _status(chain) in (401, 403, 404):
             problem = (
@@ -139,8 +142,8 @@ def _explained(name: str, repository: str) -> Iterator[None]:
             problem = f"{path} on the Hugging Face Hub holds no files that HF datasets reads; convert them"
         else:
             problem = (
-                f"{name} cannot be reached on the Hugging Face Hub ({repository}: {type(error).__name__}); connect to "
-                "the network"
+                f"{repository} cannot be reached on the Hugging Face Hub ({type(error).__name__}); connect to the "
+                "network"
             )
         raise ValueError(
             f"{problem}, or give data=PATH with a folder that holds its train-*.parquet and test-*.parquet."

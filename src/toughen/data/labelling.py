@@ -46,6 +46,7 @@ from toughen.data.labelled_files import (
 )
 from toughen.data.pseudo_labels import Choice, check_counts, choose, judged, probabilities
 from toughen.data.stored import Stored
+from toughen.models.inputs import check_takes
 from toughen.modes import channels_last, evaluating
 
 Labels = Literal["hard", "probabilities"]
@@ -100,8 +101,8 @@ def label(
         The manifest.
 
     Raises:
-        ValueError: an argument that makes no sense; a model with another number of logits, or logits that are not
-            numbers; nothing is left to choose; or the folder holds something else.
+        ValueError: an argument that makes no sense; a model that takes no such images, has another number of logits, or
+            logits that are no numbers; nothing is left to choose; or the folder holds something else.
         Locked: another process works in the folder.
     """
     check_counts(counts, len(classes))
@@ -127,12 +128,15 @@ def label(
         if _finished(out, request):
             shutil.rmtree(out / SCORES, ignore_errors=True)
             return store.read_json(out / MANIFEST)
+        begins = not any((out / SCORES).glob("*.npz"))
         job = _Job(pool, Batched(scorer, batch_size), len(classes), foreign, labels == "probabilities", out, progress)
-        scored = job.scores(test_images)
-        manifest = _chosen_and_written(job, scored, labeller and Batched(labeller, batch_size), request)
-        store.write_json(out / MANIFEST, manifest)
+        for what, model in {"The scorer": scorer, "The labeller": labeller}.items():
+            if begins and model is not None:
+                check_takes(model, job.shape, _device(model), what=what)
+        done = _chosen_and_written(job, job.scores(test_images), labeller and Batched(labeller, batch_size), request)
+        store.write_json(out / MANIFEST, done)
         shutil.rmtree(out / SCORES, ignore_errors=True)
-        return manifest
+        return done
 
 
 class _Job:
@@ -148,12 +152,11 @@ class _Job:
         out: Path,
         progress: Progress | None,
     ) -> None:
-        self.pool, self.scorer, self.out = pool, scorer, out
-        self.classes, self.foreign, self.soft = classes, foreign, soft
+        self.pool, self.scorer, self.classes, self.foreign, self.soft = pool, scorer, classes, foreign, soft
         self.shape = tuple(pool.take(torch.zeros(1, dtype=torch.int64)).images.shape[1:])
         # Part of what a chunk's file means, so a pure function of the images' shape.
         self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(self.shape))))
-        self.tell = progress or (lambda what, done, total: None)
+        self.out, self.tell = out, progress or (lambda what, done, total: None)
 
     def scores(self, test_images: Tensor) -> dict[str, np.ndarray]:
         """What was found of each image, chunk by chunk, from files where they are there."""
@@ -393,5 +396,5 @@ def _finished(out: Path, request: dict[str, Any]) -> bool:
     given = store.decode(store.encode(request), begun)
     for name in [*given, *found]:
         if found.get(name) != given.get(name):
-            raise ValueError(f"{out} holds an extra set with another {name}; give another folder, or delete it.")
+            raise ValueError(f"{out} holds another extra set ({name} differs); give another folder, or delete it.")
     return manifest.is_file()

@@ -51,6 +51,8 @@ def find_path(path: Path, *, unlabelled: bool = False) -> Found:
 
 
 def _find_file(path: Path, unlabelled: bool) -> Found:
+    if not path.exists() and path.suffix.lower() == ".npz":
+        raise ValueError(f"The file {path} does not exist; check the path.")
     if not path.exists():
         raise ValueError(
             f"The folder {path} does not exist; give a folder of class folders, of parquet files or of shards, or an "
@@ -61,4 +63,9 @@ def _find_file(path: Path, unlabelled: bool) -> Found:
     kind = what_it_is(path)
     packed = "archive" in kind or "compressed" in kind
     remedy = "unpack it and give the folder" if packed else "give one of those"
+    if kind == "a parquet file":
+        remedy = f"give the folder that holds it, {path.parent}"
+    elif packed and shards.is_shard(path):
+        first = "decompress it to a .tar, and " if kind != "a tar archive" else ""
+        remedy = f"{first}give the folder that holds it, {path.parent}"
     raise ValueError(f"{path} is {kind}, but data are a folder or an .npz file; {remedy}.")

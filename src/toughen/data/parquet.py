@@ -24,7 +24,8 @@ from toughen.data import cache
 from toughen.data.base import ImageData
 from toughen.data.decode import assembled, prepared
 from toughen.data.encoded import Collection, Found
-from toughen.data.files import BY_SIZE, LARGE, SPLITS, split_in, split_of, what_it_is
+from toughen.data.files import BY_SIZE, LARGE, SPLITS, refuse_gaps, split_in, split_of, what_it_is
+from toughen.data.folder import holds_images_within
 from toughen.data.tables import MappedImages, TableImages, mapped
 from toughen.data.view import View
 
@@ -36,10 +37,10 @@ Table = tuple[Mapping[str, Any], pa.Table]
 
 
 def load_folder(folder: Path, view: View | None = None) -> ImageData:
-    """The data set in a folder of train-*.parquet, test-*.parquet and perhaps validation-*.parquet files.
+    """The data set in a folder of train-*.parquet and perhaps test-*.parquet and validation-*.parquet files.
 
     Several files of a split are joined in the order of their names. The data set is called like the folder. Files that
-    name no split are all training.
+    name no split are all training. What is the test split without test-*.parquet says `toughen.data.decode`.
 
     Args:
         folder: where the files are, or where its folder `data` is that has them.
@@ -54,10 +55,10 @@ def load_folder(folder: Path, view: View | None = None) -> ImageData:
     files = split_files(folder)
     if view:
         return prepared(find_parquet(folder), view)
-    key = source_key(files)
+    key, keys = source_keys(files)
     path = cache.entry("parquet", key)
     name = folder.resolve().name
-    return cache.read(path, name) or cache.write(path, decode(name, *_opened(files, key)))
+    return cache.read(path, name) or cache.write(path, decode(name, *_opened(files, key), keys))
 
 
 def find_parquet(folder: Path, *, unlabelled: bool = False) -> Found:
@@ -70,29 +71,18 @@ def find_parquet(folder: Path, *, unlabelled: bool = False) -> Found:
     Raises:
         ValueError: the folder is missing, or the files do not hold images and labels.
     """
-    files = part_files(folder)
-    key = source_key(files)
+    files = split_files(folder)
+    key, keys = source_keys(files)
     tables, paths = _opened(files, key)
-    return found_in(folder.resolve().name, tables, key, paths, unlabelled=unlabelled)
+    return found_in(folder.resolve().name, tables, key, paths, keys, unlabelled=unlabelled)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, sorted by name.
 
     Raises:
-        ValueError: there is no such folder, or it holds no training files, or training files called so and no test
-            files: they are not all there.
+        ValueError: there is no such folder, or it holds no training files, or not all files that their names speak of.
     """
-    files = part_files(folder)
-    if set(files) == {"train"} and any(split_in(path.stem) for path in files["train"]):
-        raise ValueError(
-            f"The folder {folder} holds no test-*.parquet; give one with train-*.parquet and test-*.parquet."
-        )
-    return files
-
-
-def part_files(folder: Path) -> dict[str, list[Path]]:
-    """As `split_files`, where only training files must be there."""
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist; give a folder that holds train-*.parquet files.")
     place = _place(folder)
@@ -103,6 +93,7 @@ def part_files(folder: Path) -> dict[str, list[Path]]:
             files[part] += sorted(path.glob("*.parquet"))
     if not any(files.values()):
         files["train"] = paths
+    refuse_gaps(path for paths in files.values() for path in paths)
     if not files["train"]:
         raise ValueError(
             f"The folder {folder} holds no train-*.parquet; give one with train-*.parquet and test-*.parquet."
@@ -111,25 +102,33 @@ def part_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def holds_parquet(folder: Path) -> bool:
-    """Whether a folder has parquet files, itself, in its folder `data`, or in folders that are called like splits."""
+    """Whether a folder has parquet files, itself, in its folder `data`, or in folders that are called like splits.
+
+    Where there are images too, only files whose names say train, test or the like count: others are notes on them.
+    """
     place = _place(folder)
     inside = [path for path in place.iterdir() if path.is_dir() and split_of(path.name)]
-    return any(next(path.glob("*.parquet"), None) for path in (place, *inside))
+    files = [file for path in (place, *inside) for file in path.glob("*.parquet")]
+    return bool(files) and (any(split_in(file.stem) for file in files) or not holds_images_within(folder))
 
 
-def source_key(files: dict[str, list[Path]]) -> str:
-    """SHA-256 (hex) of the files' bytes, split by split in the order of reading.
+def source_keys(files: dict[str, list[Path]]) -> tuple[str, dict[str, str]]:
+    """SHA-256 (hex) of the files' bytes, split by split in the order of reading; and the same of each split.
 
-    Of 1 GiB and more the names and sizes enter instead of the bytes (see `files.files_key`).
+    Of 1 GiB and more the names and sizes enter instead of the bytes (see `files.files_keys`).
     """
     large = _size(files) >= LARGE
-    digest = hashlib.sha256()
+    prefix = BY_SIZE if large else ""
+    digest, keys = hashlib.sha256(), {}
     for part, paths in files.items():
+        own = hashlib.sha256()
         for path in paths:
             with path.open("rb") as file:
                 mark = (path.name, path.stat().st_size) if large else hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{part}:{mark};".encode())
-    return (BY_SIZE if large else "") + digest.hexdigest()
+            for changed in (digest, own):
+                changed.update(f"{part}:{mark};".encode())
+        keys[part] = prefix + own.hexdigest()
+    return prefix + digest.hexdigest(), keys
 
 
 def read_tables(files: dict[str, list[Path]]) -> dict[str, Table]:
@@ -151,13 +150,19 @@ def read_tables(files: dict[str, list[Path]]) -> dict[str, Table]:
     return tables
 
 
-def decode(name: str, tables: Mapping[str, Table], paths: Mapping[str, tuple[str, ...]] | None = None) -> ImageData:
+def decode(
+    name: str,
+    tables: Mapping[str, Table],
+    paths: Mapping[str, tuple[str, ...]] | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> ImageData:
     """Images and labels of each split, decoded.
 
     Args:
         name: what the data set is called.
         tables: by split ("train", "test" and perhaps "validation"), the columns' meaning and the columns.
         paths: by split, the arrow files that hold these columns, where there are any.
+        keys: by split, what tells these columns from all others.
 
     Returns:
         The data; classes are called as the label column's schema says, or by their numbers.
@@ -165,7 +170,7 @@ def decode(name: str, tables: Mapping[str, Table], paths: Mapping[str, tuple[str
     Raises:
         ValueError: a split is missing or empty, columns cannot be told apart, or an example is not like the others.
     """
-    return assembled(found_in(name, tables, "", paths))
+    return assembled(found_in(name, tables, "", paths, keys))
 
 
 def found_in(
@@ -173,6 +178,7 @@ def found_in(
     tables: Mapping[str, Table],
     key: str,
     paths: Mapping[str, tuple[str, ...]] | None = None,
+    keys: Mapping[str, str] | None = None,
     *,
     unlabelled: bool = False,
 ) -> Found:
@@ -184,6 +190,7 @@ def found_in(
         key: what tells them from all others.
         paths: by split, the arrow files that hold these columns, where there are any; their images may lie in files
             that they name.
+        keys: by split, what tells these columns from all others, where that is known split by split.
         unlabelled: whether a column of labels may be missing.
 
     Raises:
@@ -201,7 +208,7 @@ def found_in(
             images = MappedImages(files, image_column, where, len(table), files=True)
         else:
             images = TableImages(table.column(image_column), where)
-        parts[part] = Collection(images, _labels(table, label_column, where))
+        parts[part] = Collection(images, _labels(table, label_column, where), (keys or {}).get(part, ""))
         named = (getattr(features.get(column), "names", None) for column in (label_column, *LABELS))
         names = tuple(next(filter(None, named), ()))
         if names and classes and names != classes:
@@ -267,6 +274,12 @@ def find_label(features: Mapping[str, Any], where: str, *, unlabelled: bool = Fa
         return (preferred or named)[0]
     if unlabelled and not named and not integers:
         return ""
+    if strange := next((column for column in LABELS if column in features), ""):
+        kind = getattr(features[strange], "dtype", type(features[strange]).__name__)
+        raise ValueError(
+            f"The column {strange} of {where} is of type {kind}, but labels must be integers or ClassLabel; number the "
+            "classes from 0 on and store that."
+        )
     raise ValueError(
         f"The columns of {where} ({', '.join(features)}) hold no single column of labels; "
         f"name the column of class indices one of {', '.join(LABELS)}."

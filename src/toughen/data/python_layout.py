@@ -48,6 +48,7 @@ class Layout:
         meta: the file with the classes' names.
         labels: what the labels are called in a file.
         names: what the classes' names are called in `meta`.
+        classes: how many classes there are.
     """
 
     train: tuple[str, ...]
@@ -55,10 +56,12 @@ class Layout:
     meta: str
     labels: str
     names: str
+    classes: int
 
 
-CIFAR10 = Layout(tuple(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta", "labels", "label_names")
-CIFAR100 = Layout(("train",), "test", "meta", "fine_labels", "fine_label_names")
+_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+CIFAR10 = Layout(_BATCHES, "test_batch", "batches.meta", "labels", "label_names", 10)
+CIFAR100 = Layout(("train",), "test", "meta", "fine_labels", "fine_label_names", 100)
 
 
 def is_python_layout(folder: Path) -> bool:
@@ -85,6 +88,8 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
     if out.exists():
         raise ValueError(f"{out} exists, and is not overwritten; remove it or choose another name.")
     layout = _layout(folder)
+    if not folder.exists():
+        raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout.")
     if layout is None:
         raise ValueError(
             f"{folder} does not hold CIFAR's Python layout (data_batch_1 to data_batch_5, test_batch and batches.meta, "
@@ -227,6 +232,11 @@ def _batch(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path} does not hold uint8 data of shape (N, {PIXELS}); fetch the file again.")
     if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
         raise ValueError(f"{path} does not hold one whole number for each of its images; fetch the file again.")
+    if len(outside := ((labels < 0) | (labels >= layout.classes)).nonzero()[0]):
+        raise ValueError(
+            f"Image {outside[0]} of {path} has label {labels[outside[0]]}, but its {layout.classes} classes allow 0 to "
+            f"{layout.classes - 1}; fetch the file again."
+        )
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
 
 

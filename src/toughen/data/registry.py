@@ -92,7 +92,7 @@ DATA: dict[str, Callable[[], ImageData | Found]] = {
 
 FORMS = {
     "hub:OWNER/NAME": "Any data set of the Hub with a column of images and one of labels; hub:OWNER/NAME:CONFIG.",
-    "FOLDER": "Class folders, with or without train, val and test above; train-*.parquet and test-*.parquet; "
+    "FOLDER": "Class folders, with or without train, val and test above; train-*.parquet and perhaps test-*.parquet; "
     "webdataset's train-*.tar and test-*.tar; CIFAR's binary files.",
     "FILE.npz": "train_images, train_labels, test_images, test_labels, or x_train and the like, or image and label.",
 }
@@ -173,6 +173,8 @@ def _hub_name(source: str) -> str:
 
 
 def _path(source: str) -> Path:
+    if not source.strip():
+        raise ValueError(f"The name of the data is empty; give one of {', '.join(DATA)}, or the path of your own.")
     path = Path(os.path.expanduser(source))
     if path.exists() or any(separator in source for separator in {"/", os.sep}) or path.suffix == ".npz":
         return path

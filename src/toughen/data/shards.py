@@ -8,8 +8,11 @@ an image is read where it lies, in any order and by any process. Classes are cal
     found.parts["train"].images.name(17)                     # "n01440764_10026.jpg in shards/train-0000.tar"
 """
 
+import itertools
 import json
+import lzma
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from toughen.data.encoded import Collection, Found
-from toughen.data.files import IMAGES, SPLITS, files_key, open_image, split_in, split_of, what_it_is
+from toughen.data.files import IMAGES, SPLITS, files_keys, open_image, refuse_gaps, split_in, split_of, what_it_is
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
@@ -44,6 +47,11 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The files."""
+        return self.shards
+
     def open(self, number: int) -> Image.Image:
         """One image, its header read."""
         start, length = self.place[number].tolist()
@@ -68,14 +76,24 @@ def find_shards(folder: Path, *, unlabelled: bool = False) -> Found:
         ValueError: a shard is compressed, damaged or no tar file, or an example has no label or no image.
     """
     shards = {part: paths for part, paths in _shards(folder).items() if paths}
-    parts = {part: _collection(paths, unlabelled) for part, paths in shards.items()}
     files = {f"{part}/{path.name}": path for part, paths in shards.items() for path in paths}
-    return Found(folder.resolve().name, parts, (), files_key(files, "shards"))
+    key, keys = files_keys(files, "shards")
+    parts = {part: _collection(paths, keys[part], unlabelled) for part, paths in shards.items()}
+    return Found(folder.resolve().name, parts, (), key)
 
 
 def holds_shards(folder: Path) -> bool:
     """Whether tar files, compressed or not, lie in a folder or in folders in it that are called like splits."""
     return any(_archives(place) for place in (folder, *_split_folders(folder).values()))
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a tar file, compressed or not, has labels among its first members, as webdataset's shards do."""
+    try:
+        with tarfile.open(path) as archive:
+            return any(member.name.lower().endswith((".cls", ".json")) for member in itertools.islice(archive, 64))
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError):
+        return False
 
 
 def _shards(folder: Path) -> dict[str, list[Path]]:
@@ -89,6 +107,7 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
         found["train"] = here
     if not found["train"]:
         raise ValueError(f"The folder {folder} holds no train-*.tar; call the training shards so.")
+    refuse_gaps(path for paths in found.values() for path in paths)
     if compressed := [path for paths in found.values() for path in paths if path.name.lower().endswith(COMPRESSED)]:
         raise ValueError(
             f"{compressed[0]} is compressed, so that single images cannot be read from it; decompress it to a .tar."
@@ -108,7 +127,7 @@ def _archives(folder: Path) -> list[Path]:
     )
 
 
-def _collection(paths: list[Path], unlabelled: bool) -> Collection:
+def _collection(paths: list[Path], key_of_part: str, unlabelled: bool) -> Collection:
     shard, place, keys, labels = [], [], [], []
     for number, path in enumerate(paths):
         for key, (name, start, length, label) in _index(path, unlabelled).items():
@@ -120,13 +139,17 @@ def _collection(paths: list[Path], unlabelled: bool) -> Collection:
             place.append((start, length))
             keys.append(name)
             labels.append(-1 if label is None else label)
+    if not keys:
+        raise ValueError(
+            f"{paths[0]} holds no images{' nor do those beside it' * (len(paths) > 1)}; give shards with some."
+        )
     images = ShardImages(
         tuple(map(str, paths)),
         np.array(shard, np.int32),
         np.array(place, np.int64).reshape(-1, 2),
         tuple(keys),
     )
-    return Collection(images, np.array(labels, np.int64))
+    return Collection(images, np.array(labels, np.int64), key_of_part)
 
 
 def _index(path: Path, unlabelled: bool) -> dict[str, tuple[str, int, int, int | None]]:
@@ -155,7 +178,8 @@ def _index(path: Path, unlabelled: bool) -> dict[str, tuple[str, int, int, int |
     except (tarfile.TarError, EOFError, OSError) as error:
         kind = what_it_is(path)
         kind = "a damaged tar file" if kind == "a tar archive" else kind
-        raise ValueError(f"{path} is {kind}, not a whole .tar file; fetch or write it again.") from error
+        remedy = "decompress it, and call it .tar" if kind.startswith("compressed") else "fetch or write it again"
+        raise ValueError(f"{path} is {kind}, not a whole .tar file; {remedy}.") from error
     _check_end(path, images)
     empty = ("", 0, 0)
     return {key: (*images.get(key, empty), labels.get(key)) for key in (images | dict.fromkeys(labels, empty))}

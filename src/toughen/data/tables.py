@@ -31,6 +31,11 @@ class TableImages:
     def __len__(self) -> int:
         return len(self.column)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """None: the bytes are in memory."""
+        return ()
+
     def open(self, number: int) -> Image.Image:
         """One image, its header read."""
         return open_image(self._content(number))
@@ -70,6 +75,11 @@ class MappedImages:
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The arrow files."""
+        return self.paths
 
     def open(self, number: int) -> Image.Image:
         """One image, its header read."""

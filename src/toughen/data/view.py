@@ -3,7 +3,8 @@
 The two customary forms: training takes a random part of the image, of random area and shape, and resizes it (Szegedy
 et al. 2015, "Going deeper with convolutions", section 6, with the area and shapes of the usual ImageNet recipes);
 testing resizes the short side and takes the centre. Everything is Pillow's: JPEG draft mode where the file is much
-larger than the result, bilinear resizing with antialiasing, RGB whatever the file's mode. EXIF rotation is not applied.
+larger than the result, bilinear resizing with antialiasing, RGB whatever the file's mode; grey of 16 bits is brought to
+8, and floats and whole numbers of 32 bits, whose white is not known, are refused. EXIF rotation is not applied.
 
     view = View(224)
     view.centre(image)                               # (224, 224, 3) uint8
@@ -20,6 +21,9 @@ SHAPES = (3 / 4, 4 / 3)
 """Width over height of a random crop."""
 
 TRIES = 10
+
+UNSCALED = ("I", "F")
+"""Pillow's modes of which nobody knows which number is white."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class View:
         scale = self.short_side / min(image.size)
         width, height = (round(side * scale) for side in image.size)
         image.draft("RGB", (2 * width, 2 * height))
-        resized = _rgb(image).resize((width, height), Image.Resampling.BILINEAR)
+        resized = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
@@ -72,7 +76,7 @@ class View:
         # Cut off at the border, beyond which rounding may point.
         right, bottom = min((left + width) * across, image.size[0]), min((top + height) * down, image.size[1])
         box = (left * across, top * down, right, bottom)
-        return np.asarray(_rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+        return np.asarray(to_rgb(image).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
 
     def box(self, size: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int, int]:
         """Left, top, width and height of a random part: area uniform in [`area`, 1], shape log-uniform in 3:4 to 4:3.
@@ -97,6 +101,23 @@ def _draft_size(full: tuple[int, int], part: tuple[int, int], size: int) -> tupl
     return max(1, math.ceil(full[0] * scale)), max(1, math.ceil(full[1] * scale))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, 8 bits a channel; grey of 16 bits is divided by 257 and rounded, so that white stays white.
+
+    Raises:
+        ValueError: it holds floats or whole numbers of 32 bits.
+    """
+    if image.mode in UNSCALED:
+        raise ValueError(f"The image {unscaled(image.mode)}.")
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts everything above 255 off.
+        deep = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     # `convert` would copy an image that is RGB already.
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def unscaled(mode: str) -> str:
+    """What is wrong with an image of such a mode, and the remedy."""
+    kind = "floats" if mode == "F" else "whole numbers of 32 bits"
+    return f"is of {kind} (mode {mode}), of which nothing says which number is white; save it with 8 bits a channel"

@@ -30,7 +30,7 @@ from toughen.corruptions.constants import SETS
 from toughen.corruptions.published import Published, open_published
 from toughen.data.base import Examples, Split, fingerprint
 from toughen.evaluation.corruption_result import CorruptionResult, MeanCorruptionError, mean_corruption_error
-from toughen.evaluation.ledger import UNITS, Ledger, hash_model, hash_tensor, identity_of, refuse_other
+from toughen.evaluation.ledger import UNITS, Ledger, check_folder, hash_model, hash_tensor, identity_of, refuse_other
 from toughen.evaluation.progress import Progress, Status
 from toughen.evaluation.result import RESULT
 from toughen.evaluation.subject import Subject, check_examples, chunks, under_analysis
@@ -64,6 +64,8 @@ def corruption_accuracy(
     folder: Path | None = None,
     shared: bool = False,
     progress: Progress | None = None,
+    index: Tensor | None = None,
+    notes: Sequence[str] = (),
 ) -> CorruptionResult:
     """Accuracy on the images and on every corruption of them at every severity.
 
@@ -83,10 +85,13 @@ def corruption_accuracy(
         seed: of the corruptions' random draws, which belong to an image's position.
         batch_size: images per pass, at least 1. Halved, and said so, where memory runs out.
         folder: where finished cells and the result are kept. A folder with the same measurement, begun or done, is gone
-            on with; one with another is refused.
+            on with; one with another, or with other files, is refused.
         shared: the ranks of the process group share the cells; all of them call with the same arguments and get the
             whole result.
         progress: called after every pass with a `Status`.
+        index: positions of the images in the whole test set (N,), where they are some of it: then they are corrupted,
+            or found in a published set, as they are there. Default: 0 to N - 1.
+        notes: what a reader of the result should know besides.
 
     Returns:
         The predictions and what was measured.
@@ -99,20 +104,22 @@ def corruption_accuracy(
     """
     started, model = time.perf_counter(), plain(model)
     names, levels = _chosen(corruptions, severities)
+    if folder is not None:
+        check_folder(folder, shared=shared)
     data = Split(images, labels.cpu().long()) if isinstance(images, Tensor) else images
     if not len(data):
         raise ValueError("there are no images to evaluate; give at least one")
     first = data.take(torch.arange(1)).images
-    y, _ = check_examples(first.expand(len(data), -1, -1, -1), labels, None, batch_size)
-    source = open_published(published, y) if published is not None else None
+    y, ids = check_examples(first.expand(len(data), -1, -1, -1), labels, index, batch_size)
+    source = _opened(published, y, None if index is None else ids) if published is not None else None
     if source is not None:
         _check_published(source, names, constants)
-        made: Any = {name: _sampled(source, name, levels, first, len(y)) for name in names}
+        made: Any = {name: _sampled(source, name, levels, first, ids) for name in names}
     else:
         made = constants = known(constants or constants_for(first.shape[-2:]), SETS, "set of constants")
     identity = identity_of(
         model=hash_model(model),
-        data=f"{fingerprint({'test': data})} {hash_tensor(y)}",
+        data=f"{fingerprint({'test': data})} {hash_tensor(*([y] if index is None else [y, ids]))}",
         settings={"corruptions": names, "severities": levels, "images": made},
         seed=seed,
     )
@@ -125,8 +132,8 @@ def corruption_accuracy(
         if name == CLEAN:
             return data.take(some).images
         if source is not None:
-            return source.take(name, severity, some).images
-        return corrupt(data.take(some).images, name, severity, constants=constants, seed=seed, ids=some)
+            return source.take(name, severity, ids[some]).images
+        return corrupt(data.take(some).images, name, severity, constants=constants, seed=seed, ids=ids[some])
 
     with ExitStack() as stack:
         subject = stack.enter_context(under_analysis(model, first, y[:1], batch_size))
@@ -146,7 +153,7 @@ def corruption_accuracy(
             constants=constants,
             seed=seed,
             seconds=time.perf_counter() - started + worker.earlier,
-            notes=tuple(worker.notes),
+            notes=(*notes, *worker.notes),
             device=str(subject.device),
             torch=torch.__version__,
             identity=identity,
@@ -265,9 +272,22 @@ def _check_published(source: Published, names: Sequence[str], constants: str | N
         raise ValueError(f"{source.folder} has no {', '.join(lost)}; give corruptions of {', '.join(source.names)}")
 
 
-def _sampled(source: Published, name: str, severities: Sequence[int], first: Tensor, n: int) -> str:
+def _opened(folder: Path, labels: Tensor, index: Tensor | None) -> Published:
+    """A published set whose labels are those of the images, the first ones or those at some positions."""
+    if index is None:
+        return open_published(folder, labels)
+    source = open_published(folder)
+    if len(source.labels) <= int(index.max()) or not torch.equal(source.labels[index], labels):
+        raise ValueError(
+            f"{folder} has other labels, or none, at the {len(index)} positions that are taken of the test images; "
+            "give the corrupted set of these test images, in their order"
+        )
+    return source
+
+
+def _sampled(source: Published, name: str, severities: Sequence[int], first: Tensor, ids: Tensor) -> str:
     """SHA-256 over some of the images of a corruption at every severity, which also finds what is not there."""
-    rows = torch.arange(n)[:: -(-n // SAMPLED)]
+    rows = ids[:: -(-len(ids) // SAMPLED)]
     some = [source.take(name, severity, rows).images for severity in severities]
     theirs, ours = tuple(some[0].shape[1:]), tuple(first.shape[1:])
     if theirs != ours:

@@ -11,7 +11,7 @@ that was killed goes on where it was, and ends with the same table.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from toughen.evaluation.ledger import (
     UNITS,
     Keep,
     Ledger,
+    check_folder,
     hash_code,
     hash_model,
     hash_tensor,
@@ -71,6 +72,7 @@ def evaluate(
     keep: Keep | None = None,
     shared: bool = False,
     progress: Progress | None = None,
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """Accuracy on the clean images and in the worst case over a suite of attacks.
 
@@ -96,11 +98,12 @@ def evaluate(
             most 128 examples.
         index: example ids (N,), each once. Default: 0 to N - 1.
         folder: where finished chunks and the result are kept. A folder with the same evaluation, begun or done, is
-            gone on with; one with another is refused.
+            gone on with; one with another, or with other files, is refused.
         keep: also keep the adversarial examples in `folder`, as float32, or as uint8 with a check of what is left.
         shared: the ranks of the process group share the work; all of them call with the same arguments and get the
             whole result.
         progress: called about once a second and after every chunk with a `Status`.
+        notes: what a reader of the result should know besides.
 
     Returns:
         The outcomes and the settings.
@@ -130,6 +133,8 @@ def evaluate(
         raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
     if keep is not None and folder is None:
         raise ValueError(f"keep is {keep!r} but there is no folder to keep adversarial examples in; give folder")
+    if folder is not None:
+        check_folder(folder, shared=shared)
     started, model = time.perf_counter(), plain(model)
     plan = _planned(attacks, independent)
     identity = identity_of(
@@ -188,7 +193,7 @@ def evaluate(
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=tuple(runner.notes),
+                notes=(*notes, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
                 identity=identity,

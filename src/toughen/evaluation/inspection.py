@@ -178,8 +178,7 @@ class Inspection:
         best = self._best(trials, self.fed, targets)
         if renamed is not None and renamed.right.float().mean() > best.accuracy:
             self._report_renamed(renamed, self.fed)
-            # Row k of the order is what the model calls k, so that its inverse says what the model calls a label.
-            targets = renamed.order.to(self.y.device).argsort()[self.y]
+            targets = self._targets(renamed)
             fed, trials = self._again(self.fed, targets), [self._again(trial, targets) for trial in trials]
             best = self._best(trials, fed, targets)
             self._report_best(best, fed, trials)
@@ -188,7 +187,7 @@ class Inspection:
             renamed = self._renamed(best) if best.how is not None else renamed
             if renamed is not None:
                 self._report_renamed(renamed, best)
-                targets = renamed.order.to(self.y.device).argsort()[self.y]
+                targets = self._targets(renamed)
                 best = self._again(best, targets)
         self.trials, self.upright = trials, best
         self.best = self._channels(best, targets)
@@ -255,7 +254,15 @@ class Inspection:
         self._find("EV222", accuracy=fed.accuracy, other=best.accuracy, change=best.how.change, remedy=" ".join(said))
 
     def _renamed(self, trial: Trial) -> symptoms.Renaming | None:
-        return symptoms.relabelling(trial.logits.argmax(1), self.y, trial.logits.shape[1], self.names)
+        found = symptoms.relabelling(trial.logits.argmax(1), self.y, trial.logits.shape[1], self.names)
+        # What random weights take for an order is none.
+        if found is None or symptoms.untrained(trial.logits, self._targets(found)):
+            return None
+        return found
+
+    def _targets(self, renamed: symptoms.Renaming) -> Tensor:
+        """The labels (N,) as the model calls them: row k of the order is what its class k stands for."""
+        return renamed.order.to(self.y.device).argsort()[self.y]
 
     def _report_renamed(self, renamed: symptoms.Renaming, trial: Trial) -> None:
         other, order = renamed.right.float().mean().item(), renamed.order.tolist()

@@ -14,12 +14,7 @@ from toughen.evaluation.audit import check_range
 from toughen.evaluation.checkup_items import Checking
 from toughen.evaluation.preprocessing import undone
 from toughen.models.classifier import Classifier
-
-# Sides of images, from the commonest, and what else an input may be, for a model that takes not what it was given.
-SIDES = (32, 224, 28, 64, 96, 256, 299, 384)
-
-# What a network says by raising that an input does not suit it.
-REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+from toughen.models.inputs import REFUSALS, SIDES, first_line
 
 
 def normalised(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
@@ -142,8 +137,3 @@ def numbered(y: Tensor, k: int, classes: Sequence[str] | None, checking: Checkin
     if n is None or k == n:
         checking.fine("classes", f"{k} logits, labels {low}..{high}" + (f", {n} classes" if n else ""))
     return y
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

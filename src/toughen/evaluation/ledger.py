@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from toughen import distributed, store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.evaluation.result import RESULT
 from toughen.evaluation.stages import Aside
 from toughen.evaluation.units import Unit, to_uint8
 from toughen.naming import known
@@ -43,6 +44,7 @@ Identity = dict[str, Any]
 Keep = Literal["float32", "uint8"]
 
 UNITS = "units"
+IDENTITY = "identity.json"
 ADVERSARIAL = "adversarial"
 
 _CALLED = {
@@ -117,6 +119,47 @@ def hash_code(attack: AttackSpec | Attack | Aside) -> str:
 def threat_in_full(threat: Threat) -> str:
     """The threat model as text that differs where it does."""
     return f"{threat} {hash_tensor(threat.eps)}" if isinstance(threat.eps, Tensor) else str(threat)
+
+
+def check_folder(folder: Path, *, shared: bool = False) -> None:
+    """Refuse a folder that holds anything but an evaluation, before anything is computed or written.
+
+    Args:
+        folder: of the evaluation; it need not exist.
+        shared: every rank of the process group calls this; what the first one sees holds for all.
+
+    Raises:
+        ValueError: EV271, with the name of a file that is not an evaluation's.
+    """
+    refusal: Exception | None = None
+    if not shared or distributed.is_main():
+        try:
+            _refuse_foreign(folder)
+        except (ValueError, OSError) as error:
+            refusal = error
+    refusal = distributed.from_main(refusal) if shared else refusal
+    if refusal is not None:
+        raise refusal
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (result := folder / RESULT).is_file():
+        stored = store.read_json(result)
+        if not isinstance(stored, dict) or "identity" not in stored:
+            raise ValueError(f"EV271 {result} is of something else than an evaluation; give a new or empty folder")
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f"EV271 {folder} is a file; give a new or empty folder")
+    elif folder.is_dir() and not (folder / UNITS / IDENTITY).is_file():
+        # Locks and what a kill left of a file begin with a dot; one that fell early leaves an empty folder of units.
+        others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if alien := [path for path in others if path.name != UNITS or not path.is_dir() or _holds_files(path)]:
+            raise ValueError(
+                f"EV271 {folder} holds other files ({min(alien).name}) and no evaluation; give a new or empty folder"
+            )
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def refuse_other(folder: Path, found: Identity, given: Identity) -> None:
@@ -223,10 +266,10 @@ def _prepare(folder: Path, identity: Identity) -> None:
     units.mkdir(exist_ok=True)
     for stray in [path for place in (folder, units, folder / ADVERSARIAL) for path in place.glob(".tmp-*")]:
         store.delete(stray)
-    if (units / "identity.json").exists():
-        refuse_other(folder, store.read_json(units / "identity.json"), identity)
+    if (units / IDENTITY).exists():
+        refuse_other(folder, store.read_json(units / IDENTITY), identity)
     else:
-        store.write_json(units / "identity.json", identity)
+        store.write_json(units / IDENTITY, identity)
 
 
 def _seal(folder: Path, took: dict[str, Any], files: Sequence[str]) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from toughen import batched
 from toughen.attacks.contract import check_images, check_labels
-from toughen.batched import Batched
+from toughen.batched import Batched, out_of_memory
 from toughen.evaluation.units import as_input, placement
 from toughen.evaluation.verify import check_logits, predict
+from toughen.models.inputs import REFUSALS, refusal
 from toughen.modes import channels_last, evaluating, frozen, plain
 from toughen.threat import Threat
 
@@ -60,15 +61,25 @@ def under_analysis(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> I
     Computation is in float32 (float64 for a float64 model), on the device of the model's first parameter or buffer.
 
     Raises:
-        ValueError: the model returns no logits, or a label is none of its classes.
+        ValueError: the model does not take such images (EV226) or returns no logits, or a label is none of its classes.
     """
     model = plain(model)
     device, dtype = placement(model, x)
     with evaluating(model), frozen(model), channels_last(model), torch.autocast(device.type, enabled=False):
-        logits = batched.predict(Batched(model, 1), as_input(x[:1], device, dtype))
+        logits = _first_logits(model, as_input(x[:1], device, dtype))
         check_logits(logits, 1)
         check_labels(y, len(x), logits.shape[1])
         yield Subject(Batched(model, batch_size), device, dtype, logits.shape[1])
+
+
+def _first_logits(model: nn.Module, first: Tensor) -> Tensor:
+    try:
+        return batched.predict(Batched(model, 1), first)
+    except REFUSALS as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        found = refusal(model, first.shape[1:], error, first.device, first.dtype)
+        raise ValueError(f"EV226 {found}") from error
 
 
 def check_examples(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toughen.losses import cross_entropy, margin
+from toughen.outcomes import interval
 
 
 @dataclass
@@ -190,6 +191,20 @@ def log_odds(logits: Tensor, others: Tensor, y: Tensor) -> float:
     return float(likelihood(logits) - likelihood(others))
 
 
+def untrained(logits: Tensor, y: Tensor) -> bool:
+    """Whether logits (N, K) are hardly surer of labels y (N,), and of anything, than even guesses are.
+
+    Random weights tell classes of other brightness or colour apart, and are then right more often than by chance under
+    some order of the classes; but they are not sure of it. Measured: their cross-entropy is less than log K by at most
+    24 %, and their confidence exceeds 1 / K by at most a quarter of what their accuracy does. Trained networks keep to
+    neither: those in `tests/frozen` gain 86 % and more, and one that is often wrong is sure nevertheless.
+    """
+    even, right = 1 / logits.shape[1], (logits.argmax(1) == y).double().mean().item()
+    gain = 1 + cross_entropy(logits, y).double().mean().item() / math.log(even) if even < 1 else 1.0
+    sure = logits.double().softmax(1).amax(1).mean().item()
+    return gain < 0.25 and sure - even < (right - even) / 3
+
+
 class Renaming(NamedTuple):
     """Another naming of the classes.
 
@@ -213,6 +228,12 @@ def relabelling(prediction: Tensor, y: Tensor, classes: int, names: Sequence[str
     thousand for all that is tried of a kind; on all examples and on those without the commonest label, where a model
     that always answers the same cannot win.
 
+    And beyond what chance gives: predictions that know nothing of the images are right under an order at most as often
+    as the commonest label, on average. That holds for each of M orders that are fixed beforehand, of which the luckiest
+    is taken, and for a permutation that is tried on examples it was not learnt on, however many there are to choose
+    from. So the lower end of the accuracy's 99 % Wilson interval (of level 1 - 0.01 / M for the luckiest of M) must
+    exceed the share of the commonest label.
+
     Args:
         prediction: classes (N,).
         y: labels (N,).
@@ -226,10 +247,15 @@ def relabelling(prediction: Tensor, y: Tensor, classes: int, names: Sequence[str
 
     if not counted.any():
         return None
+    commonest = 1 - counted.float().mean().item()
+
+    def beyond_chance(right: Tensor, tried: int) -> bool:
+        return interval(int(right.sum()), len(right), 1 - 0.01 / tried)[0] > commonest
+
     orders = _orders(classes, names)
     rights = torch.stack([order.to(y.device)[prediction] == y for order in orders.values()])
     best = int(rights[:, counted].sum(1).argmax())
-    if far_better(rights[best], 0.2, 1e-3 / len(orders)):
+    if far_better(rights[best], 0.2, 1e-3 / len(orders)) and beyond_chance(rights[best], len(orders)):
         change = list(orders)[best]
         return Renaming(change, rights[best], orders[change])
     mapped = torch.empty_like(prediction)
@@ -237,7 +263,7 @@ def relabelling(prediction: Tensor, y: Tensor, classes: int, names: Sequence[str
     for learn, test in ((halves, ~halves), (~halves, halves)):
         mapped[test] = _assigned(prediction[learn], y[learn], classes).to(y.device)[prediction[test]]
     right = mapped == y
-    if not far_better(right, 0.1, 1e-3):
+    if not (far_better(right, 0.1, 1e-3) and beyond_chance(right, 1)):
         return None
     return Renaming("in another order", right, _assigned(prediction, y, classes))
 

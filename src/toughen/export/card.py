@@ -77,13 +77,13 @@ def _index(facts: Facts) -> dict[str, Any]:
     metrics: list[dict[str, Any]] = []
     most = max(facts.evaluations, key=lambda found: found.n)
     metrics.append(
-        {"type": "accuracy", "value": most.clean_accuracy, "name": f"clean accuracy ({_images(facts, most)})"}
+        {"type": "accuracy", "value": most.clean_accuracy, "name": f"clean accuracy ({_images(facts, most.n)})"}
     )
     for found in facts.evaluations:
         flag = ", UNRELIABLE" if found.unreliable else ""
-        name = f"robust accuracy ({found.suite}, {found.threat}, {_images(facts, found)}{flag})"
+        name = f"robust accuracy ({_suite(found)}, {found.threat}, {_images(facts, found.n)}{flag})"
         metrics.append({"type": "accuracy", "value": found.robust_accuracy, "name": name})
-    data = facts.run.data.name
+    data = facts.run.about.name
     return {
         "name": facts.run.recipe.name,
         "results": [
@@ -102,9 +102,14 @@ def _hub_name(facts: Facts) -> str | None:
     return source.split(":")[1] if source.startswith("hub:") else HUB.get(source)
 
 
-def _images(facts: Facts, found: Evaluation) -> str:
-    total = len(facts.run.data.test)
-    return f"{found.n:,} test images" if found.n == total else f"{found.n:,} of {total:,} test images"
+def _images(facts: Facts, n: int) -> str:
+    total = facts.run.about.sizes["test"]
+    return f"{n:,} test images" if n == total else f"{n:,} of {total:,} test images"
+
+
+def _suite(found: Evaluation) -> str:
+    """A suite, with the seed where it is not the usual one: else two of them would look the same."""
+    return f"{found.suite}, seed {found.seed}" if found.seed else found.suite
 
 
 def _what(facts: Facts) -> list[str]:
@@ -134,15 +139,18 @@ def _measured(facts: Facts) -> list[str]:
     again = "`toughen evaluate RUN --suite autoattack`"
     lines = ["## Accuracy", ""]
     if not facts.evaluations:
-        return [
-            *lines,
-            f"**Not evaluated:** no test accuracy of these weights, clean or robust, was measured. Use {again}.",
-        ]
+        said = "**Not evaluated:** no test accuracy of these weights, clean or robust, was measured."
+        if facts.corruptions:
+            said = (
+                "**Not evaluated under attack:** no robust accuracy of these weights was measured; their accuracy on "
+                "test images as they are, and under common corruptions, is below."
+            )
+        return [*lines, f"{said} Use {again}."]
     if worst := next(iter(facts.in_the_ball), None):
         lines.append(
             f"The worst case found in {threat}: robust accuracy "
             f"**{with_interval(worst.robust_accuracy, worst.robust_interval)}** "
-            f"({worst.suite}, {_images(facts, worst)})"
+            f"({_suite(worst)}, {_images(facts, worst.n)})"
             + (f", **UNRELIABLE** ({', '.join(_codes(worst))})." if worst.unreliable else ".")
         )
     else:
@@ -160,9 +168,9 @@ def _measured(facts: Facts) -> list[str]:
     ]
     for found in facts.evaluations:
         cells = (
-            plain(found.suite),
+            plain(_suite(found)),
             found.threat,
-            _images(facts, found),
+            _images(facts, found.n),
             with_interval(found.clean_accuracy, found.clean_interval),
             with_interval(found.robust_accuracy, found.robust_interval),
             _verdict(found),
@@ -176,10 +184,11 @@ def _measured(facts: Facts) -> list[str]:
     ]
     for found in facts.evaluations:
         each = (f"{row['attack']} {_left(row)}" for row in found.summary()["attacks"])
-        lines.append(f"- {plain(found.suite)}, {found.threat}, accuracy left: {plain('; '.join(each))}")
+        lines.append(f"- {plain(_suite(found))}, {found.threat}, accuracy left: {plain('; '.join(each))}")
+        lines += [f"  - {plain(note)}" for note in found.notes]
     for found in facts.evaluations:
         if found.unreliable and found.audit is not None:
-            lines += ["", f"**UNRELIABLE** ({plain(found.suite)}, {found.threat}):"]
+            lines += ["", f"**UNRELIABLE** ({plain(_suite(found))}, {found.threat}):"]
             lines += [f"- {plain(finding)}" for finding in found.audit.findings]
     return lines
 
@@ -198,7 +207,10 @@ def _corrupted(facts: Facts) -> list[str]:
         kind = " ".join(
             filter(None, (found["origin"], found["constants"] and f"with the constants of {found['constants']}"))
         )
-        lines.append(f"- {found['n']:,} test images, corruptions {plain(kind)}: {plain('; '.join(each))}")
+        # Published images are drawn already.
+        kind += f", seed {found['seed']}" if found["origin"] == "generated" else ""
+        lines.append(f"- {_images(facts, found['n'])}, corruptions {plain(kind)}: {plain('; '.join(each))}")
+        lines += [f"  - {plain(note)}" for note in found["notes"]]
     return ["## Accuracy under common corruptions", "", *lines] if lines else []
 
 
@@ -221,14 +233,14 @@ def _verdict(found: Evaluation) -> str:
 
 
 def _data(facts: Facts) -> list[str]:
-    data, classes = facts.run.data, facts.run.data.classes
+    data, classes = facts.run.about, facts.run.about.classes
     shown = ", ".join(map(plain, classes[:100])) + (f", and {len(classes) - 100} more" if len(classes) > 100 else "")
     return [
         "## Data",
         "",
-        f"{plain(data.name)}: {facts.trained:,} images for training, {facts.validated:,} held out to choose the best "
-        f"weights, {len(data.test):,} test images, which had no part in either. SHA-256 of the data: "
-        f"`{facts.checkpoint.state['data']}`.",
+        f"{plain(data.name)}: {data.trained:,} images for training, {data.validated:,} held out to choose the best "
+        f"weights, {data.sizes['test']:,} test images, which had no part in either. SHA-256 of the data: "
+        f"`{data.fingerprint}`.",
         "",
         *[f"{plain(sentence)}\n" for sentence in other_images(facts)],
         f"Classes, in the order of the logits: {shown}.",

@@ -18,8 +18,7 @@ from toughen.evaluation import Evaluation
 from toughen.evaluation.ledger import hash_model
 from toughen.evaluation.result import RESULT
 from toughen.exported import FORMAT, Config, normalization
-from toughen.training.runs import Run, open_run
-from toughen.training.setup import splits
+from toughen.training.runs import Trained, open_trained
 
 TARGETED = ("apgd_targeted", "multi_targeted")
 BUDGET = 100
@@ -37,23 +36,19 @@ class Facts:
         evaluations: of these weights, those in the run's own ball first, of these the lowest robust accuracy first.
         corruptions: what was measured of these weights on corrupted images, as `result.json` has it.
         notes: sentences on what was left out.
-        trained: images that it was trained on.
-        validated: images held out for the choice of the best.
     """
 
-    run: Run
+    run: Trained
     checkpoint: Checkpoint
     summary: dict[str, Any]
     evaluations: tuple[Evaluation, ...]
     corruptions: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-    trained: int
-    validated: int
 
     @property
     def config(self) -> Config:
         """See `exported.Config`."""
-        run, data = self.run, self.run.data
+        run, data = self.run, self.run.about
         model = run.recipe.model.model_dump(mode="json")
         # What training started from is no option of the network.
         options = {key: model[key] for key in run.recipe.model.settings}
@@ -93,7 +88,7 @@ class Facts:
     def recipe(self) -> str:
         """The recipe as text; the places of local files are nobody else's business."""
         recipe = self.run.recipe.model_dump(mode="json")
-        places = [(recipe["data"], "source", self.run.data.name)]
+        places = [(recipe["data"], "source", self.run.about.name)]
         if extra := recipe["data"].get("extra"):
             places.append((extra, "source", Path(extra["source"]).name))
         if weights := recipe["model"].get("weights"):
@@ -112,24 +107,23 @@ def gather(folder: Path, *, checkpoint: str, weights: str | None) -> Facts:
     """Open a run and everything in its folder that was measured on the chosen weights.
 
     Raises:
-        ValueError: as for `open_run`; the run is being trained just now; or an evaluation in it is damaged.
+        ValueError: as for `open_trained`; the run is being trained just now; or an evaluation in it is damaged.
     """
     with torch.random.fork_rng():
-        run = open_run(folder, checkpoint=checkpoint, weights=weights)
+        run = open_trained(folder, checkpoint=checkpoint, weights=weights)
     run.model.cpu().eval()
     source = latest_checkpoint(folder, warn=lambda _: None, clean=False)
     if source is None or not source.has(run.weights) or not _equal(source.tensors(run.weights), run.model.state_dict()):
         raise ValueError(f"{folder} has a new checkpoint since this command began; let the training end, or try again")
     summary = store.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    trained, validated, _ = splits(run.recipe, run.data)
-    return Facts(run, source, summary, *_measured(run), len(trained), len(validated))
+    return Facts(run, source, summary, *_measured(run))
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _measured(run: Run) -> tuple[tuple[Evaluation, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
+def _measured(run: Trained) -> tuple[tuple[Evaluation, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
     """What was measured of the run's model under attack and on corrupted images, and what was left out."""
     attacked: list[Evaluation] = []
     corrupted: list[dict[str, Any]] = []

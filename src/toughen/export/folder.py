@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from toughen import store
-from toughen.data.base import to_float
 from toughen.export import leaderboard, to_onnx
 from toughen.export.card import card
 from toughen.export.facts import Facts, gather
 from toughen.export.staging import hashes, refuse_foreign, staged
 from toughen.exported import CONFIG, WEIGHTS, load_model, to_bytes
 from toughen.naming import known
+from toughen.noise import generator
 
 FORMATS = ("safetensors", "onnx", "robustbench")
 
@@ -56,6 +56,8 @@ def export(
 ) -> Export:
     """Write a run's weights as a folder that `toughen.load_model` reads, with a model card.
 
+    The data of the run are not looked at: what the card says of them is in the run folder.
+
     The folder holds model.safetensors, config.json, recipe.yaml and README.md, and what `formats` asks for. It appears
     when all of it has been written and the weights, read back, have given equal bits. An earlier export there is
     replaced, unless something in it was changed.
@@ -70,7 +72,7 @@ def export(
         licence: identifier for the card, like apache-2.0; "not stated" without.
 
     Raises:
-        ValueError: the run cannot be opened (see `training.runs.open_run`); `out` holds other things; a format is
+        ValueError: the run cannot be opened (see `training.runs.open_trained`); `out` holds other things; a format is
             unknown, lacks its packages or figures, or gives other logits; nothing has been written then.
         Damaged: a checkpoint of the run is not whole.
         Locked: another process exports to the same place.
@@ -101,9 +103,8 @@ def export(
 
 
 def _images(facts: Facts) -> torch.Tensor:
-    """Eight test images, some of them twice where there are fewer: (8, C, H, W) float32 in [0, 1]."""
-    test = facts.run.data.test
-    return to_float(test.take(torch.arange(TRIED) % len(test)).images)
+    """Eight images of noise, because the data may be gone: (8, C, H, W) float32 in [0, 1]."""
+    return torch.rand(TRIED, *facts.run.about.image_shape, generator=generator("export"))
 
 
 def _read_back(folder: Path, facts: Facts) -> None:
@@ -119,7 +120,7 @@ def _read_back(folder: Path, facts: Facts) -> None:
 def _notes(facts: Facts, difference: float | None) -> list[str]:
     notes = list(facts.notes)
     if difference is not None:
-        notes.append(f"{ONNX} gives the model's logits on {TRIED} test images to within {difference:.1e}")
+        notes.append(f"{ONNX} gives the model's logits on {TRIED} images of noise to within {difference:.1e}")
     if not facts.evaluations:
         notes.append(
             f"the card says: not evaluated; toughen evaluate {facts.run.folder} --suite autoattack measures it"

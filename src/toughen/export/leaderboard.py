@@ -56,7 +56,7 @@ def entry(facts: Facts) -> dict[str, Any]:
         "name": None,
         "authors": None,
         "venue": None,
-        "dataset": facts.run.data.name,
+        "dataset": facts.run.about.name,
         "threat_model": NORMS.get(norm, norm),
         "eps": eps,
         "architecture": recipe.model.name,
@@ -86,7 +86,7 @@ def other_images(facts: Facts) -> list[str]:
 
 
 def _footnote(facts: Facts, best: Evaluation) -> list[str]:
-    total = len(facts.run.data.test)
+    total = facts.run.about.sizes["test"]
     told = [] if best.n == total else [f"Measured on {best.n} of the {total} test images."]
     if best.unreliable and best.audit is not None:
         told.append(f"The audit found {', '.join(best.audit.codes)}.")

@@ -8,6 +8,7 @@ mean, std = pretrained_normalization("timm:resnet50")
 import difflib
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from toughen.models._torchvision import import_beside_torchvision
+from toughen.models.hub import cache_where_unreachable
 
 PREFIXES = ("timm:", "hub:")
 
@@ -66,7 +68,8 @@ def pretrained_normalization(name: str) -> tuple[tuple[float, ...], tuple[float,
         found = timm.get_pretrained_cfg(rest)
         return (tuple(found.mean), tuple(found.std)) if found is not None else None
     try:
-        found = timm.models.load_model_config_from_hf(rest)[0]
+        with cache_where_unreachable():
+            found = timm.models.load_model_config_from_hf(rest)[0]
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise _unreachable(name, error) from None
     return (tuple(found["mean"]), tuple(found["std"])) if "mean" in found and "std" in found else None
@@ -95,8 +98,11 @@ def _checking() -> bool:
 
 
 def _create(timm: ModuleType, name: str, model: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    # A network of the Hub's needs its description from there, without its weights too.
+    fetches = pretrained or model.startswith("hf-hub:")
     try:
-        return timm.create_model(model, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+        with cache_where_unreachable() if fetches else nullcontext():
+            return timm.create_model(model, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     except OSError as error:
         raise _unreachable(name, error) from None
     except (RuntimeError, ValueError, KeyError, NotImplementedError) as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _HTML = re.compile(rb"\s*(?:<!doctype|<html|<head|<\?xml|<!--)", re.IGNORECASE)
-_ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) was not an allowed")
+_ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) (?:was not an allowed|whose module \S+ is blocked)")
 
 
 def read_state(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
@@ -35,7 +35,8 @@ def read_state(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is a folder, not a file of weights" if path.is_dir() else f"there is no file {path}")
+        kind = "is a folder, not a file of weights; give the file in it" if path.is_dir() else ""
+        raise ValueError(f"{path} {kind}" if kind else f"there is no file {path}; check the path")
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -101,7 +102,10 @@ def pick_state(content: Any, path: str, key: str | None = None) -> dict[str, Ten
         return found[key]
     if not found:
         entries = ", ".join(map(str, list(content)[:8])) or "nothing"
-        raise ValueError(f"{path} holds no state dict; its entries are {entries}")
+        raise ValueError(
+            f"{path} holds no state dict; its entries are {entries}; "
+            "write the network's state_dict() with torch.save or safetensors, and give that"
+        )
     if "" in found:
         return found[""]
     if len(found) > 1:

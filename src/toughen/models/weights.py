@@ -258,7 +258,10 @@ def _check_padding(layout: Layout, target: nn.Module, where: str) -> None:
 def _check_finite(names: Names, state: Mapping[str, Tensor], where: str) -> None:
     for original in names.values():
         if not torch.isfinite(state[original]).all():
-            raise ValueError(f"{where} is of no use: {original!r} holds NaN or infinity")
+            raise ValueError(
+                f"{where} is of no use: {original!r} holds NaN or infinity; give weights from before training "
+                "diverged, or fetch the file again"
+            )
 
 
 def _take_over(net: nn.Module, found: Statistics, where: str) -> None:

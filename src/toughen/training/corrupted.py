@@ -50,7 +50,7 @@ def evaluate_corruptions(
 
     Args:
         what: see `open_subject`.
-        limit: only the first so many test images.
+        limit: only so many test images, see `limited`.
         data: see `open_subject`.
         size: see `open_subject`.
         mean: see `open_subject`.
@@ -74,8 +74,9 @@ def evaluate_corruptions(
         # Before the work, which may take hours.
         open_baseline(baseline)
     subject = open_subject(str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights)
-    test = limited(subject.test, limit)
-    names = CORRUPTIONS if published is None else open_published(published, test.labels).names
+    test, index, notes = limited(subject.test, limit)
+    labels = test.labels if index is None else None
+    names = CORRUPTIONS if published is None else open_published(published, labels).names
     parts = [
         SUITE,
         "published" if published is not None else "",
@@ -95,6 +96,8 @@ def evaluate_corruptions(
             folder=into,
             shared=distributed.world() > 1,
             progress=progress,
+            index=index,
+            notes=[f"{said}; i is its index in examples.parquet" for said in notes],
         )
     return found, mean_corruption_error(found, baseline), into
 

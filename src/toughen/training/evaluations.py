@@ -48,7 +48,7 @@ def evaluate_run(
     Args:
         what: see `open_subject`.
         suite: name of the attacks, or a dict of one's own as `FILE.py:NAME` or `package.module:NAME`.
-        limit: only the first so many test images.
+        limit: only so many test images, see `limited`.
         data: see `open_subject`.
         size: see `open_subject`.
         mean: see `open_subject`.
@@ -74,7 +74,7 @@ def evaluate_run(
     ball = check_radius(parse(threat)) if threat is not None else subject.threat
     if ball is None:
         raise ValueError(f"{what} does not say within which ball; give --threat, like --threat linf:8/255")
-    test = limited(subject.test, limit)
+    test, index, notes = limited(subject.test, limit)
     attacks = suite
     if is_reference(suite):
         attacks = imported(suite)
@@ -103,5 +103,7 @@ def evaluate_run(
             keep=keep,
             shared=distributed.world() > 1,
             progress=progress,
+            index=index,
+            notes=[f"{said}; that is its index in examples.parquet" for said in notes],
         )
     return found, into

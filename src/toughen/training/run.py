@@ -6,6 +6,7 @@ Example:
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,26 @@ import torch
 from toughen import averaging, distributed, recipes, store
 from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from toughen.counting import counted
-from toughen.data import Batches
+from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
 from toughen.display import Display
 from toughen.recipes import Recipe, RecipeError
+from toughen.training.about import About
 from toughen.training.loop import Job, train_batch
 from toughen.training.overfitting import Watch
 from toughen.training.saving import capture, restore
 from toughen.training.selection import Accuracies, improved, validate
-from toughen.training.setup import chosen_device, has_batchnorm, load_data, load_pseudo_labelled, set_up, splits
+from toughen.training.setup import (
+    WAY_OUT,
+    check_images,
+    chosen_device,
+    has_batchnorm,
+    load_data,
+    load_pseudo_labelled,
+    refusal,
+    set_up,
+    splits,
+)
 
 
 @dataclass
@@ -34,7 +46,8 @@ class Outputs:
         folder: the run folder.
         logs: `metrics.jsonl`, equal bytes for equal runs, and `timing.jsonl`, the same steps on the wall clock; only
             on the first rank.
-        fingerprints: of the "data" and, where there is one, of the "extra" set.
+        about: the data that training began with.
+        extra: fingerprint of the extra set, where there is one.
         watch: for catastrophic overfitting.
         best: for each candidate the step and accuracies of its best weights.
         seconds: of training and validating, over all sittings.
@@ -43,7 +56,8 @@ class Outputs:
 
     folder: Path
     logs: tuple[store.Log, store.Log] | None
-    fingerprints: dict[str, str]
+    about: About
+    extra: str | None
     watch: Watch
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -86,16 +100,17 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         train_split, validation, index = splits(recipe, data)
         extra = load_pseudo_labelled(recipe, data)
         fresh = distributed.from_main(distributed.is_main() and begins(out))
+        read = {"train": train_split, "validation": validation, "test": data.test}
+        check_images({**read, "extra": extra.examples} if extra else read, display.note, fresh=fresh)
         job, batches = set_up(recipe, data, train_split, index, device, extra=extra, note=display.note, fresh=fresh)
         if distributed.is_main():
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
-            claim(recipe, out)
+            claim(recipe, out, display.note)
         watch = Watch.over(recipe, job.method, train_split, device)
-        fingerprints = {"data": data.fingerprint}
-        if extra:
-            fingerprints["extra"] = fingerprint({"extra": extra.examples})
-        outputs = resume(job, watch, fingerprints, out, display)
+        about = About.of(data, trained=len(train_split), validated=len(validation))
+        others = fingerprint({"extra": extra.examples}) if extra else None
+        outputs = resume(job, watch, about, others, out, display)
         for opened in outputs.logs or ():
             held.enter_context(opened)
         if job.number == recipe.batches:
@@ -122,12 +137,14 @@ def title(recipe: Recipe, training: int, validating: int, device: torch.device) 
 def check_folder(recipe: Recipe, out: Path) -> None:
     """Refuse a folder that is not this recipe's, before anything is computed.
 
+    One of another recipe passes as long as nothing was made of it: `claim` makes the folder this recipe's.
+
     Raises:
-        RecipeError: when the folder holds another recipe, or other files and no recipe.
+        RecipeError: when the folder holds another recipe's work, or other files and no recipe.
     """
     path = out / "recipe.yaml"
     if path.exists():
-        if different := recipes.differences(recipes.load(str(path)), recipe):
+        if (different := recipes.differences(recipes.load(str(path)), recipe)) and not is_unused(out):
             raise RecipeError(
                 f"{out} holds a run of another recipe ({'; '.join(different[:3])}{'; ...' if different[3:] else ''}); "
                 "give another --out"
@@ -136,30 +153,62 @@ def check_folder(recipe: Recipe, out: Path) -> None:
         raise RecipeError(f"{out} exists and is no run folder; give another --out")
 
 
+def is_unused(out: Path) -> bool:
+    """Whether a run folder holds what a run leaves that fails at its first batch: a recipe and empty logs."""
+    files = [file for file in out.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
+    recipe, logs = out / "recipe.yaml", (out / "metrics.jsonl", out / "timing.jsonl")
+    if any(file != recipe and (file not in logs or file.stat().st_size) for file in files):
+        return False
+    # Byte by byte what `claim` writes: a recipe that the user wrote, with remarks, is work.
+    return recipe.read_text() == recipes.dump(recipes.load(str(recipe)))
+
+
 def begins(out: Path) -> bool:
     """Whether there is no checkpoint yet that a run in the folder goes on from."""
     return latest_checkpoint(out, warn=lambda text: None, clean=False) is None
 
 
-def claim(recipe: Recipe, out: Path) -> None:
+def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: None) -> None:
     """Make the folder this recipe's; under its lock, for another process may have claimed it meanwhile."""
     check_folder(recipe, out)
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "recipe.yaml").exists():
-        store.write_text(out / "recipe.yaml", recipes.dump(recipe))
+    path = out / "recipe.yaml"
+    if path.exists() and recipes.differences(recipes.load(str(path)), recipe):
+        note(f"{out} held another recipe, of which nothing was trained yet; this one replaces it")
+        store.write_text(path, recipes.dump(recipe))
+    elif not path.exists():
+        store.write_text(path, recipes.dump(recipe))
 
 
-def resume(job: Job, watch: Watch, fingerprints: dict[str, str], out: Path, display: Display) -> Outputs:
-    """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one."""
+def resume(job: Job, watch: Watch, about: About, extra: str | None, out: Path, display: Display) -> Outputs:
+    """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one.
+
+    Args:
+        job: in its first state.
+        watch: likewise.
+        about: the data as they are now.
+        extra: fingerprint of the extra set, where there is one.
+        out: the run folder.
+        display: is told what has changed without harm.
+
+    Raises:
+        RecipeError: training was begun on other images.
+    """
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
     checkpoint = newest or (load_checkpoint(path) if path else None)
     state: dict[str, Any] = {"metrics": 0, "timing": 0, "overfitting": {}, "best": {}, "seconds": 0.0}
     if checkpoint:
         state |= checkpoint.state
-        for what, now in fingerprints.items():
-            if state[what] != now:
-                raise RecipeError(f"CK302 {out} was trained on other images than its {what} holds now; restore them")
+        name, now, about = about.name, about.fingerprints, About.read(state["data"])
+        changed = about.changed(now)
+        if seen := [name for name in changed if name != "test"]:
+            which = f"the {' and '.join(seen)} images have changed"
+            raise RecipeError(f"CK302 {out} was trained on other images than its data holds now ({which}); {WAY_OUT}")
+        if changed:
+            display.note(f"the test images of {name} have changed; training goes on, for it never looks at them")
+        if state["extra"] != extra:
+            raise RecipeError(f"CK302 {out} was trained on other images than its extra holds now; {WAY_OUT}")
         if (threads := torch.get_num_threads()) != state["threads"]:
             display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-equal.")
         restore(job, checkpoint)
@@ -169,12 +218,20 @@ def resume(job: Job, watch: Watch, fingerprints: dict[str, str], out: Path, disp
         metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
         logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
     newest_path = checkpoint.path if checkpoint else None
-    return Outputs(out, logs, fingerprints, watch, state["best"], state["seconds"], newest_path)
+    return Outputs(out, logs, about, extra, watch, state["best"], state["seconds"], newest_path)
 
 
 def due(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` steps lies in (before, after]."""
     return after // every > before // every
+
+
+def taken(batches: Batches, number: int) -> Batch:
+    """A batch, or in one sentence what has become of an image that was whole before training began."""
+    try:
+        return batches[number]
+    except ValueError as error:
+        raise RecipeError(refusal(str(error), fresh=False)) from None
 
 
 def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Examples, display: Display) -> None:
@@ -184,7 +241,7 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
     clock = time.monotonic()
     images = 0
     while job.number < recipe.batches:
-        before, batch = job.step, batches[job.number]
+        before, batch = job.step, taken(batches, job.number)
         with counted(job.model, job.passes):
             train_batch(job, batch)
         images += batch.size * job.method.steps_per_batch
@@ -247,7 +304,8 @@ def save(recipe: Recipe, job: Job, outputs: Outputs, winners: list[str]) -> None
         "best": outputs.best,
         "overfitting": asdict(outputs.watch.memory),
         "seconds": outputs.seconds,
-        **outputs.fingerprints,
+        "data": outputs.about.state,
+        "extra": outputs.extra,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -13,17 +13,18 @@ from toughen.checkpoint import latest_checkpoint
 from toughen.data import ImageData
 from toughen.models import Classifier
 from toughen.recipes import Recipe
+from toughen.training.about import About
 from toughen.training.setup import build_model, chosen_device, load_data
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A run folder, opened.
+class Trained:
+    """A run folder, opened without its images.
 
     Attributes:
         folder: where it is.
         recipe: what was trained.
-        data: what it was trained on, with the test split.
+        about: what it was trained on.
         model: in inference mode, on the recipe's device.
         step: optimiser steps behind these weights.
         weights: which weights these are, like `best-weights`.
@@ -31,19 +32,58 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    data: ImageData
+    about: About
     model: Classifier
     step: int
     weights: str
 
 
+@dataclass(frozen=True, eq=False)
+class Run(Trained):
+    """A run folder, opened.
+
+    Attributes:
+        data: what it was trained on, with the test split.
+        said: what has changed in the data since then, as a clause for the user; mostly nothing.
+    """
+
+    data: ImageData
+    said: str
+
+
 def open_run(folder: Path, *, checkpoint: str = "best", weights: str | None = None) -> Run:
-    """Open a run folder.
+    """Open a run folder, to measure its weights on its test images.
 
     Args:
         folder: of the run.
         checkpoint: "best" by robust validation accuracy, or "last".
         weights: "weights" or an average like "average-0.995"; the recipe's headline by default.
+
+    Raises:
+        ValueError: as for `open_trained`; the data cannot be loaded; or CK302: training images and test images have
+            both changed, so that training may have seen what is test data now.
+        Damaged: it has checkpoints but none is whole.
+    """
+    found = open_trained(folder, checkpoint=checkpoint, weights=weights)
+    data, said = load_data(found.recipe), ""
+    if changed := found.about.changed(data.fingerprints):
+        said = f"the {' and '.join(changed)} images of {data.name} have changed since {folder} was trained"
+        if "test" in changed and len(changed) > 1:
+            raise ValueError(
+                f"CK302 {folder} was trained on other images than {data.name} holds now (the {' and '.join(changed)} "
+                "images have changed), and may have seen what are test images now; restore them, or export the run and "
+                "evaluate the export on data that it has not seen"
+            )
+    return Run(**vars(found), data=data, said=said)
+
+
+def open_trained(folder: Path, *, checkpoint: str = "best", weights: str | None = None) -> Trained:
+    """Open a run folder for its weights; its images are not looked at, and need not be there.
+
+    Args:
+        folder: of the run.
+        checkpoint: see `open_run`.
+        weights: see `open_run`.
 
     Raises:
         ValueError: the folder is no run, has no checkpoint yet, or not these weights.
@@ -64,10 +104,8 @@ def open_run(folder: Path, *, checkpoint: str = "best", weights: str | None = No
         if name in there:
             raise ValueError(f"{folder} has not been validated yet, so there is no best; use --checkpoint last")
         raise ValueError(f"{folder} has no weights {name!r}; it has {', '.join(there)}")
-    data = load_data(recipe)
-    if newest.state["data"] != data.fingerprint:
-        raise ValueError(f"CK302 {folder} was trained on other images than {data.name} holds now; restore them")
-    model = build_model(recipe, data)
+    about = About.read(newest.state["data"])
+    model = build_model(recipe, about)
     model.load_state_dict(newest.tensors(group))
     step = newest.state["best"][name]["step"] if checkpoint == "best" else newest.step
-    return Run(folder, recipe, data, model.to(chosen_device(recipe.device)).eval(), step, group)
+    return Trained(folder, recipe, about, model.to(chosen_device(recipe.device)).eval(), step, group)

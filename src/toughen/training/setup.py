@@ -4,7 +4,8 @@ Example:
     job, batches = set_up(recipe, data, train_split, index, device)
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +18,21 @@ from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
 from toughen.data.base import Examples, first, per_class
 from toughen.data.batches import Extra
 from toughen.data.stored import Stored
+from toughen.data.whole import examined
 from toughen.methods import Spec
+from toughen.models.inputs import check_takes
 from toughen.noise import derive
 from toughen.recipes import Recipe, RecipeError
 from toughen.schedule import warmed_up
+from toughen.training.about import About
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
 from toughen.training.start import check_start, expected_normalization, start
+
+WAY_OUT = "restore them, or begin anew in another --out"
+
+PATIENCE = 10
+"""Seconds of looking at images after which the user is told so."""
 
 SAMPLE = 2048
 """Stored images that are decoded for the statistics of their channels."""
@@ -83,6 +92,45 @@ def splits(recipe: Recipe, data: ImageData) -> tuple[Examples, Examples, Tensor]
     return train_split, validation, index
 
 
+def check_images(
+    splits: Mapping[str, Examples], note: Callable[[str], None] = lambda text: None, *, fresh: bool = True
+) -> None:
+    """Refuse stored images that cannot be decoded, all of them at once, before anything is trained on the others.
+
+    The first rank looks, and tells the others every few seconds that it is not dead.
+
+    Args:
+        splits: by name, whatever a run reads.
+        note: is told of progress where it takes long.
+        fresh: whether the run begins here, and not where a checkpoint is.
+
+    Raises:
+        RecipeError: images are broken, see `toughen.data.whole`.
+    """
+    looked = examined(splits) if distributed.is_main() else iter(())
+    told = time.monotonic()
+    while True:
+        state: tuple[tuple[int, int] | None, str] = (None, "")
+        try:
+            state = (next(looked, None), "")
+        except ValueError as error:
+            state = (None, str(error))
+        progress, fault = distributed.from_main(state)
+        if fault:
+            raise RecipeError(refusal(fault, fresh=fresh))
+        if progress is None:
+            return
+        if time.monotonic() - told >= PATIENCE:
+            told = time.monotonic()
+            note(f"looking whether all images can be decoded: {progress[0]:,} of {progress[1]:,}")
+
+
+def refusal(fault: str, *, fresh: bool) -> str:
+    """What to do about a broken image, which a run that has begun cannot do without."""
+    kept = "" if fresh else f"; but this run goes on only with the images that it began with: {WAY_OUT}"
+    return f"data: {fault.rstrip('.')}{kept}"
+
+
 def set_up(
     recipe: Recipe,
     data: ImageData,
@@ -124,6 +172,11 @@ def set_up(
     model = build_model(recipe, data, split if fresh else None)
     start(model, recipe, note, fresh=fresh)
     model.to(device, dtype)
+    if fresh:
+        try:
+            check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}", size="data.size={}")
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
     short = batches.smallest
     if short < distributed.world() and has_batchnorm(model):
         raise RecipeError(
@@ -156,7 +209,7 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def build_model(recipe: Recipe, data: ImageData, split: Examples | None = None) -> models.Classifier:
+def build_model(recipe: Recipe, data: ImageData | About, split: Examples | None = None) -> models.Classifier:
     """The recipe's network, its normalisation first, with weights drawn under the recipe's seed.
 
     Args:
@@ -182,6 +235,12 @@ def build_model(recipe: Recipe, data: ImageData, split: Examples | None = None) 
             else {"mean": [0.0] * data.channels, "std": [1.0] * data.channels}
         )
     elif recipe.normalize != "none":
+        if {len(recipe.normalize.mean), len(recipe.normalize.std)} != {data.channels}:
+            raise RecipeError(
+                f"normalize: mean and std need one number for each of the {data.channels} channels of {data.name}, got "
+                f"{len(recipe.normalize.mean)} and {len(recipe.normalize.std)}; write so many in "
+                '"normalize={mean: [...], std: [...]}", or normalize=data'
+            )
         normalize = {"mean": recipe.normalize.mean, "std": recipe.normalize.std}
     torch.manual_seed(derive(recipe.seed, "weights"))
     try:

@@ -11,13 +11,14 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toughen import exported
 from toughen.data import ImageData, load
@@ -31,6 +32,8 @@ from toughen.threat import Threat
 from toughen.threat import parse as parse_threat
 from toughen.training.runs import open_run
 from toughen.training.setup import chosen_device
+
+Fetched = TypeVar("Fetched")
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """How names of files with weights end."""
@@ -94,8 +97,8 @@ def open_subject(
     """
     path, given = Path(what), mean is not None or std is not None
     with torch.random.fork_rng():
-        if _is_run(what):
-            if path.is_dir() and (data is not None or size is not None or given):
+        if is_run(what):
+            if (path / "recipe.yaml").is_file() and (data is not None or size is not None or given):
                 raise ValueError(
                     "a run is evaluated on the data it was trained on; leave out --data, --size, --mean and --std, or "
                     f"export it for other data: toughen export {what} --out FOLDER"
@@ -107,15 +110,31 @@ def open_subject(
             if given:
                 raise ValueError(f"{what} brings its own normalisation; leave out --mean and --std")
             return _open_exported(path, data, size)
-        images, said = _load(what, data, View(size) if size else None), ""
-        if _is_weights(what):
-            model, said = _from_weights(what, images, mean, std)
-        elif what.startswith(PREFIXES):
-            model, said = _pretrained(what, images, mean, std)
-        else:
-            model = normalised(_built(what), mean, std)
+        images = _load(what, data, View(size) if size else None)
+        model, said = open_model(what, images, mean, std)
     folder = Path("evaluation") / re.sub(r"\W+", "-", what).strip("-")
     return Subject(model.to(chosen_device("auto")), images.test, images.classes, None, folder, said=said)
+
+
+def open_model(
+    what: str, images: ImageData, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[nn.Module, str]:
+    """A model that is no run and no exported one, for such images; and what was done to open it.
+
+    Args:
+        what: weights, a network of timm's or a function, see `open_subject`.
+        images: whose classes and channels it is for.
+        mean: see `open_subject`.
+        std: see `open_subject`.
+
+    Raises:
+        ValueError: as for `open_subject`.
+    """
+    if _is_weights(what):
+        return _from_weights(what, images, mean, std)
+    if what.startswith(PREFIXES):
+        return _pretrained(what, images, mean, std)
+    return normalised(_built(what), mean, std), ""
 
 
 def is_exported(path: Path) -> bool:
@@ -131,10 +150,15 @@ def is_exported(path: Path) -> bool:
     return exported.is_exported(path)
 
 
-def _is_run(what: str) -> bool:
-    """Whether a text is, or can only have been meant as, a run folder."""
+def is_run(what: str) -> bool:
+    """Whether a text is, or can only have been meant as, a run folder.
+
+    Raises:
+        ValueError: it is a folder with half of an exported model.
+    """
     path = Path(what)
     if path.is_dir():
+        exported.check_whole(path)
         return not exported.is_exported(path)
     return not (_is_weights(what) or what.startswith(PREFIXES) or is_reference(what))
 
@@ -149,17 +173,27 @@ def _named(what: str) -> tuple[str, str, str]:
     return ("", "", what) if "=" not in what or Path(what).is_file() else what.partition("=")
 
 
-def limited(test: Examples, limit: int | None) -> Examples:
-    """The first `limit` test images, or all of them.
+def limited(test: Examples, limit: int | None) -> tuple[Examples, Tensor | None, tuple[str, ...]]:
+    """The first `limit` test images, as in most papers; as many spread over all of them where these lie by class.
+
+    Class folders are read one after another, so that the first images would be of one class.
+
+    Returns:
+        The images; their positions in the test set (limit,), None where they are the first ones; and what to note.
 
     Raises:
         ValueError: there are fewer.
     """
-    if limit is None or limit == len(test):
-        return test
-    if limit > len(test):
-        raise ValueError(f"limit is {limit}, but there are {len(test)} test images; give at most that")
-    return first(test, limit)
+    total, labels = len(test), test.labels
+    if limit is None or limit == total:
+        return test, None, ()
+    if limit > total:
+        raise ValueError(f"limit is {limit}, but there are {total} test images; give at most that")
+    if not (bool((labels[1:] >= labels[:-1]).all()) and labels[0] < labels[-1]):
+        return first(test, limit), None, ()
+    rows = torch.arange(limit) * total // limit
+    said = f"{limit} images spread over the {total} of the test set, which lie sorted by class: "
+    return test.take(rows), rows, (f"{said}the i-th, from 0, is number floor(i * {total} / {limit}) of them",)
 
 
 def _load(what: str, data: str | None, view: View | None) -> ImageData:
@@ -172,11 +206,26 @@ def _load(what: str, data: str | None, view: View | None) -> ImageData:
         raise ValueError(str(error).replace("data.size, like data.size=224", "--size, like --size 224")) from None
 
 
+def check_there(path: Path) -> None:
+    """Refuse what can only have been meant as a run folder and is not there at all.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"there is no {path}; give a run folder, an exported model, a file of weights (NETWORK=FILE), timm:NAME or "
+            "FILE.py:FUNCTION"
+        )
+
+
 def _open_run(path: Path, checkpoint: str, weights: str | None) -> Subject:
+    check_there(path)
     run = open_run(path, checkpoint=checkpoint, weights=weights)
     usual = run.weights == f"best-{run.recipe.headline}"
     variant = "" if usual else run.weights
-    return Subject(run.model, run.data.test, run.data.classes, run.recipe.threat, path / "evaluation", variant)
+    into = path / "evaluation"
+    return Subject(run.model, run.data.test, run.data.classes, run.recipe.threat, into, variant, said=run.said)
 
 
 def _open_exported(path: Path, data: str | None, size: int | None) -> Subject:
@@ -187,8 +236,10 @@ def _open_exported(path: Path, data: str | None, size: int | None) -> Subject:
     images = _load(str(path), data, view)
     exported.check_fits(config, data, images.classes, images.image_shape)
     model = exported.load_model(path).to(chosen_device("auto"))
-    named = path if path.is_dir() else path.parent
-    folder = Path("evaluation") / named.resolve().name
+    named = (path if path.is_dir() else path.parent).resolve().name
+    # On the data that it was trained on, the name says enough.
+    named += "" if images.name == config["data"] else "-on-" + re.sub(r"[^\w.+-]+", "-", images.name)
+    folder = Path("evaluation") / named
     return Subject(model, images.test, images.classes, parse_threat(config["threat"]), folder)
 
 
@@ -225,18 +276,26 @@ def _pretrained(
 ) -> tuple[nn.Module, str]:
     """A network with its pretrained weights, in inference mode; and what they are normalised by."""
     if mean is None and std is None:
-        mean, std = pretrained_normalization(name) or (None, None)
+        mean, std = _fetching(name, lambda: pretrained_normalization(name)) or (None, None)
         if mean is not None and len(mean) != images.channels:
             raise ValueError(
                 f"{name} was trained on images of {len(mean)} channels, and those of {images.name} have "
                 f"{images.channels}; give --size, like --size 224, which makes all images RGB"
             )
     options: dict[str, Any] = {"num_classes": images.num_classes, "in_channels": images.channels}
-    model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
+    model = _fetching(name, lambda: build(name, **options, mean=mean, std=std, pretrained=True).eval())
     # timm keeps what the weights were for; for other classes it has drawn a new head.
     _check_classes(name, getattr(model.net, "pretrained_cfg", {}).get("num_classes", images.num_classes), images)
     done = f"mean {[*mean]} and std {[*std]}" if mean is not None and std is not None else "nothing"
     return model, f"{name}: pretrained weights, normalised by {done}"
+
+
+def _fetching(name: str, fetch: Callable[[], Fetched]) -> Fetched:
+    try:
+        return fetch()
+    except ValueError as error:
+        # Here there is no recipe whose model.weights could be given.
+        raise ValueError(str(error).replace("with model.weights=FILE", f"as {name}=FILE")) from None
 
 
 def _check_classes(what: str, theirs: int, images: ImageData) -> None:
@@ -250,7 +309,10 @@ def _check_classes(what: str, theirs: int, images: ImageData) -> None:
 
 def _built(reference: str) -> nn.Module:
     build = imported(reference)
-    model = build() if callable(build) and not isinstance(build, nn.Module) else build
+    try:
+        model = build() if callable(build) and not isinstance(build, nn.Module) else build
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{reference!r} cannot be called: {_said(error, reference)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{reference} gave {type(model).__name__}; it must be or return a torch.nn.Module")
     return model
@@ -262,7 +324,7 @@ def imported(reference: str) -> object:
     It may import what lies beside the file, or in the current folder.
 
     Raises:
-        ValueError: there is no such module, file or name.
+        ValueError: there is no such module, file or name, or its code raises something.
     """
     place, _, name = reference.rpartition(":")
     # At the end, so that nothing there hides a module that is installed.
@@ -280,9 +342,21 @@ def imported(reference: str) -> object:
             module = importlib.import_module(place)
     except (ImportError, FileNotFoundError, SyntaxError) as error:
         raise ValueError(f"{reference!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{reference!r} cannot be imported: {_said(error, reference)}") from error
     if not hasattr(module, name):
         raise ValueError(f"{place} has no {name!r}; give FILE.py:NAME or package.module:NAME")
     return getattr(module, name)
+
+
+def _said(error: BaseException, reference: str) -> str:
+    """What code of the user's own raised, and the last line of that code on the way there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = Path(reference.rpartition(":")[0])
+    own = [frame for frame in frames if place.suffix == ".py" and Path(frame.filename).name == place.name]
+    frame = (own or frames)[-1]
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}{': ' * bool(text)}{text} ({frame.filename}, line {frame.lineno})"
 
 
 def is_reference(text: str) -> bool:
