@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation bench-data bench-label bench-corruptions bench-real clean
+.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation bench-data bench-label bench-corruptions bench-real bench-studies clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -85,6 +85,9 @@ bench-corruptions: $(BENCH)/.ready  ## the 19 corruptions against imagecorruptio
 
 bench-real: $(BENCH)/.ready  ## two real networks: loaded, checked, attacked, and fed wrongly on purpose
 	$(BENCH)/bin/python benchmarks/real_models.py --data $(CIFAR10)
+
+bench-studies: $(READY)  ## every study at toy scale, with workers killed and bad rows (nightly)
+	$(BIN)/python benchmarks/studies.py runs/bench-studies
 
 clean:  ## remove the environment and caches (never runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

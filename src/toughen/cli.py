@@ -6,22 +6,19 @@
     toughen list methods
 
 Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 3 `check` found
-something wrong with the model; 76 the run folder is in use.
+something wrong with the model; 76 the run folder is in use; 141 nobody reads the output any more.
 Everything heavy is imported by the command that needs it.
 """
 
 import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from toughen.store import Damaged, Locked
+from toughen.cli_study import app as study
+from toughen.command import console, plain_errors, show_warnings_briefly
 
 app = typer.Typer(
     add_completion=False,
@@ -32,40 +29,30 @@ app = typer.Typer(
 )
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """What a user can mend becomes one sentence and an exit code, never a traceback."""
-    from toughen.evaluation import Unsound
-    from toughen.training.monitors import NonFinite
-
-    try:
-        yield
-    except Locked as error:
-        _fail(str(error), 76)
-    except (ValueError, NonFinite, Damaged, Unsound) as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what is saved", 130)
+app.add_typer(study, name="study")
 
 
-def _fail(message: str, code: int) -> None:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    raise typer.Exit(code)
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"toughen {version('toughen')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def toughen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before every command; Typer's own help is that of the application."""
 
 
 def _numbers(text: str | None) -> list[float] | None:
     from toughen.naming import parse_number
 
     return None if text is None else [parse_number(part) for part in text.split(",")]
-
-
-def console() -> Console:
-    """Standard output, as wide as a log line needs where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 @app.command()
@@ -94,7 +81,7 @@ def train(
             summary = run(loaded, folder, display=terminal(console()))
         if int(os.environ.get("RANK", "0")) == 0:
             console().print(report.training_table(summary))
-            print(f"run folder: {folder}\nnext: toughen evaluate {folder} --suite pgd-20")
+            print(f"run folder: {folder}\nnext: toughen evaluate {shlex.quote(str(folder))} --suite pgd-20")
 
 
 @app.command()
@@ -106,7 +93,9 @@ def evaluate(
     suite: Annotated[
         str, typer.Option(help="Attacks, like autoattack (toughen list suites), or FILE.py:DICT; or corruptions.")
     ] = "pgd-20",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N test images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N test images; N spread evenly if they lie by class.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
     mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
@@ -186,6 +175,47 @@ def evaluate(
 
 
 @app.command()
+def analyse(
+    run_or_model: Annotated[
+        str,
+        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Test images of the sweeps and gradients; 200 by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="eps-sweep, step-sweep, gradients, surface, turns-into, pictures, radii; several by commas."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
+    threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files; the same command goes on there.")] = None,
+) -> None:
+    """Compute what a report draws: sweeps, gradients, surfaces, pictures; killed, the same command goes on."""
+    with plain_errors():
+        from toughen.report.labelling import counting
+        from toughen.training.analyses import analyse as compute
+
+        wanted = [name.strip() for item in only or () for name in item.split(",")]
+        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
+        chosen = {"checkpoint": checkpoint, "weights": weights, "threat": threat, "out": out}
+        given = {"limit": limit, "only": wanted, "batch_size": batch_size, "seed": seed, **fed, **chosen}
+        with show_warnings_briefly(), counting(console()) as watch:
+            found = compute(run_or_model, **given, progress=watch, note=print)
+        for name in (*found.kept, *found.made):
+            print(f"{found.folder / name}{' (was there)' if name in found.kept else ''}")
+        if found.warning:
+            print(f"note: {found.warning}")
+
+
+@app.command()
 def check(
     run_or_model: Annotated[
         str, typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
@@ -233,6 +263,8 @@ def export(
         from toughen.export import export as write
         from toughen.export import hub
 
+        if not run.exists():
+            raise ValueError(f"there is no folder {run}; give a run folder, the --out of a toughen train")
         if public and push is None:
             raise ValueError("--public goes with --push; give --push OWNER/NAME")
         if push is not None:
@@ -245,13 +277,15 @@ def export(
             print(f"note: {note}")
         if push is not None:
             print(f"pushed: {hub.push(out, push, public=public)} ({'public' if public else 'private'})")
-        print(f"next: toughen evaluate {out} --data {made.data}")
+        print(f"next: toughen evaluate {shlex.quote(str(out))} --data {shlex.quote(made.data)}")
 
 
 @app.command()
 def label(
     pool: Annotated[str, typer.Argument(help="The images to choose from: a source, like a folder or a file.")],
-    scorer: Annotated[str, typer.Option(help="A run folder, or FILE.py:FUNCTION that returns a module.")],
+    scorer: Annotated[
+        str, typer.Option(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
+    ],
     against: Annotated[str, typer.Option(help="Data whose test images must not be in the set; gives the classes.")],
     count: Annotated[list[int], typer.Option(help="Images to choose; several counts give nested sets.")],
     out: Annotated[Path, typer.Option(help="Folder of the set; the same command goes on there.")],
@@ -259,6 +293,7 @@ def label(
     labeller: Annotated[str | None, typer.Option(help="A second classifier that labels what is chosen.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
     foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring all images to this side, like 224.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
 ) -> None:
     """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
@@ -279,10 +314,42 @@ def label(
                 soft=probabilities,
                 foreign=foreign,
                 batch_size=batch_size,
+                size=size,
                 progress=watch,
+                note=print,
             )
         console().print(labelling_table(manifest))
         print(f"the set: {out}\nwhat was done: {out / 'manifest.json'}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders and studies.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; an earlier one is replaced.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write every figure as SVG or PNG, and its data as CSV.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print the same tables here.")] = False,
+) -> None:
+    """Make one HTML page of runs and studies, which needs no network and no other file."""
+    with plain_errors():
+        from toughen.report.page import parts, write_figures, write_page
+        from toughen.report.plain import plain as tables
+        from toughen.studies.folder import STUDY, StudyFolder
+        from toughen.studies.results import collect
+
+        if out is None and figures is None and not plain:
+            raise ValueError("there is nothing to write; give --out PAGE.html, --figures FOLDER or --plain")
+        studies = [folder for folder in folders if (folder / STUDY).is_file()]
+        runs = [folder for folder in folders if folder not in studies]
+        made = parts(runs, [(folder, collect(StudyFolder(folder))) for folder in studies])
+        if plain:
+            for shown in tables(made):
+                console().print(shown)
+        if figures is not None:
+            print(f"{len(write_figures(figures, made))} files in {figures}")
+        if out is not None:
+            print(f"page: {out} ({write_page(out, made):,} bytes)")
 
 
 @app.command(name="import")
@@ -296,7 +363,7 @@ def import_(
 
         counts = import_folder(folder, out)
         print(", ".join(f"{count} {part} images" for part, count in counts.items()))
-        print(f"next: toughen train RECIPE data={out}")
+        print(f"next: toughen train RECIPE {shlex.quote(f'data={out}')}")
 
 
 @app.command()
@@ -323,14 +390,6 @@ def list_(
 
         for line in catalogue(what):
             print(line)
-
-
-@contextmanager
-def show_warnings_briefly() -> Iterator[None]:
-    """Libraries' warnings about themselves are no news to a user; ours are printed by the display."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def main() -> None:

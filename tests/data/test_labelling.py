@@ -215,7 +215,7 @@ def test_folders_that_hold_something_else_are_refused_untouched(tmp_path, one_se
         ({"labels": "probabilities"}, "labels"),
         ({"test_images": pool_and_test()[1][1:]}, "test"),
     ):
-        assert f"another {name}" in one_sentence(run, tmp_path / "out", **changes)
+        assert f"another extra set ({name} differs)" in one_sentence(run, tmp_path / "out", **changes)
     assert contents(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -10,7 +10,9 @@ is read. No torch is imported here.
 """
 
 import json
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,6 +21,13 @@ import numpy as np
 
 from toughen import store
 from toughen.outcomes import interval
+
+
+DAMAGE = (
+    *(ValueError, TypeError, KeyError, EOFError, AttributeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What numpy raises for a damaged .npz file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +120,11 @@ def _ending(path: Path) -> str:
 
 def _unpacked(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # A handle: given a name, numpy leaves the file open where it is damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
         record = store.decode(found.pop("record").tobytes(), path)
-    except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not an .npz file of toughen's ({error})") from None
     return {**record, **found} if isinstance(record, dict) else {}
 

@@ -142,6 +142,12 @@ def bilateral(threat: Threat, side: int = 0) -> Suite:
     }
 
 
+def random_target(threat: Threat, K: int, side: int = 0) -> Suite:
+    """K steps of PGD towards random classes (Xie et al. 2019, section 6.1; IAAT, figure 9)."""
+    step = step_size(threat, K, side)
+    return {f"random-target-{K}": _spec("targeted_pgd", target="random", steps=K, step_size=step)}
+
+
 def iaat_imagenet(threat: Threat) -> Suite:
     """PGD-1000 towards random classes at 4, 8, 12 and 16 of 255 (IAAT, table 4), aside, and in the ball itself."""
     attack = _spec("targeted_pgd", target="random", steps=1000, step_size=1 / 255)
@@ -169,6 +175,7 @@ SUITES: dict[str, Suite | Builder] = {
     "pgd-K-margin": pgd_margin,
     "cw-K": cw,
     "cw-K-rR": cw,
+    "random-target-K": random_target,
     "autoattack": autoattack,
     "autoattack-plus": autoattack_plus,
     "aa+mt": aa_mt,

@@ -7,6 +7,7 @@ Example:
 A file with `base: cifar10-free`, or with several bases in a list, says only what it changes: see `laid_over`.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,8 @@ PRIMARY = {
     "selection": "suite",
     "extra": "source",
 }
+# The sections themselves lie in none.
+TOP = ""
 # A section whose other fields belong to its name, so that another name starts it anew.
 TAGGED = ("model", "method", "schedule", "attack", "selector")
 # A file of this kind is a part for others to build on, no recipe by itself.
@@ -92,6 +95,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not readable as YAML; see `toughen list recipes` for examples") from None
 
 
+@functools.cache
 def _texts() -> dict[str, str]:
     folder = resources.files("toughen.recipes")
     files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
@@ -177,16 +181,21 @@ def laid_over(base: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, 
     Text in place of a section sets its main field and keeps the rest, but another model, method, schedule or attack
     starts its section anew.
     """
-    return {**base, **{key: _laid(key, base.get(key), value) for key, value in mapping.items()}}
+    return _over(base, mapping, TOP)
 
 
-def _laid(key: str, before: Any, value: Any) -> Any:
-    if main := PRIMARY.get(key):
+def _over(base: Mapping[str, Any], mapping: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return {**base, **{key: _laid(key, base.get(key), value, section) for key, value in mapping.items()}}
+
+
+def _laid(key: str, before: Any, value: Any, section: str) -> Any:
+    # IAAT's method has a selection too, which is a word.
+    if (main := PRIMARY.get(key)) and (key != "selection" or section == TOP):
         before, value = ({main: given} if isinstance(given, str) else given for given in (before, value))
     if not (isinstance(before, dict) and isinstance(value, dict)):
         return value
     renamed = key in TAGGED and value.get("name", before.get("name")) != before.get("name")
-    return value if renamed else laid_over(before, value)
+    return value if renamed else _over(before, value, key)
 
 
 def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:

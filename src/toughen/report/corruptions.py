@@ -25,10 +25,11 @@ def corruption_table(result: Record, error: Record | None = None) -> Group:
         error: a mean corruption error with a baseline of the reader's choice; the result's own by default.
     """
     table = Table(title=Text(f"corruptions ({_images(result)}), {result['n']} test images: accuracy in per cent"))
-    table.add_column("corruption")
+    # With a severity's number alone the table fits a terminal of 80 columns.
+    table.add_column("corruption, severity", no_wrap=True)
     for severity in result["severities"]:
-        table.add_column(f"severity {severity}", justify="right")
-    table.add_column("mean", justify="right")
+        table.add_column(str(severity), justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
     for row in result["corruptions"]:
         figures = [*(cell["accuracy"] for cell in row["cells"]), row["accuracy"]]
         last = row["corruption"] == LAST_OF_MAIN

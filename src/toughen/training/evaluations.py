@@ -6,6 +6,7 @@ found, folder = evaluate_run("runs/free", suite="autoattack", limit=1000)
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.ledger import Keep
 from toughen.evaluation.progress import Progress
 from toughen.evaluation.suites import find, with_step
-from toughen.naming import format_number
+from toughen.naming import format_number, known
 from toughen.recipes.schema import check_radius
 from toughen.threat import parse
 from toughen.training.subjects import imported, is_reference, limited, open_subject
@@ -24,6 +25,7 @@ def evaluate_run(
     what: Path | str,
     *,
     suite: str,
+    attack: str | None = None,
     limit: int | None = None,
     data: str | None = None,
     size: int | None = None,
@@ -48,6 +50,7 @@ def evaluate_run(
     Args:
         what: see `open_subject`.
         suite: name of the attacks, or a dict of one's own as `FILE.py:NAME` or `package.module:NAME`.
+        attack: of the suite, this one alone, by its label.
         limit: only so many test images, see `limited`.
         data: see `open_subject`.
         size: see `open_subject`.
@@ -75,16 +78,22 @@ def evaluate_run(
     if ball is None:
         raise ValueError(f"{what} does not say within which ball; give --threat, like --threat linf:8/255")
     test, index, notes = limited(subject.test, limit)
-    attacks = suite
+    attacks: Any = suite
     if is_reference(suite):
         attacks = imported(suite)
         if not isinstance(attacks, Mapping):
             raise ValueError(f"{suite} is {type(attacks).__name__}; it must be a dict from labels to attacks")
+    if (step_size is not None or attack is not None) and isinstance(attacks, str):
+        attacks = find(suite, ball, side=max(test.shape[-2:]))
+    if attack is not None:
+        # An adaptive suite has no attacks to choose from.
+        named = attacks if isinstance(attacks, Mapping) else {}
+        attacks = {known(attack, named, f"attack of suite {suite}"): named[attack]}
     if step_size is not None:
-        named = find(suite, ball, side=max(test.shape[-2:])) if isinstance(attacks, str) else attacks
-        attacks = with_step(named, step_size)
+        attacks = with_step(attacks, step_size)
     differs = ball != subject.threat
-    parts = [re.sub(r"[^\w+-]+", "-", suite), str(ball).replace("/", "over").replace(":", "-") if differs else ""]
+    parts = [re.sub(r"[^\w+-]+", "-", f"{suite}-{attack}" if attack else suite)]
+    parts += [str(ball).replace("/", "over").replace(":", "-") if differs else ""]
     parts += [f"step-{format_number(step_size).replace('/', 'over')}" if step_size is not None else ""]
     parts += [f"n{len(test)}" if len(test) < len(subject.test) else "", subject.variant, f"seed{seed}" if seed else ""]
     parts += ["independent" if independent else "", keep or ""]

@@ -1,0 +1,56 @@
+"""What every command shares: errors in one sentence, the console, and silence about libraries' own warnings."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from toughen.store import Damaged, Locked
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What a user can mend becomes one sentence and an exit code, never a traceback."""
+    from toughen.evaluation import Unsound
+    from toughen.training.monitors import NonFinite
+
+    try:
+        yield
+        # What is still in the buffer must not fail after this, where nobody would catch it.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As in `toughen list | head`. The interpreter flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except Locked as error:
+        _fail(str(error), 76)
+    except (ValueError, NonFinite, Damaged, Unsound) as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from what is saved", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def console() -> Console:
+    """Standard output, as wide as a log line needs where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+@contextmanager
+def show_warnings_briefly() -> Iterator[None]:
+    """Libraries' warnings about themselves are no news to a user; ours are printed by the display."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,166 @@
+"""A study's folder: what it asks for, what is done, what failed. Nothing here imports torch.
+
+    out/study.json                what is asked for: rows, columns, run folders, published numbers; never changes
+    out/runs/NAME/                run folders, one for each training that differs, with their evaluations
+    out/failed/TASK.json          why a task failed; `--retry` takes these away
+    out/claims/TASK.lock          held by the process that works on a task, by the system's own locks
+
+The state of a study is what lies on the disk, so that any number of processes can work on it, die, and go on.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toughen import store
+
+STUDY = "study.json"
+TRAIN, MEASURE = "train", "measure"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work that one process does.
+
+    Attributes:
+        kind: "train" one run, or "measure" one row.
+        name: of the run folder, or of the row.
+    """
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @property
+    def file(self) -> str:
+        """A file's name for it."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.kind}-{self.name}")
+
+
+class StudyFolder:
+    """A folder with a study in it.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / STUDY).is_file():
+            raise ValueError(f"{path} holds no study; give the folder of a toughen study run")
+        self.asked: dict[str, Any] = store.read_json(path / STUDY)
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, Any]]:
+        """By key, as `study.json` has them."""
+        return self.asked["rows"]
+
+    def run(self, training: str) -> Path:
+        """A training's run folder."""
+        return self.path / "runs" / training
+
+    def tasks(self) -> list[Task]:
+        """All that is to be done, trainings first, in the table's order."""
+        wanted = [name for row in self.rows.values() for name in row["trainings"]]
+        return [
+            *(Task(TRAIN, name) for name in dict.fromkeys(wanted)),
+            *(Task(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
+        ]
+
+    def done(self, task: Task) -> bool:
+        """Whether nothing is left to do for a task."""
+        if task.kind == TRAIN:
+            return (self.run(task.name) / "summary.json").is_file()
+        return all(path.is_file() for path in self._results(task.name))
+
+    def _results(self, name: str) -> Iterator[Path]:
+        """Files that a measured row has, as far as they can be known by now."""
+        row = self.rows[name]
+        counted = self.counted(name)
+        if counted is None:
+            yield self.path / "runs" / "nothing is chosen yet"
+            return
+        for training in counted:
+            for measure in row["measures"].values():
+                if measure["folder"]:
+                    yield self.run(training) / "evaluation" / measure["folder"] / "result.json"
+
+    def counted(self, name: str) -> list[str] | None:
+        """The trainings of a row that are measured; None while that is open, for trainings are missing."""
+        row = self.rows[name]
+        if row["pick"] == "each" or len(row["trainings"]) <= 1:
+            return list(row["trainings"])
+        if not all(self.done(Task(TRAIN, training)) for training in row["trainings"]):
+            return None
+        return [max(row["trainings"], key=lambda training: self._chosen_by(training, row["weights"]))]
+
+    def _chosen_by(self, training: str, weights: str | None) -> tuple[float, float]:
+        """Robust and clean accuracy on the validation split: never the test split."""
+        summary = store.read_json(self.run(training) / "summary.json")
+        best = summary["best"][weights or summary["headline"]]
+        return best["robust_accuracy"], best["clean_accuracy"]
+
+    def ready(self, task: Task) -> bool:
+        """Whether what a task builds on is there."""
+        if task.kind == TRAIN:
+            return True
+        row = self.rows[task.name]
+        needed = [*row["trainings"], *(t for source in row["sources"] for t in self.rows[source]["trainings"])]
+        return all(self.done(Task(TRAIN, training)) for training in needed)
+
+    def hopeless(self, task: Task) -> bool:
+        """Whether a task waits for one that failed."""
+        if task.kind == TRAIN:
+            return False
+        row = self.rows[task.name]
+        needed = [*row["trainings"], *(t for source in row["sources"] for t in self.rows[source]["trainings"])]
+        return any(self.failure(Task(TRAIN, training)) for training in needed)
+
+    def failure(self, task: Task) -> Mapping[str, Any] | None:
+        """Why a task failed, if it did."""
+        path = self.path / "failed" / f"{task.file}.json"
+        return store.read_json(path) if path.is_file() else None
+
+    def fail(self, task: Task, reason: str, trace: str) -> None:
+        """Note that a task failed."""
+        (self.path / "failed").mkdir(exist_ok=True)
+        store.write_json(
+            self.path / "failed" / f"{task.file}.json", {"task": str(task), "reason": reason, "trace": trace}
+        )
+
+    def forgive(self) -> list[str]:
+        """Forget all failures, so that their tasks are tried again; which they were."""
+        paths = sorted((self.path / "failed").glob("*.json"))
+        names = [store.read_json(path)["task"] for path in paths]
+        for path in paths:
+            path.unlink()
+        return names
+
+    @contextmanager
+    def claimed(self, task: Task) -> Iterator[bool]:
+        """Hold a task; False if another process does. The system lets go of it however a process ends."""
+        from filelock import FileLock, Timeout
+
+        (self.path / "claims").mkdir(exist_ok=True)
+        guard = FileLock(self.path / "claims" / f"{task.file}.lock", timeout=0)
+        try:
+            guard.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            guard.release()
+
+    def is_claimed(self, task: Task) -> bool:
+        """Whether some process works on a task right now."""
+        if not (self.path / "claims" / f"{task.file}.lock").exists():
+            return False
+        with self.claimed(task) as mine:
+            return not mine

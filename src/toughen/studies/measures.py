@@ -1,0 +1,101 @@
+"""How each kind of figure is measured on a training's chosen weights, into a folder of its run folder.
+
+Each writes `result.json` last, from which `results` reads the figure.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from toughen.attacks import AttackSpec
+from toughen.evaluation import gradient_magnitude, transfer
+from toughen.evaluation.suites import find
+from toughen.studies.folder import StudyFolder
+from toughen.threat import parse
+from toughen.training.corrupted import evaluate_corruptions
+from toughen.training.evaluations import evaluate_run
+from toughen.training.runs import Run, open_run
+from toughen.training.subjects import limited
+
+Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
+"""(folder, row, training, the measure as in study.json, where it goes)"""
+
+
+def robust(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+    """Accuracy under a suite, or under a single one of its attacks."""
+    column = asked["column"]
+    evaluate_run(
+        folder.run(training),
+        suite=column["suite"],
+        attack=column["attack"],
+        limit=asked["limit"],
+        weights=folder.rows[row]["weights"],
+        threat=column["threat"],
+        step_size=column["step_size"],
+        out=out,
+    )
+
+
+def corruptions(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+    """Accuracy under the 19 corruptions."""
+    evaluate_corruptions(folder.run(training), limit=asked["limit"], weights=folder.rows[row]["weights"], out=out)
+
+
+def gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+    """The input gradient's magnitude on the test images (Bilateral, supplement, table 4)."""
+    run = _opened(folder, row, training)
+    test, index, _ = limited(run.data.test, asked["limit"])
+    found = gradient_magnitude(run.model, test.images, test.labels, index=index)
+    out.mkdir(parents=True, exist_ok=True)
+    found.write(out / "result.json")
+
+
+def transferred(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+    """Accuracy on adversarial examples made on another training (IAAT, tables 1 and 2, "Transfer").
+
+    Raises:
+        ValueError: the row has no second training and the column names no other row.
+    """
+    column = asked["column"]
+    run = _opened(folder, row, training)
+    surrogate = _opened(folder, *_surrogate(folder, row, training, column["source"]))
+    test, index, _ = limited(run.data.test, asked["limit"])
+    threat = parse(column["threat"]) if column["threat"] else run.recipe.threat
+    suite = find(column["suite"], threat, side=max(test.shape[-2:]))
+    if not isinstance(suite, Mapping) or len(suite) != 1:
+        raise ValueError(
+            f"suite {column['suite']} is not one attack, and one makes the examples; give one, like pgd-20"
+        )
+    (attack,) = suite.values()
+    assert isinstance(attack, AttackSpec)
+    models = run.model, surrogate.model
+    found = transfer(*models, test.images, test.labels, threat=threat, attack=attack, index=index)
+    out.mkdir(parents=True, exist_ok=True)
+    found.write(out / "result.json")
+
+
+def _surrogate(folder: StudyFolder, row: str, training: str, source: str | None) -> tuple[str, str]:
+    """Row and training that the examples are made on."""
+    if source is not None:
+        return source, (folder.counted(source) or folder.rows[source]["trainings"])[0]
+    others = [name for name in folder.rows[row]["trainings"] if name != training]
+    if not others:
+        raise ValueError(
+            f"row {row} has one training, and its adversarial examples come from a second one; give it two seeds, or "
+            "the column a source"
+        )
+    return row, others[0]
+
+
+def _opened(folder: StudyFolder, row: str, training: str) -> Run:
+    return open_run(folder.run(training), weights=folder.rows[row]["weights"])
+
+
+MEASURES: dict[str, Measure] = {
+    "robust": robust,
+    "transfer": transferred,
+    "corruptions": corruptions,
+    "mce": corruptions,
+    "gradient_mean": gradients,
+    "gradient_max": gradients,
+}

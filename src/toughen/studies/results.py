@@ -1,0 +1,154 @@
+"""The table of a study, from what lies in its folder at any time. No torch.
+
+table = collect(StudyFolder(Path("runs/studies/free-table-1-small")))
+table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toughen import store
+from toughen.outcomes import interval
+from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, Task
+
+Figure = dict[str, Any]
+
+
+def collect(folder: StudyFolder) -> dict[str, Any]:
+    """Every row with its state, its figures beside the published ones, and its cost."""
+    asked = folder.asked
+    return {
+        "name": asked["name"],
+        "title": asked["title"],
+        "scale": asked["scale"],
+        "notes": asked["notes"],
+        "columns": list(asked["columns"]),
+        "rows": {name: _row(folder, name) for name in folder.rows},
+    }
+
+
+def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
+    row = folder.rows[name]
+    state, reason = _state(folder, name)
+    counted = folder.counted(name) or []
+    return {
+        "label": row["label"],
+        "state": state,
+        "reason": reason,
+        "trainings": len(row["trainings"]),
+        "counted": [str(Path("runs") / training) for training in counted],
+        "figures": {key: _figure(folder, counted, measure) for key, measure in row["measures"].items()},
+        "cost": _cost(folder, counted),
+        "notes": row["notes"],
+    }
+
+
+def _state(folder: StudyFolder, name: str) -> tuple[str, str | None]:
+    """done, failed, faulty, running or waiting; and why, of the first two that went wrong."""
+    row = folder.rows[name]
+    if row["error"] is not None:
+        return "faulty", row["error"]
+    tasks = [*(Task(TRAIN, training) for training in row["trainings"]), Task(MEASURE, name)]
+    for task in tasks:
+        if failure := folder.failure(task):
+            return "failed", failure["reason"]
+    if all(folder.done(task) for task in tasks):
+        return "done", None
+    return ("running" if any(folder.is_claimed(task) for task in tasks) else "waiting"), None
+
+
+def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any]) -> Figure:
+    """One cell: the mean of its trainings, and an interval where it is one."""
+    found = [value for training in counted if (value := _measured(folder, training, measure))]
+    published = next((cell for cell in measure["published"] if cell["value"] is not None), None)
+    cell: Figure = {"published": published, "measured": None, "n": 0}
+    if not found:
+        return cell
+    values = [value["value"] for value in found]
+    cell |= {"measured": statistics.fmean(values), "unit": found[0]["unit"], "n": len(values)}
+    cell["std"] = statistics.stdev(values) if len(values) > 1 else None
+    cell["interval"] = found[0].get("interval") if len(found) == 1 else None
+    cell["unreliable"] = any(value.get("unreliable") for value in found)
+    if published and published["unit"] == cell["unit"] != "minutes":
+        cell["difference"] = cell["measured"] - published["value"]
+    return cell
+
+
+def _measured(folder: StudyFolder, training: str, measure: Mapping[str, Any]) -> Figure | None:
+    """What one training says."""
+    run, column = folder.run(training), measure["column"]
+    if column["what"] == "minutes":
+        summary = _read(run / "summary.json")
+        return summary and {"value": summary["seconds"] / 60, "unit": "minutes"}
+    path = run / "evaluation" / measure["folder"] / "result.json"
+    result = _read(path)
+    return result and READERS[column["what"]](result, column)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return store.read_json(path) if path.is_file() else None
+
+
+def _share(accuracy: float, bounds: Any, **more: Any) -> Figure:
+    return {"value": 100 * accuracy, "unit": "%", "interval": [100 * bound for bound in bounds], **more}
+
+
+def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+    more = {"unreliable": result["unreliable"]}
+    if column["attack"] is None:
+        return _share(result["robust_accuracy"], result["robust_interval"], **more)
+    (attack,) = (row for row in result["attacks"] if row["attack"] == column["attack"])
+    return _share(attack["alone"], interval(round(attack["alone"] * result["n"]), result["n"]), **more)
+
+
+def _clean(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+    return _share(result["clean_accuracy"], result["clean_interval"])
+
+
+def _transfer(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+    (shown,) = result["summary"]["transfer"]
+    return _share(shown["accuracy"], shown["interval"])
+
+
+def _corruptions(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+    # All 19 at five severities are measured here, so that there is a mean and its interval.
+    mean = result["mean_19"]
+    return _share(mean["accuracy"], mean["interval"])
+
+
+def _mce(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure | None:
+    # Without 1,000 classes there is no baseline to divide by.
+    value = result["mce"]["value"]
+    return None if value is None else {"value": value, "unit": "%"}
+
+
+def _gradient(which: str) -> Any:
+    def read(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+        (row,) = (m for m in result["summary"]["magnitudes"] if m["pixel_range"] == 255 and not m["squared"])
+        return {"value": row[which], "unit": ""}
+
+    return read
+
+
+READERS = {
+    "robust": _robust,
+    "clean": _clean,
+    "transfer": _transfer,
+    "corruptions": _corruptions,
+    "mce": _mce,
+    "gradient_mean": _gradient("mean"),
+    "gradient_max": _gradient("max"),
+}
+
+
+def _cost(folder: StudyFolder, counted: list[str]) -> dict[str, Any] | None:
+    """Of the first training that counts: passes of training, time and device."""
+    summaries = [found for training in counted if (found := _read(folder.run(training) / "summary.json"))]
+    if not summaries:
+        return None
+    kept = ("steps", "forwards", "backwards", "natural_steps", "device")
+    seconds = math.fsum(summary["seconds"] for summary in summaries) / len(summaries)
+    return {**{key: summaries[0][key] for key in kept}, "minutes": seconds / 60}
