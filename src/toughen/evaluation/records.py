@@ -22,7 +22,6 @@ import numpy as np
 from toughen import store
 from toughen.outcomes import interval
 
-
 DAMAGE = (
     *(ValueError, TypeError, KeyError, EOFError, AttributeError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
