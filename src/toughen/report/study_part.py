@@ -1,0 +1,184 @@
+"""What a page says of a study, and of several runs side by side.
+
+part = study_part(collect(StudyFolder(folder)), "study-1", {"runs/free-8f": "run-2"})
+part = comparison([(read_run(folder), "run-1"), ...])
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toughen.display import duration
+from toughen.outcomes import interval
+from toughen.report import figures_studies as draw
+from toughen.report.blocks import Block, Cell, Line, Part, Section, Table
+from toughen.report.figures_studies import Point
+from toughen.report.records import Record, Run
+from toughen.report.studies import study_csv
+
+NOT_ROBUST = ("clean", "transfer", "corruptions", "mce")
+"""Columns in per cent that no attack in the ball stands behind."""
+
+
+def comparison(runs: Sequence[tuple[Run, str]]) -> Part:
+    """Runs side by side: a table whose rows lead to them, and both drawings."""
+    columns = ("run", "method", "ball", "suite", "images", "clean", "robust", "audit", "natural steps", "time")
+    table = Table("comparison", "Runs side by side, each by its strongest evaluation", columns)
+    points: list[Point] = []
+    for run, anchor in runs:
+        about, found = run.summary or {}, run.evaluations[0] if run.evaluations else None
+        seconds = about.get("seconds")
+        cost = [Cell.number(about.get("natural_steps"), f"{about['natural_steps']:,.0f}" if about else None)]
+        cost.append(Cell.number(seconds, duration(seconds) if seconds is not None else None))
+        name, method = Cell(run.name, target=anchor), Cell(str(about.get("method", "-")))
+        if found is None:
+            table.add(name, method, Cell(run.threat), *(Cell("-") for _ in range(4)), Cell("not evaluated"), *cost)
+            continue
+        outcomes, (text, tone) = found.outcomes, found.verdict
+        clean = Cell.share(outcomes.clean_accuracy, interval(outcomes.clean_correct, outcomes.n))
+        bounds = interval(outcomes.robust_correct, outcomes.n)
+        robust = Cell.share(outcomes.robust_accuracy, bounds)
+        ball, suite = Cell(str(found.about["threat"])), Cell(str(found.about["suite"]))
+        table.add(name, method, ball, suite, Cell.number(outcomes.n), clean, robust, Cell(text, tone=tone), *cost)
+        points.append(
+            Point(
+                run.name,
+                outcomes.clean_accuracy,
+                outcomes.robust_accuracy,
+                *bounds,
+                cost=about.get("natural_steps"),
+                unreliable=tone == "bad",
+            )
+        )
+    blocks: list[Block] = [table]
+    suites = {(found.about["suite"], found.about["threat"]) for run, _ in runs for found in run.evaluations[:1]}
+    if len(suites) > 1:
+        blocks.append(Line("These figures are of different suites or balls, so they are not drawn together.", "bad"))
+    else:
+        blocks += _drawn("comparison", points)
+    return Part("comparison", "Comparison", f"{len(runs)} runs", [Section("Side by side", blocks)])
+
+
+def study_part(found: Record, anchor: str, targets: Mapping[str, str]) -> Part:
+    """A study's table beside the published numbers, and both drawings.
+
+    Args:
+        found: what `toughen.studies.results.collect` returns.
+        anchor: see `Part`.
+        targets: for a run's path in the study's folder, its place on the page.
+    """
+    shown = [key for key in found["columns"] if any(key in row["figures"] for row in found["rows"].values())]
+    table = Table(f"{anchor}-table", str(found["title"]), ("row", *shown, "natural steps", "audit", "state", "runs"))
+    for row in found["rows"].values():
+        first = next((targets[path] for path in row["counted"] if path in targets), "")
+        cells = [_cell(row["figures"].get(key)) for key in shown]
+        table.add(
+            Cell(str(row["label"]), target=first),
+            *cells,
+            _cost(row["cost"]),
+            _verdict(row),
+            Cell(str(row["state"]), below=str(row["reason"] or ""), tone=_tone(row["state"])),
+            Cell(", ".join(row["counted"]), target=first),
+        )
+    table.data = study_csv(found)
+    table.note = (
+        "Measured; below it the 95 % interval, or the deviation over trainings, the published value, and in brackets "
+        "the difference to it."
+    )
+    blocks: list[Block] = [table]
+    blocks += [Line(f"{name}: {note}") for name, row in found["rows"].items() for note in row["notes"]]
+    blocks += [Line(str(note)) for note in found["notes"]]
+    column, points = _points(found, shown)
+    if points:
+        blocks.append(Line(f"Robust accuracy in the drawings is that of column {column}."))
+    blocks += _drawn(anchor, points)
+    done = sum(row["state"] == "done" for row in found["rows"].values())
+    subtitle = f"study · scale {found['scale']} · {done} of {len(found['rows'])} rows done"
+    return Part(anchor, str(found["title"]), subtitle, [Section("Table", blocks)])
+
+
+def _cell(figure: Record | None) -> Cell:
+    if figure is None:
+        return Cell("")
+    published = figure["published"]
+    beside = ""
+    if published is not None:
+        beside = f"paper {_number(published['value'], published['unit'])}"
+        beside += f" ± {published['std']:.2f}" if published["std"] is not None else ""
+        beside += f"\n({figure['difference']:+.1f})" if figure.get("difference") is not None else ""
+    if figure["measured"] is None:
+        return Cell("-", below=beside, tone="dim")
+    text, spread = _number(figure["measured"], figure["unit"]), ""
+    if figure["interval"]:
+        spread = f"[{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
+    elif figure["std"] is not None:
+        spread = f"± {figure['std']:.2f} (n = {figure['n']})"
+    below = "\n".join(filter(None, (spread, beside)))
+    return Cell.number(figure["measured"], text, below=below, tone="bad" if figure["unreliable"] else "")
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "minutes":
+        return duration(60 * value)
+    return f"{value:.1f}" if unit == "%" else f"{value:.4g}"
+
+
+def _cost(cost: Record | None) -> Cell:
+    if cost is None:
+        return Cell("-")
+    passes = f"{cost['forwards']:,} forward\n{cost['backwards']:,} backward"
+    below = f"{passes}\n{cost['steps']:,} steps\n{duration(60 * cost['minutes'])}, {cost['device']}"
+    return Cell.number(cost["natural_steps"], f"{cost['natural_steps']:,.0f}", below=below)
+
+
+def _verdict(row: Record) -> Cell:
+    doubted = [key for key, figure in row["figures"].items() if figure.get("unreliable")]
+    if doubted:
+        return Cell("unreliable", below=", ".join(doubted), tone="bad")
+    measured = any(figure["measured"] is not None for figure in row["figures"].values())
+    return Cell("nothing found", tone="good") if measured else Cell("-")
+
+
+def _tone(state: Any) -> str:
+    return {"failed": "bad", "faulty": "bad", "done": "good"}.get(str(state), "dim")
+
+
+def _points(found: Record, shown: Sequence[str]) -> tuple[str, list[Point]]:
+    """The column that stands for robustness, and each row that has it and clean accuracy: the one that took the most.
+
+    A column that hardly differs between rows tells them apart no more than the attack without bounds behind it.
+    """
+    best: tuple[str, list[Point]] = "", []
+    lowest = float("inf")
+    for key in shown:
+        points = _pairs(found, key)
+        if not points or key in NOT_ROBUST:
+            continue
+        values = [point.robust for point in points]
+        mean, spread = sum(values) / len(values), max(values) - min(values)
+        if not best[1] or (mean < lowest and (spread > 0.01 or len(points) == 1)):
+            best, lowest = (key, points), mean
+    return best
+
+
+def _pairs(found: Record, key: str) -> list[Point]:
+    points = []
+    for row in found["rows"].values():
+        clean, robust = row["figures"].get("clean"), row["figures"].get(key)
+        if not clean or not robust or clean["measured"] is None or robust["measured"] is None:
+            continue
+        if robust["unit"] == "%":
+            low, high = (bound / 100 for bound in robust["interval"]) if robust["interval"] else (None, None)
+            cost = row["cost"]["natural_steps"] if row["cost"] else None
+            doubted = bool(robust["unreliable"])
+            pair = clean["measured"] / 100, robust["measured"] / 100
+            points.append(Point(str(row["label"]), *pair, low, high, cost, doubted))
+    return points
+
+
+def _drawn(anchor: str, points: Sequence[Point]) -> list[Block]:
+    blocks: list[Block] = []
+    if len(points) > 1:
+        blocks.append(draw.trade_off(f"{anchor}-trade-off", points))
+    if len([point for point in points if point.cost]) > 1:
+        blocks.append(draw.against_cost(f"{anchor}-cost", points, "natural steps"))
+    return blocks

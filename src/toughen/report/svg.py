@@ -1,0 +1,200 @@
+"""matplotlib's drawings made fit for a page: no style attributes, no ids but those in use, black as the page's ink.
+
+    with drawing((5.6, 3.0)) as (figure, axes):
+        axes.plot(steps, losses, color=BLUE)
+    svg = cleaned(figure, key="loss", title="Training loss", alt="Falls from 2.3 to 0.4.")
+
+Colours are those of Okabe and Ito (2008), which people with any colour vision tell apart. What matplotlib draws in
+`INK` becomes `currentColor`, so the same drawing is dark on white and light on black.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from toughen.report.blocks import shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+INK = "#010203"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
+STYLES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+_SVG = "http://www.w3.org/2000/svg"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_USES = re.compile(r"url\(#([^)]+)\)")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+_KEPT = {"font-size", "font-weight", "text-anchor"}
+
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@contextmanager
+def drawing(size: tuple[float, float], panels: int = 1, **given: Any) -> "Iterator[tuple[Drawing, Any]]":
+    """A figure of `size` inches with its axes, several one below the other, in this page's style and no other."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Not through pyplot: it keeps figures and looks for a screen. Not the user's own style: equal runs, equal bytes.
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Letters that a font lacks are drawn by the browser.
+        warnings.simplefilter("ignore")
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(panels, 1, **given)
+        yield figure, axes
+
+
+def cleaned(figure: "Drawing", *, key: str, title: str, alt: str) -> str:
+    """An `<svg>` element for a page, the same bytes for the same figure.
+
+    Args:
+        figure: drawn within `drawing`.
+        key: begins every id, so that several drawings stand on one page; letters, digits and hyphens.
+        title: read aloud first.
+        alt: what is to be seen.
+    """
+    import matplotlib as mpl
+
+    out = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": key}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(out.getvalue())
+    used = dict.fromkeys(ident for element in root.iter() for ident in _referred(element))
+    names = {ident: f"{key}-{number}" for number, ident in enumerate(used)}
+    _strip(root)
+    for element in root.iter():
+        _clean(element, names)
+    view = root.get("viewBox", "0 0 400 300")
+    root.attrib.clear()
+    root.attrib |= {
+        "viewBox": view,
+        "role": "img",
+        "aria-labelledby": f"{key}-title {key}-desc",
+        "fill": "currentColor",
+    }
+    root.attrib |= {"stroke-linejoin": "round", "font-family": "sans-serif", "color": "black"}
+    for place, (tag, text) in enumerate((("title", title), ("desc", alt))):
+        element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"{key}-{tag}"})
+        element.text = shown(text)
+        root.insert(place, element)
+    ElementTree.register_namespace("", _SVG)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _strip(element: ElementTree.Element) -> None:
+    """Take out metadata, style sheets and comments; and groups that only group."""
+    for child in list(element):
+        if not isinstance(child.tag, str) or child.tag.split("}")[-1] in ("metadata", "style"):
+            element.remove(child)
+        else:
+            _strip(child)
+
+
+def _referred(element: ElementTree.Element) -> Iterator[str]:
+    if href := element.get(_HREF):
+        yield href.removeprefix("#")
+    for value in element.attrib.values():
+        yield from _USES.findall(value)
+
+
+def _clean(element: ElementTree.Element, names: dict[str, str]) -> None:
+    found = dict(element.attrib)
+    element.attrib.clear()
+    for part in found.pop("style", "").split(";"):
+        name, _, value = (piece.strip() for piece in part.partition(":"))
+        if name == "font":
+            if size := re.search(r"([\d.]+)px", value):
+                found["font-size"] = size[1]
+            if "bold" in value:
+                found["font-weight"] = "bold"
+        elif name and name not in ("text-align", "mix-blend-mode", "-webkit-text-align"):
+            found[name] = value
+    for name, value in found.items():
+        if name == "id":
+            if value in names:
+                element.set("id", names[value])
+            continue
+        if name == _HREF:
+            name, value = "href", value if value.startswith("data:") else f"#{names[value.removeprefix('#')]}"
+        value = _USES.sub(lambda use: f"url(#{names[use[1]]})", value)
+        if not value.startswith("data:"):
+            value = _NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
+        if name in ("fill", "stroke") and value.lower() == INK:
+            value = "currentColor"
+        element.set(name, value)
+
+
+def picture(figure: "Drawing") -> bytes:
+    """A figure as PNG on white, for what takes too many lines to draw; the same bytes for the same figure."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def series(number: int) -> dict[str, Any]:
+    """Colour, dashes and mark of the nth line, so that no two differ by colour alone."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)] if number >= len(COLOURS) else STYLES[number % 4],
+        "marker": MARKS[number % len(MARKS)],
+    }
+
+
+def legend(axes: "Axes", where: str = "lower") -> None:
+    """A legend outside the axes, for which the figure grows, in as many columns as its longest text lets it have."""
+    handles, texts = axes.get_legend_handles_labels()
+    columns = max(1, min(len(texts), 60 // (8 + max(map(len, texts)))))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * -(-len(texts) // columns))
+    # matplotlib's types know no legend outside the axes.
+    figure.legend(handles, texts, loc=f"outside {where} center", ncols=columns)  # pyright: ignore[reportArgumentType]
+
+
+def plain_ticks(axes: "Axes") -> None:
+    """Numbers on a logarithmic axis as they are, few enough to be read: mathematical type is switched off."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1e4 else f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
