@@ -135,6 +135,10 @@ def test_another_method_starts_its_section_anew_and_a_setting_keeps_the_rest():
     assert load("cifar10-free", ["method=natural"]).method.steps_per_batch == 1
 
 
+def test_a_name_cut_short_is_a_text():
+    assert load("mnist-free", ["data=hub:"]).data.source == "hub:"
+
+
 def test_changes_of_data_model_and_selection(tmp_path: Path):
     data = load("cifar10-free", [f"data={tmp_path}"]).data
     assert (data.source, data.pad, data.flip) == (str(tmp_path), 2, True)
