@@ -72,7 +72,8 @@ def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any])
     cell["std"] = statistics.stdev(values) if len(values) > 1 else None
     cell["interval"] = found[0].get("interval") if len(found) == 1 else None
     cell["unreliable"] = any(value.get("unreliable") for value in found)
-    if published and published["unit"] == cell["unit"] != "minutes":
+    # Other networks, budgets or data are the paper's in no number, and another device is not in its minutes.
+    if published and published["unit"] == cell["unit"] != "minutes" and folder.asked["scale"] == "paper":
         cell["difference"] = cell["measured"] - published["value"]
     return cell
 
