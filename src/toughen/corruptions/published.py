@@ -30,22 +30,22 @@ ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 class Published(Protocol):
-    """A published set: n images for every corruption and severity, in one order.
-
-    Attributes:
-        folder: where it is.
-        names: the corruptions that are there, in the papers' order.
-        labels: (n,) int64, class indices.
-    """
+    """A published set: n images for every corruption and severity, in one order."""
 
     @property
-    def folder(self) -> Path: ...  # noqa: D102
+    def folder(self) -> Path:
+        """Where it is."""
+        ...
 
     @property
-    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def names(self) -> tuple[str, ...]:
+        """The corruptions that are there, in the papers' order."""
+        ...
 
     @property
-    def labels(self) -> Tensor: ...  # noqa: D102
+    def labels(self) -> Tensor:
+        """Class indices (n,) int64."""
+        ...
 
     def take(self, name: str, severity: int, rows: Tensor) -> Split:
         """Some images of a corruption and severity: rows (M,) int64 of the n.

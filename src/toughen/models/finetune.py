@@ -38,7 +38,8 @@ def find_head(net: nn.Module) -> tuple[str, nn.Linear]:
 
 def _timm_head(net: nn.Module) -> nn.Module | None:
     get = getattr(net, "get_classifier", None)
-    return get() if callable(get) and hasattr(net, "reset_classifier") else None  # type: ignore[return-value]
+    found = get() if callable(get) and hasattr(net, "reset_classifier") else None
+    return found if isinstance(found, nn.Module) else None
 
 
 def replace_head(net: nn.Module, num_classes: int) -> str:

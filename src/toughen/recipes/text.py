@@ -207,7 +207,7 @@ def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
         if not equals or not all(keys):
             raise RecipeError(f"{item!r} is not a change; write key=value, like method.replays=4")
         # A name cut short, like data=hub:, which YAML would take for a mapping.
-        value = text if re.fullmatch(r"\w+:", text) else parse_yaml(text, f"the value of {path}")
+        value: Any = text if re.fullmatch(r"\w+:", text) else parse_yaml(text, f"the value of {path}")
         for key in reversed(keys):
             value = {key: value}
         result = laid_over(result, value)
