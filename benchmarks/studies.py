@@ -67,7 +67,7 @@ def run(folder: StudyFolder, kills: int, draw: random.Random) -> int:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     workers, killed = [start(), start()], 0
-    due = time.monotonic() + draw.uniform(4, 10)
+    due = time.monotonic() + draw.uniform(1, 3)
     while any(worker.poll() is None for worker in workers):
         time.sleep(0.1)
         if killed < kills and time.monotonic() >= due:
@@ -75,7 +75,7 @@ def run(folder: StudyFolder, kills: int, draw: random.Random) -> int:
             workers[number].send_signal(signal.SIGKILL)
             workers[number].wait()
             workers[number], killed = start(), killed + 1
-            due = time.monotonic() + draw.uniform(4, 10)
+            due = time.monotonic() + draw.uniform(1, 3)
             if killed % 10 == 0:
                 collect(folder)
     assert all(worker.returncode == 0 for worker in workers), (folder.path / "workers.log").read_text()[-2000:]
