@@ -70,6 +70,9 @@ def test_what_is_wrong_is_one_sentence(mine: str):
     assert "'medium' is not a known scale" in failed("study", "run", mine, "--scale", "medium")
     assert "write I/N with I from 1 to N, like 2/8" in failed("study", "run", mine, "--shard", "3/2")
     assert "'moon' is not a known executor" in failed("study", "run", mine, "--executor", "moon")
+    sharded = failed("study", "run", mine, "--executor", "ray", "--shard", "1/2")
+    assert "--shard is for workers of this machine; leave it out with --executor ray" in sharded
+    assert "--executor-set is for --executor slurm or ray" in failed("study", "run", mine, "--executor-set", "a=b")
     assert "holds no study; give the folder of a toughen study run" in failed("study", "table", os.curdir)
     assert "is not a change; write key=value" in failed("study", "run", mine, "steps")
 

@@ -59,6 +59,10 @@ def run(
 
         known(executor, ("local", "slurm", "ray"), "executor")
         part = parse_shard(shard)
+        if executor == "local" and set_:
+            raise ValueError("--executor-set is for --executor slurm or ray; leave it out")
+        if executor != "local" and shard != "1/1":
+            raise ValueError(f"--shard is for workers of this machine; leave it out with --executor {executor}")
         name = Path(study).stem
         folder = begin(load(study), scale, out or Path("runs/studies") / f"{name}-{scale}", changes or (), name=name)
         if retry:

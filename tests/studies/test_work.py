@@ -137,6 +137,16 @@ def test_shards_share_the_trainings(tmp_path: Path, tiny_study: Path):
     finished(folder)
 
 
+def test_a_row_whose_trainings_lie_in_two_shards_is_measured_by_the_last(tmp_path: Path, tiny_study: Path):
+    # The trainings in their order: natural 0 and 1, free 0 and 1; so each row has one in either shard.
+    tiny_study.write_text(tiny_study.read_text().replace("set: {seed: 0}, ", ""))
+    folder = begun(tiny_study, tmp_path / "out", "seeds: [0, 1]\n")
+    work(folder.path, shard=(0, 2))
+    assert [folder.done(task) for task in folder.tasks()] == [True, False, True, False, False, False]
+    work(folder.path, shard=(1, 2))
+    finished(folder)
+
+
 def test_killed_workers_leave_what_others_go_on_from(tmp_path: Path, tiny_study: Path):
     folder = begun(tiny_study, tmp_path / "out", "seeds: [0, 1]\n")
     undisturbed = begin(load(str(tiny_study)), "toy", tmp_path / "undisturbed")

@@ -10,7 +10,7 @@ A file with `base: cifar10-free`, or with several bases in a list, says only wha
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -208,10 +208,15 @@ def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
             raise RecipeError(f"{item!r} is not a change; write key=value, like method.replays=4")
         # A name cut short, like data=hub:, which YAML would take for a mapping.
         value: Any = text if re.fullmatch(r"\w+:", text) else parse_yaml(text, f"the value of {path}")
-        for key in reversed(keys):
-            value = {key: value}
-        result = laid_over(result, value)
+        result = with_value(result, keys, value)
     return result
+
+
+def with_value(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The mapping with a value laid over it at a path of keys: see `laid_over`."""
+    for key in reversed(path):
+        value = {key: value}
+    return laid_over(mapping, value)
 
 
 def load(recipe: str, changes: Iterable[str] = ()) -> Recipe:

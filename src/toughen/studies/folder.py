@@ -105,21 +105,20 @@ class StudyFolder:
         best = summary["best"][weights or summary["headline"]]
         return best["robust_accuracy"], best["clean_accuracy"]
 
+    def needed(self, task: Task) -> set[str]:
+        """The trainings that a task builds on: a row's own, and those of the rows that its examples come from."""
+        if task.kind == TRAIN:
+            return set()
+        rows = [self.rows[name] for name in (task.name, *self.rows[task.name]["sources"])]
+        return {training for row in rows for training in row["trainings"]}
+
     def ready(self, task: Task) -> bool:
         """Whether what a task builds on is there."""
-        if task.kind == TRAIN:
-            return True
-        row = self.rows[task.name]
-        needed = [*row["trainings"], *(t for source in row["sources"] for t in self.rows[source]["trainings"])]
-        return all(self.done(Task(TRAIN, training)) for training in needed)
+        return all(self.done(Task(TRAIN, training)) for training in self.needed(task))
 
     def hopeless(self, task: Task) -> bool:
         """Whether a task waits for one that failed."""
-        if task.kind == TRAIN:
-            return False
-        row = self.rows[task.name]
-        needed = [*row["trainings"], *(t for source in row["sources"] for t in self.rows[source]["trainings"])]
-        return any(self.failure(Task(TRAIN, training)) for training in needed)
+        return any(self.failure(Task(TRAIN, training)) for training in self.needed(task))
 
     def failure(self, task: Task) -> Mapping[str, Any] | None:
         """Why a task failed, if it did."""

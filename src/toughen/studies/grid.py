@@ -9,15 +9,14 @@ A row with a fault keeps it as `error` and stops no other row.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from toughen import recipes
 from toughen.averaging import average_name
 from toughen.naming import known
 from toughen.recipes import Recipe, RecipeError
-from toughen.recipes.text import build, change, laid_over, read
+from toughen.recipes.text import build, change, read, with_value
 from toughen.studies.published import Cell, find
 from toughen.studies.schema import Column, Row, Scale, Study
 from toughen.studies.text import StudyError
@@ -134,10 +133,10 @@ def _recipes(study: Study, name: str, row: Row, size: Scale, changes: tuple[str,
     mapping = dict(read(_twin(source) if size.twins and source not in size.recipes.values() else source))
     for given in (study.set, row.set, size.set, size.rows.get(name, {})):
         for path, value in given.items():
-            mapping = _changed(mapping, path, value)
+            mapping = with_value(mapping, path.split("."), value)
     if size.set.get("data.source") and (mapping["data"]).get("extra"):
         # Where the images are others, so are the extra ones.
-        mapping = _changed(mapping, "data.extra", {"source": size.set["data.source"], "limit": None})
+        mapping = with_value(mapping, ["data", "extra"], {"source": size.set["data.source"], "limit": None})
     mapping = change(mapping, changes)
     return [build({**mapping, "seed": seed}) for seed in size.seeds or row.seeds or study.seeds]
 
@@ -154,12 +153,6 @@ def _twin(source: str) -> str:
     if source + TWIN not in recipes.shipped():
         raise RecipeError(f"{source} has no twin {source + TWIN}; give the row a recipe of this size, or no twins")
     return source + TWIN
-
-
-def _changed(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return laid_over(mapping, value)
 
 
 def _key(recipe: Recipe, keys: dict[str, str]) -> str:

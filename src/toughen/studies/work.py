@@ -29,21 +29,20 @@ def work(
 
     Args:
         path: the study's folder.
-        shard: (I, N): of the trainings only every N-th, from the I-th on, and of the rows those whose trainings are
-            this shard's or there. Shards that share no folder hand each other nothing.
+        shard: (I, N): of the trainings only every N-th, from the I-th on. A row whose trainings lie in several shards
+            is measured by the last of them to end; where shards share no folder, by a call without shards on all of it.
         note: is told of each task.
     """
     folder = StudyFolder(path)
     trainings = [task for task in folder.tasks() if task.kind == TRAIN]
     mine = {task.name for number, task in enumerate(trainings) if number % shard[1] == shard[0]}
-    tasks = [task for task in folder.tasks() if _belongs(folder, task, mine)]
-    while left := [task for task in tasks if not _settled(folder, task)]:
+    while left := [task for task in folder.tasks() if _belongs(folder, task, mine) and not _settled(folder, task)]:
         if not any(_attempt(folder, task, note) for task in left):
             time.sleep(POLL)
 
 
 def _belongs(folder: StudyFolder, task: Task, mine: set[str]) -> bool:
-    return task.name in mine if task.kind == TRAIN else set(folder.rows[task.name]["trainings"]) <= mine
+    return task.name in mine if task.kind == TRAIN else folder.needed(task) <= mine or folder.ready(task)
 
 
 def _settled(folder: StudyFolder, task: Task) -> bool:
@@ -64,8 +63,6 @@ def _attempt(folder: StudyFolder, task: Task, note: Callable[[str], None]) -> bo
         except Locked:
             # A row that shares an evaluation with this one is being measured, or somebody trains there by hand.
             return False
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except Exception as error:  # noqa: BLE001  # one bad row must not stop the others; it is listed with its reason
             folder.fail(task, f"{type(error).__name__}: {error}", traceback.format_exc())
             note(f"{task} failed: {error}")
@@ -97,15 +94,3 @@ def measure(folder: StudyFolder, row: str, training: str, key: str) -> None:
     out = folder.run(training) / "evaluation" / asked["folder"]
     if not (out / "result.json").is_file():
         measures.MEASURES[what](folder, row, training, asked, out)
-
-
-def describe(folder: StudyFolder) -> str:
-    """How far a study is, in one line."""
-    tasks = folder.tasks()
-    done = sum(folder.done(task) for task in tasks)
-    failed = sum(folder.failure(task) is not None for task in tasks)
-    bad = sum(row["error"] is not None for row in folder.rows.values())
-    parts = [f"{done} of {len(tasks)} tasks done"]
-    parts += [f"{failed} failed"] if failed else []
-    parts += [f"{bad} rows with a fault"] if bad else []
-    return ", ".join(parts)
