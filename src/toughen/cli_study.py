@@ -1,7 +1,7 @@
 """`toughen study ...`: whole tables as one command.
 
 toughen study list
-toughen study run free-table-1 --scale small --jobs 2 data=path/to/cifar10
+toughen study run free-table-1 --scale small --jobs 2 cifar10=path/to/cifar10
 toughen study table runs/studies/free-table-1-small
 """
 
@@ -32,7 +32,9 @@ def list_() -> None:
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="A shipped name (toughen study list) or a YAML file.")],
-    changes: Annotated[list[str] | None, typer.Argument(help="key=value for every recipe, like data=FOLDER.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="key=value for every recipe; cifar10=FOLDER says where that data set is.")
+    ] = None,
     scale: Annotated[str, typer.Option(help="toy (seconds), small (minutes) or paper.")] = "small",
     jobs: Annotated[int, typer.Option(min=1, help="Workers at a time.")] = 1,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only this part of the trainings, like 2/8.")] = "1/1",

@@ -170,3 +170,31 @@ def test_the_run_folder_of_a_training_holds_a_recipe_that_starts_it_again(tmp_pa
         assert recipes.dump(recipe) == training["recipe"]
         passes = recipe.method.resolved(recipe.threat).passes()
         assert (training["forwards"], training["steps"]) == (passes.forwards * recipe.batches, recipe.total_steps)
+
+
+def test_a_place_goes_to_the_recipes_alone_that_train_on_that_data_set(tmp_path: Path):
+    here, there = tmp_path / "ten", tmp_path / "hundred"
+    here.mkdir()
+    there.mkdir()
+    rows = {
+        "ten": {"recipe": "cifar10-free"},
+        "hundred": {"recipe": "cifar100-free-w32-10"},
+        "digits": {"recipe": "mnist-free"},
+        "extra": {"recipe": "cifar10-free", "set": {"data.extra": {"source": "svhn_extra", "labelled": 0.5}}},
+    }
+    changes = [f"cifar10={here}", "steps=80", f"cifar100={there}", f"svhn_extra={there}"]
+    plan = expand(study(rows=rows), changes=changes)
+    assert [row.error for row in plan.rows.values()] == [None] * 4
+    (ten, hundred, digits, extra) = (plan.trainings[row.trainings[0]] for row in plan.rows.values())
+    assert [recipe.data.source for recipe in (ten, hundred, digits, extra)] == [
+        str(here),
+        str(there),
+        "mnist5k",
+        str(here),
+    ]
+    assert extra.data.extra is not None
+    assert extra.data.extra.source == str(there)
+    assert {recipe.total_steps for recipe in plan.trainings.values()} == {80}
+    assert plan.changes == tuple(changes)
+    with pytest.raises(StudyError, match="cifar10= says no place"):
+        expand(study(rows=rows), changes=["cifar10="])

@@ -7,10 +7,10 @@ for shown in plain(parts(runs=[Path("runs/mine")])):
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
-from rich.table import Table as Drawn
 from rich.text import Text as Styled
 
 from toughen.report.blocks import Block, Cell, Facts, Figure, Line, Part, Table, Text, shown
+from toughen.report.fitted import Column, Fitted
 
 TONES = {"bad": "bold red", "good": "green", "dim": "dim", "missing": "dim", "note": "dim"}
 
@@ -44,13 +44,9 @@ def _block(block: Block) -> Iterator[RenderableType]:
         yield Styled(shown(f"{block.text}{command}"), style=TONES.get(block.kind, ""))
 
 
-def _table(table: Table) -> Drawn:
-    drawn = Drawn(title=Styled(shown(table.caption)))
-    for name, numeric in zip(table.columns, table.numeric, strict=True):
-        drawn.add_column(Styled(shown(name)), justify="right" if numeric else "left")
-    for row in table.rows:
-        drawn.add_row(*map(_cell, row))
-    return drawn
+def _table(table: Table) -> Fitted:
+    columns = [Column(shown(name), numeric) for name, numeric in zip(table.columns, table.numeric, strict=True)]
+    return Fitted(shown(table.caption), columns, [list(map(_cell, row)) for row in table.rows])
 
 
 def _cell(cell: Cell) -> Styled:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from toughen.display import duration
+from toughen.report.fitted import Column, Fitted
 
 Record = Mapping[str, Any]
 STYLES = {"failed": "bold red", "faulty": "bold red", "running": "cyan", "waiting": "dim"}
@@ -22,14 +22,12 @@ STYLES = {"failed": "bold red", "faulty": "bold red", "running": "cyan", "waitin
 def study_table(found: Record) -> Group:
     """Rows by columns: measured with interval or deviation, the published number below, then cost and state."""
     shown = [key for key in found["columns"] if any(key in row["figures"] for row in found["rows"].values())]
-    table = Table(title=Text(f"{found['title']} · scale {found['scale']}"), show_lines=True)
-    table.add_column("")
-    for key in shown:
-        table.add_column(Text(key), justify="right")
-    table.add_column("cost", justify="right")
-    for row in found["rows"].values():
-        cells = [_cell(row["figures"].get(key)) for key in shown]
-        table.add_row(_label(row), *cells, _cost(row["cost"]))
+    columns = [Column("row"), *(Column(key, numeric=True) for key in (*shown, "steps", "passes", "time"))]
+    rows = [
+        [_label(row), *(_cell(row["figures"].get(key)) for key in shown), *_cost(row["cost"])]
+        for row in found["rows"].values()
+    ]
+    table = Fitted(f"{found['title']} · scale {found['scale']}", columns, rows, lines=True)
     lines: list[Text] = []
     for name, row in found["rows"].items():
         if row["reason"]:
@@ -37,7 +35,9 @@ def study_table(found: Record) -> Group:
         lines += [Text(f"{name}: {note}", style="dim") for note in row["notes"]]
     lines += [Text(note, style="dim") for note in found["notes"]]
     return Group(
-        table, Text("measured [95 % interval], below it as published (difference); ! audit found something"), *lines
+        table,
+        Text("measured, [95 % interval], as published (difference); ! audit found something; passes forward, backward"),
+        *lines,
     )
 
 
@@ -49,20 +49,29 @@ def _label(row: Record) -> Text:
 def _cell(figure: Record | None) -> Text:
     if figure is None:
         return Text("")
-    published = figure["published"]
-    beside = "" if published is None else f"\n{_number(published['value'], published['unit'])}"
-    if published is not None and published["std"] is not None:
-        beside += f" ± {published['std']:.2f}"
+    lines = [_measured(figure), _spread(figure), _published(figure)]
+    return Text("\n".join(filter(None, lines)), style="dim" if figure["measured"] is None else "")
+
+
+def _measured(figure: Record) -> str:
     if figure["measured"] is None:
-        return Text(f"-{beside}", style="dim")
-    text = _number(figure["measured"], figure["unit"])
-    if figure["interval"]:
-        text += f" [{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
-    elif figure["std"] is not None:
-        text += f" ± {figure['std']:.2f} (n = {figure['n']})"
-    if (difference := figure.get("difference")) is not None:
-        beside += f" ({difference:+.1f})"
-    return Text(f"{text}{' !' if figure['unreliable'] else ''}{beside}")
+        return "-"
+    return _number(figure["measured"], figure["unit"]) + (" !" if figure["unreliable"] else "")
+
+
+def _spread(figure: Record) -> str:
+    if figure.get("interval"):
+        return f"[{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
+    return f"± {figure['std']:.2f} (n = {figure['n']})" if figure.get("std") is not None else ""
+
+
+def _published(figure: Record) -> str:
+    if (published := figure["published"]) is None:
+        return ""
+    text = f"paper {_number(published['value'], published['unit'])}"
+    if published["std"] is not None:
+        text += f" ± {published['std']:.2f}"
+    return text + (f" ({figure['difference']:+.1f})" if figure.get("difference") is not None else "")
 
 
 def _number(value: float, unit: str) -> str:
@@ -71,11 +80,11 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.1f}" if unit == "%" else f"{value:.4g}"
 
 
-def _cost(cost: Record | None) -> str:
+def _cost(cost: Record | None) -> tuple[Text, Text, Text]:
     if cost is None:
-        return ""
-    passes = f"{cost['forwards']:,} fwd, {cost['backwards']:,} bwd"
-    return f"{cost['steps']:,} steps\n{passes}\n{duration(60 * cost['minutes'])}, {cost['device']}"
+        return Text(""), Text(""), Text("")
+    passes = f"{cost['forwards']:,}\n{cost['backwards']:,}"
+    return Text(f"{cost['steps']:,}"), Text(passes), Text(f"{duration(60 * cost['minutes'])}\n{cost['device']}")
 
 
 def study_csv(found: Record) -> str:

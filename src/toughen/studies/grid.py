@@ -1,6 +1,6 @@
 """From a study to what must be done: trainings, each once however many rows need it, and measurements.
 
-    plan = expand(load("free-table-1"), "small", ["data=path/to/cifar10"])
+    plan = expand(load("free-table-1"), "small", ["cifar10=path/to/cifar10"])
     plan.trainings["cifar10-free-small-1f0c93ab"]    # a recipe
     plan.rows["free-m8"].measures["pgd-20"].folder   # where in its run folder the evaluation lies
 
@@ -9,11 +9,12 @@ A row with a fault keeps it as `error` and stops no other row.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from toughen import recipes
 from toughen.averaging import average_name
+from toughen.data import DATA
 from toughen.naming import known
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build, change, read, with_value
@@ -96,13 +97,14 @@ def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> P
     Args:
         study: what to do.
         scale: one of toy, small and paper.
-        changes: `key=value` for every recipe, on top of all else, such as where the data lies.
+        changes: `key=value` for every recipe, on top of all else. Where the key is the name of a data set, like
+            cifar10=FOLDER, the value is where it lies, for those recipes alone that train on it.
 
     Raises:
         ValueError: an unknown scale, or a change that is none.
     """
     size = study.size(scale)
-    change({}, changes := tuple(changes))
+    places, others = _places(changes := tuple(changes))
     plan = Plan(study, scale, changes, {}, {})
     keys: dict[str, str] = {}
     for key in (*size.rows, *size.columns):
@@ -112,7 +114,7 @@ def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> P
         planned = PlannedRow(name, row.label or name, pick=row.pick or study.pick, weights=row.weights)
         planned.notes = tuple(filter(None, (row.note,)))
         try:
-            found = {_key(recipe, keys): recipe for recipe in _recipes(study, name, row, size, plan.changes)}
+            found = {_key(recipe, keys): recipe for recipe in _recipes(study, name, row, size, places, others)}
             _check_weights(row, found.values())
         except (RecipeError, ValueError) as error:
             planned.error = str(error)
@@ -125,7 +127,19 @@ def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> P
     return plan
 
 
-def _recipes(study: Study, name: str, row: Row, size: Scale, changes: tuple[str, ...]) -> list[Recipe]:
+def _places(changes: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Where data sets lie, by name, and the other changes, of which each is one."""
+    change({}, changes := list(changes))
+    split = [item.partition("=") for item in changes]
+    places = {key.strip(): place.strip() for key, _, place in split if key.strip() in DATA}
+    if missing := next((name for name, place in places.items() if not place), None):
+        raise StudyError(f"{missing}= says no place; give the folder or file of that data set")
+    return places, [item for item, (key, _, _) in zip(changes, split, strict=True) if key.strip() not in places]
+
+
+def _recipes(
+    study: Study, name: str, row: Row, size: Scale, places: Mapping[str, str], changes: Iterable[str]
+) -> list[Recipe]:
     """The row's recipe with each seed."""
     source = row.recipe or study.base
     assert source is not None
@@ -137,6 +151,10 @@ def _recipes(study: Study, name: str, row: Row, size: Scale, changes: tuple[str,
     if size.set.get("data.source") and (mapping["data"]).get("extra"):
         # Where the images are others, so are the extra ones.
         mapping = with_value(mapping, ["data", "extra"], {"source": size.set["data.source"], "limit": None})
+    data = mapping["data"]
+    for path, section in (["data"], data), (["data", "extra"], data.get("extra") or {}):
+        if (place := places.get(str(section.get("source")))) is not None:
+            mapping = with_value(mapping, [*path, "source"], place)
     mapping = change(mapping, changes)
     return [build({**mapping, "seed": seed}) for seed in size.seeds or row.seeds or study.seeds]
 
