@@ -1,7 +1,8 @@
 """The table of a study, from what lies in its folder at any time. No torch.
 
 table = collect(StudyFolder(Path("runs/studies/free-table-1-small")))
-table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable
+table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable, findings
+table["rows"]["free-m8"]["alarms"]               # of its trainings: run, code, step, sentence
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 from toughen import store
 from toughen.outcomes import interval
+from toughen.report.alarms import read_alarms
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, Task
 
 Figure = dict[str, Any]
@@ -42,6 +44,7 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
         "counted": [str(Path("runs") / training) for training in counted],
         "figures": {key: _figure(folder, counted, measure) for key, measure in row["measures"].items()},
         "cost": _cost(folder, counted),
+        "alarms": _alarms(folder, row["trainings"]),
         "notes": row["notes"],
     }
 
@@ -72,10 +75,17 @@ def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any])
     cell["std"] = statistics.stdev(values) if len(values) > 1 else None
     cell["interval"] = found[0].get("interval") if len(found) == 1 else None
     cell["unreliable"] = any(value.get("unreliable") for value in found)
+    cell["findings"] = _joined([value.get("findings") for value in found])
     # Other networks, budgets or data are the paper's in no number, and another device is not in its minutes.
     if published and published["unit"] == cell["unit"] != "minutes" and folder.asked["scale"] == "paper":
         cell["difference"] = cell["measured"] - published["value"]
     return cell
+
+
+def _joined(findings: list[list[str] | None]) -> list[str] | None:
+    """Each code once; None where no evaluation was audited, which is not the same as nothing found."""
+    audited = [codes for codes in findings if codes is not None]
+    return list(dict.fromkeys(code for codes in audited for code in codes)) if audited else None
 
 
 def _measured(folder: StudyFolder, training: str, measure: Mapping[str, Any]) -> Figure | None:
@@ -98,11 +108,14 @@ def _share(accuracy: float, bounds: Any, **more: Any) -> Figure:
 
 
 def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
-    more = {"unreliable": result["unreliable"]}
+    audit = result["audit"]
+    more = {"unreliable": result["unreliable"], "findings": audit and [found["code"] for found in audit["findings"]]}
     if column["attack"] is None:
         return _share(result["robust_accuracy"], result["robust_interval"], **more)
     (attack,) = (row for row in result["attacks"] if row["attack"] == column["attack"])
-    return _share(attack["alone"], interval(round(attack["alone"] * result["n"]), result["n"]), **more)
+    # An attack that ran by itself met everybody who was right, unless nobody was.
+    alone = attack["alone"] or 0.0
+    return _share(alone, interval(round(alone * result["n"]), result["n"]), **more)
 
 
 def _clean(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
@@ -153,3 +166,12 @@ def _cost(folder: StudyFolder, counted: list[str]) -> dict[str, Any] | None:
     kept = ("steps", "forwards", "backwards", "natural_steps", "device")
     seconds = math.fsum(summary["seconds"] for summary in summaries) / len(summaries)
     return {**{key: summaries[0][key] for key in kept}, "minutes": seconds / 60}
+
+
+def _alarms(folder: StudyFolder, trainings: list[str]) -> list[dict[str, Any]]:
+    """Of all trainings, those that do not count or have not ended among them: each alarm after its run's path."""
+    return [
+        {"run": str(Path("runs") / training), **alarm}
+        for training in trainings
+        for alarm in read_alarms(folder.run(training))
+    ]
