@@ -1,4 +1,6 @@
-"""One of several ranks that train in float64: `python ranks.py FOLDER`, with torchrun's variables set.
+"""One of several ranks that train in float64: `python ranks.py FOLDER ROWS CASE...`, with torchrun's variables set.
+
+A rank's batch goes through the model ROWS images at a time, or whole where ROWS is 0.
 
 For each form of each method the first rank saves weights, averages and the gathered method state.
 """
@@ -20,7 +22,7 @@ from toughen.training.saving import capture
 from toughen.training.setup import set_up, splits
 
 
-def train(out: Path, case: Case) -> None:
+def train(out: Path, case: Case, rows: int) -> None:
     # 134 training images in batches of 19: the last has a single one, so the second of two ranks has none.
     recipe = build(
         {
@@ -29,6 +31,7 @@ def train(out: Path, case: Case) -> None:
             "method": case.settings,
             "threat": "linf:0.1",
             "batch_size": 19,
+            "micro_batch": rows or None,
             "steps": 60,
             "averages": [0.9],
             **case.recipe,
@@ -38,7 +41,7 @@ def train(out: Path, case: Case) -> None:
     split, _, index = splits(recipe, data)
     assert len(split) % recipe.batch_size == 1
     job, batches = set_up(recipe, data, split, index, torch.device("cpu"), dtype=torch.float64)
-    for i in range(2 * len(batches)):
+    for i in range(len(batches) + 2):
         batch = batches[i]
         train_batch(job, replace(batch, x=batch.x.double()))
     job.finite.check()
@@ -53,6 +56,7 @@ def train(out: Path, case: Case) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     DATA["tiny"] = tiny_data
+    folder, rows = Path(sys.argv[1]), int(sys.argv[2])
     with distributed.group(torch.device("cpu")):
-        for name, case in CASES.items():
-            train(Path(sys.argv[1]) / f"{name}.safetensors", case)
+        for name in sys.argv[3:]:
+            train(folder / f"{name}.safetensors", CASES[name], rows)

@@ -1,25 +1,49 @@
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from method_cases import CASES
 from processes import run_ranks
+from toughen.methods import METHODS
+
+Tensors = dict[str, torch.Tensor]
+
+DIVISIBLE = {name for name, case in CASES.items() if METHODS[case.settings["name"]].divisible}
+KEEPING = {"free", "free-image", "instance-adaptive", "mixup-free", "interpolated", "weight-perturbation"}
+"""Those that keep something between batches, or whose examples meet others of the batch."""
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 
-def run(folder: Path, world: int) -> dict[str, dict[str, torch.Tensor]]:
-    folder.mkdir()
-    run_ranks(SCRIPT, folder, world)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensors]:
+    return run(tmp_path_factory.mktemp("alone"), 1, 0, CASES)
+
+
+def run(folder: Path, world: int, rows: int, cases: Iterable[str]) -> dict[str, Tensors]:
+    run_ranks(SCRIPT, folder, world, str(rows), *cases)
     return {file.stem: load_file(file) for file in folder.iterdir()}
 
 
-def test_two_ranks_are_one_rank_for_every_method(tmp_path: Path):
-    one, two = (run(tmp_path / str(world), world) for world in (1, 2))
-    assert one.keys() == two.keys() == CASES.keys()
-    for method, tensors in one.items():
-        assert tensors.keys() == two[method].keys()
+@pytest.mark.parametrize(
+    ("world", "rows", "cases"),
+    [
+        pytest.param(2, 0, CASES, id="two-ranks"),
+        pytest.param(4, 0, KEEPING, id="four-ranks"),
+        pytest.param(1, 7, DIVISIBLE, id="in-parts"),
+        pytest.param(2, 4, KEEPING & DIVISIBLE, id="two-ranks-in-parts"),
+    ],
+)
+def test_ranks_and_parts_train_every_method_as_one_does(
+    tmp_path: Path, alone: dict[str, Tensors], world: int, rows: int, cases: Iterable[str]
+):
+    found = run(tmp_path, world, rows, sorted(cases))
+    assert found.keys() == set(cases)
+    for method, tensors in found.items():
+        assert tensors.keys() == alone[method].keys()
         for name, value in tensors.items():
-            assert torch.allclose(value, two[method][name], rtol=0, atol=1e-12), (method, name)
-    assert one["free"]["method.delta"].abs().amax() > 0
+            assert torch.allclose(value, alone[method][name], rtol=0, atol=1e-12), (method, name)
+    assert found["free"]["method.delta"].abs().amax() > 0

@@ -142,7 +142,7 @@ def test_weights_come_back_exactly_and_nothing_else_moves():
     def loss() -> Tensor:
         return nn.functional.cross_entropy(model(batch.x), batch.y)
 
-    found = gradient(model, weights, loss)
+    found = gradient(model, weights, [loss])
     with perturbed(weights, found, GAMMA):
         for weight, g in zip(weights, found, strict=True):
             theta = before[next(n for n, p in model.named_parameters() if p is weight)]

@@ -57,9 +57,11 @@ class Method(Settings, frozen=True):
     Attributes:
         name: its name in `METHODS`.
         soft_labels: whether labels may be probabilities (N, K), so that mixup and label smoothing can wrap it.
+        divisible: whether a batch may be given in parts, see `training.parts`; not where its images meet one another.
     """
 
     soft_labels: ClassVar[bool] = True
+    divisible: ClassVar[bool] = True
 
     name: str
 

@@ -8,7 +8,7 @@ Other codes mean by "mixup adversarial training" the other order, mix and then a
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -36,6 +36,8 @@ class Interpolated(Robust, frozen=True):
         alpha: of the Beta distribution, at least 0; with 0 nothing is mixed, which leaves half clean, half adversarial
             training.
     """
+
+    divisible: ClassVar[bool] = False
 
     name: Literal["interpolated"] = "interpolated"
     attack: AttackSpec = AttackSpec(name="pgd", steps=7)

@@ -240,6 +240,11 @@ class Recipe(Settings, frozen=True):
         method: a training method and its settings.
         threat: the ball, like linf:8/255, for training and for evaluation.
         batch_size: images in a batch, over all ranks together.
+        micro_batch: images of each rank in one pass; a larger batch goes through the model in parts, whose gradients
+            add up: the same step in less memory, but for BatchNorm, which then knows the parts alone. null for all of
+            them; "auto" finds the most that a GPU can hold, and the run keeps to it.
+        activation_checkpointing: compute what the model's blocks hold again in each backward pass, in place of keeping
+            it: the same bits and far less memory for a third more work.
         steps: the budget in optimiser steps, replays included; rounded up to whole batches.
         optimizer: see `OptimizerSettings`.
         schedule: of the learning rate, by name: see `schedule.py`.
@@ -266,6 +271,8 @@ class Recipe(Settings, frozen=True):
     method: AnyMethod
     threat: Annotated[Threat, AfterValidator(check_radius)]
     batch_size: Count = 128
+    micro_batch: Count | Literal["auto"] | None = None
+    activation_checkpointing: bool = False
     steps: Count
     optimizer: OptimizerSettings = OptimizerSettings(lr=0.1)
     schedule: ScheduleSpec = ScheduleSpec(name="constant")
@@ -290,6 +297,11 @@ class Recipe(Settings, frozen=True):
                     check_radius(own)
                 except ValueError as error:
                     raise ValueError(f"{'method.' * depth}threat: {error}") from None
+        if self.micro_batch and (whole := next((m for m in nested(self.method) if not m.divisible), None)):
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}, but method {whole.name} mixes images of the whole batch after its "
+                "attack; use micro_batch: null, or mixup around adversarial, which mixes before it"
+            )
         if self.data.repeats > 1:
             extra = self.data.extra
             check_repeats(labelled_rows(self.batch_size, extra.labelled if extra else 1.0), self.data.repeats)

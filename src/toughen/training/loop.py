@@ -8,9 +8,10 @@ Between batches, when a method's generator is exhausted, a job is fully describe
 where the run saves, validates and stops.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from toughen.noise import derive
 from toughen.recipes.schema import WeightPerturbation
 from toughen.schedule import Factor
 from toughen.training.monitors import Finite, Meters
+from toughen.training.parts import Part, divided
+from toughen.training.recompute import recomputed
 from toughen.training.weights import gradient, perturbable, perturbed
 
 
@@ -43,6 +46,8 @@ class Job:
         seed: of whatever the model itself draws, such as dropout.
         total_steps: the budget.
         autocast: compute in bfloat16 where torch holds it to be sound.
+        micro_batch: images of each rank in one pass; None for all.
+        recomputed: blocks of the model whose activations are computed again in backward passes.
         step: optimiser steps done.
         number: minibatches done.
         passes: of the model in training so far, on this rank.
@@ -61,6 +66,8 @@ class Job:
     seed: int
     total_steps: int
     autocast: bool
+    micro_batch: int | None
+    recomputed: Sequence[nn.Module]
     finite: Finite
     step: int = 0
     number: int = 0
@@ -73,18 +80,17 @@ def train_batch(job: Job, batch: Batch) -> None:
     job.model.train()
     # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
     torch.manual_seed(derive(job.seed, "model", job.number, distributed.rank()))
-    for objective in _objectives(job, batch):
-        job.optimizer.zero_grad(set_to_none=True)
-        with _at_worst_weights(job, batch, objective):
-            with _precision(job, batch), job.meters.watching(job.model) as seen:
-                losses = objective()
-            _global_mean(losses, batch).backward()
-        job.meters.add(losses, seen, batch.y, job.method.forwards)
-        job.finite.guard(job.optimizer, losses, batch.index, job.step)
-        set_rate(job.optimizer, job.factor(job.step / job.total_steps))
-        job.optimizer.step()
-        job.averages.update(job.model, job.step)
-        job.step += 1
+    with recomputed(job.recomputed), divided(job.method, batch, job.state, job.micro_batch) as parts:
+        for objectives in objectives_of(job, parts):
+            job.optimizer.zero_grad(set_to_none=True)
+            with _at_worst_weights(job, batch, objectives):
+                losses, seen = backward(job, batch, objectives)
+            job.meters.add(losses, seen, batch.y, job.method.forwards)
+            job.finite.guard(job.optimizer, losses, batch.index, job.step)
+            set_rate(job.optimizer, job.factor(job.step / job.total_steps))
+            job.optimizer.step()
+            job.averages.update(job.model, job.step)
+            job.step += 1
     job.number += 1
 
 
@@ -94,16 +100,34 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def _objectives(job: Job, batch: Batch) -> Iterator[Objective]:
-    """The method's objectives, its own work (attacks) done in the run's precision."""
-    generator = job.method.losses(job.wrapped, batch, job.state)
+def objectives_of(job: Job, parts: Sequence[Part]) -> Iterator[list[Objective]]:
+    """For each step the method's objectives, one a part, its own work (attacks) done in the run's precision."""
+    generators = [part.method.losses(job.wrapped, part.batch, part.state) for part in parts]
     while True:
-        # Entered anew for each: autocast keeps copies of the weights, which a step makes stale.
-        with _precision(job, batch):
-            objective = next(generator, None)
-        if objective is None:
+        objectives = []
+        for generator, part in zip(generators, parts, strict=True):
+            # Entered anew for each: autocast keeps copies of the weights, which a step makes stale.
+            with _precision(job, part.batch):
+                objectives.append(next(generator, None))
+        if objectives[0] is None:
             return
-        yield objective
+        yield objectives
+
+
+def backward(job: Job, batch: Batch, objectives: Sequence[Objective]) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of the global mean; losses (N,) and the logits of each forward pass."""
+    losses: list[Tensor] = []
+    logits: list[list[Tensor]] = []
+    for objective in objectives:
+        # Ranks exchange what has been added up, once a step.
+        alone = nullcontext() if objective is objectives[-1] else distributed.unsynchronised(job.wrapped)
+        with alone:
+            with _precision(job, batch), job.meters.watching(job.model) as seen:
+                own = objective()
+            _global_mean(own, batch).backward()
+        losses.append(own.detach())
+        logits.append(seen)
+    return torch.cat(losses), [torch.cat(parts) for parts in zip(*logits, strict=True)]
 
 
 def _global_mean(losses: Tensor, batch: Batch) -> Tensor:
@@ -113,18 +137,19 @@ def _global_mean(losses: Tensor, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _at_worst_weights(job: Job, batch: Batch, objective: Objective) -> Iterator[None]:
-    """The weights moved against this objective, where the recipe asks for it."""
+def _at_worst_weights(job: Job, batch: Batch, objectives: Sequence[Objective]) -> Iterator[None]:
+    """The weights moved against these objectives, where the recipe asks for it."""
     if job.perturbation is None or job.step < job.perturbation.start * job.total_steps:
         yield
         return
 
-    def loss() -> Tensor:
+    def loss(objective: Objective) -> Tensor:
         with _precision(job, batch):
             return _global_mean(objective(), batch)
 
     weights = perturbable(job.model)
-    with perturbed(weights, gradient(job.wrapped, weights, loss), job.perturbation.gamma):
+    found = gradient(job.wrapped, weights, [partial(loss, objective) for objective in objectives])
+    with perturbed(weights, found, job.perturbation.gamma):
         yield
 
 

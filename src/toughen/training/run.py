@@ -21,6 +21,7 @@ from toughen.data.base import Examples, fingerprint
 from toughen.display import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.about import About
+from toughen.training.fitting import rows_that_fit
 from toughen.training.loop import Job, train_batch
 from toughen.training.overfitting import Watch
 from toughen.training.saving import capture, restore
@@ -116,9 +117,13 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if job.number == recipe.batches:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
+        if recipe.micro_batch == "auto" and job.number == 0:
+            job.micro_batch = rows_that_fit(job, batches[0])
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
         if distributed.world() > 1 and has_batchnorm(job.model):
             display.note("per-rank BatchNorm: each rank normalises by its own part of the batch")
+        if (rows := job.micro_batch) and rows < distributed.slots(recipe.batch_size) and has_batchnorm(job.model):
+            display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
         with display:
             loop(recipe, job, batches, outputs, validation, display)
         return finish(recipe, job, outputs, device)
@@ -331,6 +336,7 @@ def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> 
         "headline": headline,
         "best": outputs.best,
         "alarms": outputs.watch.memory.alarms if outputs.watch.every else None,
+        "micro_batch": job.micro_batch,
         "averages_batchnorm": averaging.BUFFERS if recipe.averages else None,
         "device": str(device),
         "ranks": distributed.world(),

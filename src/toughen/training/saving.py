@@ -35,7 +35,8 @@ def capture(job: Job, *, slots: int) -> tuple[Tensors, dict[str, Any]]:
     tensors["optimizer"] = {
         f"{i}.{key}": value for i, entry in optimizer.items() for key, value in entry.items() if value is not None
     }
-    return tensors, {"step": job.step, "number": job.number, "passes": asdict(job.passes)}
+    state = {"step": job.step, "number": job.number, "passes": asdict(job.passes), "micro_batch": job.micro_batch}
+    return tensors, state
 
 
 def restore(job: Job, checkpoint: Checkpoint) -> None:
@@ -50,4 +51,6 @@ def restore(job: Job, checkpoint: Checkpoint) -> None:
         entries.setdefault(int(i), {})[name] = value
     job.optimizer.load_state_dict({"state": entries, "param_groups": job.optimizer.state_dict()["param_groups"]})
     job.step, job.number = checkpoint.state["step"], checkpoint.state["number"]
+    # Where it was found by trying, another one would give other bits.
+    job.micro_batch = checkpoint.state.get("micro_batch", job.micro_batch)
     vars(job.passes).update(checkpoint.state["passes"])

@@ -27,6 +27,7 @@ from toughen.schedule import warmed_up
 from toughen.training.about import About
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
+from toughen.training.recompute import blocks
 from toughen.training.start import check_start, expected_normalization, start
 
 WAY_OUT = "restore them, or begin anew in another --out"
@@ -148,6 +149,7 @@ def set_up(
     What the user should know of the weights that training starts from is told to `note`. Where a checkpoint brings all
     tensors, `fresh` is False: then weights and normalisation are left to it, and nothing is fetched or read.
     """
+    check_auto(recipe, device)
     try:
         batches = Batches(
             split,
@@ -199,9 +201,40 @@ def set_up(
         seed=recipe.seed,
         total_steps=recipe.total_steps,
         autocast=recipe.precision == "bf16",
+        micro_batch=None if recipe.micro_batch == "auto" else recipe.micro_batch,
+        recomputed=recomputed_blocks(recipe, model),
         finite=Finite(slots, device),
     )
     return job, batches
+
+
+def check_auto(recipe: Recipe, device: torch.device) -> None:
+    """Refuse to look for what fits where the memory's end is the process's.
+
+    Raises:
+        RecipeError: the recipe asks for it on the CPU.
+    """
+    if recipe.micro_batch == "auto" and device.type == "cpu":
+        raise RecipeError(
+            "micro_batch: auto asks a GPU what fits into its memory, and this run is on the CPU; give a number, like "
+            "micro_batch=64, or micro_batch=null"
+        )
+
+
+def recomputed_blocks(recipe: Recipe, model: nn.Module) -> list[nn.Module]:
+    """The blocks whose activations the recipe wants computed again, if any.
+
+    Raises:
+        RecipeError: the model has none.
+    """
+    if not recipe.activation_checkpointing:
+        return []
+    if not (found := blocks(model)):
+        raise RecipeError(
+            f"activation_checkpointing: {recipe.model.name} has no blocks whose activations could be computed again; "
+            "use activation_checkpointing=false, and a smaller micro_batch to save memory"
+        )
+    return found
 
 
 def has_batchnorm(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Adversarial weight perturbation (Wu et al. 2020, AWP): a step takes the gradient at the worst weights nearby.
 
     weights = perturbable(model)
-    with perturbed(weights, gradient(model, weights, loss), gamma=0.005):       # theta + v
+    with perturbed(weights, gradient(model, weights, [loss]), gamma=0.005):       # theta + v
         loss().backward()
     optimizer.step()                                                            # theta again, gradient as at theta + v
 
@@ -13,7 +13,7 @@ Deviations from the authors' code, each towards the paper's text: theta is resto
 after it (so that weight decay sees theta), exactly and not by subtraction, and no copy of the model is kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,19 +28,22 @@ def perturbable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
 
 
-def gradient(wrapped: nn.Module, weights: list[nn.Parameter], loss: Callable[[], Tensor]) -> list[Tensor]:
-    """The gradient of a loss by the weights, averaged over ranks; `.grad` of nothing is touched.
+def gradient(wrapped: nn.Module, weights: list[nn.Parameter], losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    """The gradient of a sum of losses by the weights, averaged over ranks; `.grad` of nothing is touched.
 
     Running statistics of BatchNorm stay as they are: only the second call of the loss is the step's.
 
     Args:
         wrapped: the model, perhaps in DistributedDataParallel.
         weights: by which to differentiate.
-        loss: this rank's, scaled so that its mean over ranks is the global mean.
+        losses: this rank's, scaled so that the mean over ranks of their sum is the global mean.
     """
+    whole = [torch.zeros_like(w) for w in weights]
     with distributed.unsynchronised(wrapped), batch_statistics(wrapped):
-        found = torch.autograd.grad(loss(), weights, allow_unused=True)
-    whole = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+        for loss in losses:
+            for total, g in zip(whole, torch.autograd.grad(loss(), weights, allow_unused=True), strict=True):
+                if g is not None:
+                    total += g
     return [distributed.total(g) / distributed.world() for g in whole]
 
 
