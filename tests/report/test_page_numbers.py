@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from report.page_run import CORRUPTED, K, N, Read, make_run
+from toughen.report.blocks import Table
 from toughen.report.page import page, parts
 from toughen.report.study_part import study_part
 
@@ -66,6 +67,8 @@ def test_headline_and_evaluations(run: Path, seen: Read):
         figure, _, bounds = share(k, N).partition(" % ")
         assert f"{figure} %" in text
         assert f"95 % interval {bounds}" in text
+    # As made: an alarm at the second of two checks, seen first of all and again beside the monitor.
+    assert " ".join(text.split()).count("training overfitted at step 20 (AT101)") == 1
 
 
 def test_waterfall(run: Path, seen: Read):
@@ -159,35 +162,134 @@ def test_runs_side_by_side(run: Path, tmp_path: Path):
     cells = dict(zip(head, found[0], strict=True))
     assert (cells["clean"], cells["robust"]) == (share(clean, N), share(N - len(broken_by(rows)), N))
     assert (cells["natural steps"], cells["time"], cells["audit"]) == ("37", "12.5 s", "unreliable: EV286")
+    assert cells["method"] == "text method overfitted at step 20 (AT101)"
     assert "#run-2" in seen.addresses
 
 
-def test_a_study(run: Path):
-    published = {"id": "x", "value": 46.2, "unit": "%", "std": None, "raw": "46.2", "note": ""}
-    figure = {"published": published, "measured": 40.0, "unit": "%", "n": 1, "std": None, "unreliable": True}
-    figures = {"clean": {**figure, "interval": [70.0, 80.0], "published": None, "unreliable": False}}
-    figures["pgd-20"] = {**figure, "interval": [38.0, 42.0], "difference": -6.2}
+def a_row(label: str, figures: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What `collect` says of a row that is done and has one training, runs/a."""
     cost = {"steps": 16, "forwards": 32, "backwards": 48, "natural_steps": 36.7, "device": "cpu", "minutes": 0.5}
-    row = {
-        "label": "m = 2",
-        "state": "done",
-        "reason": None,
-        "counted": ["runs/a"],
-        "figures": figures,
-        "cost": cost,
-        "notes": [],
+    row = {"label": label, "state": "done", "reason": None, "counted": ["runs/a"], "cost": cost}
+    return {**row, "figures": figures, "alarms": [], "notes": [], **more}
+
+
+def a_figure(what: str, measured: float | None, **more: Any) -> dict[str, Any]:
+    figure = {"what": what, "published": None, "measured": measured, "unit": "%", "n": 1, "std": None}
+    return {**figure, "interval": None, "unreliable": False, "findings": None, **more}
+
+
+def the_table(rows: dict[str, Any], columns: list[str], targets: dict[str, str] | None = None) -> Read:
+    study = {"title": "Table", "scale": "toy", "columns": columns, "notes": ["a note"], "rows": rows}
+    return Read(page([study_part(study, "study-1", targets or {})]))
+
+
+def test_a_study():
+    published = {"id": "x", "value": 46.2, "unit": "%", "std": None, "raw": "46.2", "note": ""}
+    figures = {"clean": a_figure("clean", 40.0, interval=[70.0, 80.0])}
+    doubted = {"unreliable": True, "findings": ["EV286", "EV281"]}
+    figures["pgd-20"] = a_figure("robust", 40.0, interval=[38.0, 42.0], difference=-6.2, published=published, **doubted)
+    waiting = {"pgd-20": {"what": "robust", "published": published, "measured": None, "n": 0}}
+    rows = {
+        "m2": a_row("m = 2", figures),
+        "m4": a_row("m = 4", waiting, state="failed", reason="it broke", counted=[], cost=None),
     }
-    waiting = {**row, "label": "m = 4", "state": "failed", "reason": "it broke", "counted": [], "cost": None}
-    waiting["figures"] = {"pgd-20": {"published": published, "measured": None, "n": 0}}
-    study = {"title": "Table", "scale": "toy", "columns": ["clean", "pgd-20"], "notes": ["a note"]}
-    study["rows"] = {"m2": row, "m4": waiting}
-    seen = Read(page([study_part(study, "study-1", {"runs/a": "run-1"})]))
+    seen = the_table(rows, ["clean", "pgd-20"], {"runs/a": "run-1"})
     head, done, failed = seen.tables["Table"]
     assert head == ["row", "clean", "pgd-20", "natural steps", "audit", "state", "runs"]
     assert done[:3] == ["m = 2", "40.0 [70.0, 80.0]", "40.0 [38.0, 42.0]\npaper 46.2\n(-6.2)"]
-    assert done[3:] == ["37 32 forward\n48 backward\n16 steps\n30.0 s, cpu", "unreliable pgd-20", "done", "runs/a"]
+    assert done[3] == "37 32 forward\n48 backward\n16 steps\n30.0 s, cpu"
+    assert done[4:] == ["unreliable EV286 in pgd-20\nEV281 in pgd-20", "done", "runs/a"]
     assert failed == ["m = 4", "", "- paper 46.2", "-", "-", "failed it broke", ""]
     assert seen.addresses.count("#run-1") == 2
+
+
+def test_a_study_says_which_findings_in_which_columns_and_what_was_not_audited():
+    sound, doubted = {"findings": []}, {"unreliable": True}
+    kinds = {
+        "unreliable EV286 in a, c\nEV281 in c": [
+            a_figure("robust", 1.0, findings=["EV286"], **doubted),
+            a_figure("robust", 1.0, **sound),
+            a_figure("robust", 1.0, findings=["EV286", "EV281"], **doubted),
+        ],
+        "nothing found": [a_figure("corruptions", 1.0), a_figure("robust", 1.0, **sound)],
+        "not audited": [a_figure("corruptions", 1.0), a_figure("transfer", 1.0)],
+        "-": [{"what": "robust", "published": None, "measured": None, "n": 0}],
+    }
+    rows = {said: a_row(said, dict(zip("abc", figures, strict=False))) for said, figures in kinds.items()}
+    head, *found = the_table(rows, ["a", "b", "c"]).tables["Table"]
+    assert [row[head.index("audit")] for row in found] == list(kinds)
+
+
+def test_a_study_says_which_trainings_overfitted():
+    def alarm(run: str, step: int) -> dict[str, Any]:
+        return {"run": f"runs/{run}", "code": "AT101", "step": step, "alarm": "AT101 ..."}
+
+    both = ["runs/a", "runs/b"]
+    kinds = {
+        "done": a_row("sound", {}),
+        "done overfitted at step 612 (AT101)": a_row("one", {}, alarms=[alarm("a", 612)]),
+        "done overfitted at steps 612 and 1,040 (AT101)": a_row(
+            "twice", {}, alarms=[alarm("a", 612), alarm("a", 1040)]
+        ),
+        "done runs/b overfitted at step 9 (AT101)": a_row("another", {}, alarms=[alarm("b", 9)]),
+        "done runs/a overfitted at step 1 (AT101)\nruns/b overfitted at step 2 (AT101)": a_row(
+            "both", {}, counted=both, alarms=[alarm("a", 1), alarm("b", 2)]
+        ),
+        "running runs/a overfitted at step 3 (AT101)": a_row(
+            "open", {}, counted=[], state="running", alarms=[alarm("a", 3)]
+        ),
+        "failed it broke\noverfitted at step 4 (AT101)": a_row(
+            "broken", {}, state="failed", reason="it broke", alarms=[alarm("a", 4)]
+        ),
+    }
+    rows = {row["label"]: row for row in kinds.values()}
+    head, *found = the_table(rows, []).tables["Table"]
+    assert [row[head.index("state")] for row in found] == list(kinds)
+    made = study_part({"title": "Table", "scale": "toy", "columns": [], "notes": [], "rows": rows}, "study-1", {})
+    table = made.sections[0].blocks[0]
+    assert isinstance(table, Table)
+    tones = [row[head.index("state")].tone for row in table.rows]
+    # Bad where a training overfitted whose figures stand in the row.
+    assert tones == ["good", "bad", "bad", "good", "bad", "dim", "bad"]
+
+
+def test_a_study_draws_what_an_attack_in_the_ball_stands_behind_whatever_its_columns_are_called():
+    def row(label: str, *values: float) -> dict[str, Any]:
+        kinds = ("transfer", "robust", "clean")
+        figures = {
+            name: a_figure(what, value, **({"findings": []} if what == "robust" else {}))
+            for name, what, value in zip(("shown", "transfer", "natural"), kinds, values, strict=True)
+        }
+        return a_row(label, figures)
+
+    rows = {"a": row("a", 10.0, 50.0, 90.0), "b": row("b", 20.0, 60.0, 80.0)}
+    seen = the_table(rows, ["shown", "transfer", "natural"])
+    assert "Robust accuracy in the drawings is that of column transfer." in seen.text
+    ends = "a with 90.0 % clean and 50.0 % robust", "b with 80.0 % clean and 60.0 % robust"
+    assert f"On the Pareto front: {ends[1]}; {ends[0]}." in seen.text
+
+
+def test_a_study_is_drawn_by_the_column_that_took_the_most_and_tells_its_rows_apart():
+    # In per cent for rows a and b: an attack without bounds, one that a alone has met, a weak and a strong one.
+    values = {"all": (0.0, 0.0), "once": (10.0, None), "weak": (50.0, 70.0), "strong": (30.0, 60.0)}
+
+    def rows(columns: list[str]) -> dict[str, Any]:
+        found = {}
+        for at, name in enumerate("ab"):
+            taken = {key: a_figure("robust", value) for key in columns if (value := values[key][at]) is not None}
+            found[name] = a_row(name, {"clean": a_figure("clean", 90.0 - at), **taken})
+        return found
+
+    for columns, chosen in (
+        (["all", "once", "weak", "strong"], "strong"),
+        (["weak", "strong", "once", "all"], "strong"),
+        (["all", "weak"], "weak"),
+        (["once", "all"], "all"),
+        (["once"], "once"),
+    ):
+        seen = the_table(rows(columns), ["clean", *columns])
+        assert f"Robust accuracy in the drawings is that of column {chosen}." in seen.text
+        assert any("On the Pareto front" in text for text in seen.text) == (chosen != "once")
 
 
 def test_many_runs_stand_by_their_results_alone(tmp_path: Path):

@@ -6,18 +6,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from toughen import store
+from toughen.evaluation import Audit, Evaluation, Finding
+from toughen.outcomes import COLUMNS, Outcomes
 from toughen.studies import work as working
 from toughen.studies.begin import begin
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, Task
 from toughen.studies.results import collect
 from toughen.studies.text import load
 from toughen.studies.work import work
+from toughen.training import overfitting
 
 
 def begun(tiny_study: Path, out: Path, extra: str = "") -> StudyFolder:
@@ -83,6 +90,99 @@ def test_of_two_trainings_the_better_on_validation_is_measured_and_of_each_the_m
     figure = table["free"]["figures"]["pgd-2"]
     assert (figure["measured"], figure["n"], figure["interval"]) == (pytest.approx((a + b) / 2), 2, None)
     assert figure["std"] == pytest.approx(abs(a - b) / 2**0.5)
+
+
+def alarmed(row: Mapping[str, Any]) -> list[tuple[str, str, int, bool]]:
+    return [(one["run"], one["code"], one["step"], one["alarm"].startswith("AT101 ")) for one in row["alarms"]]
+
+
+def test_a_training_that_overfitted_is_seen_while_it_runs_and_after(
+    tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Every example withstands the one-step attack; of PGD first all, then none: a collapse between two checks.
+    counts = iter([(64, 64), (64, 0), (64, 0), (64, 0)])
+    monkeypatch.setattr(overfitting, "withstood", lambda *given: torch.tensor(next(counts)))
+    text = tiny_study.read_text().replace("toy: {", "toy: {rows: {free: {overfitting_every: 4}}, ")
+    tiny_study.write_text(text)
+    folder = begun(tiny_study, tmp_path / "out")
+    work(folder.path)
+    table = collect(folder)["rows"]
+    assert table["natural"]["alarms"] == []
+    (run,) = table["free"]["counted"]
+    assert alarmed(table["free"]) == [(run, "AT101", 8, True)]
+    (alarm,) = table["free"]["alarms"]
+    assert (alarm["one_step_accuracy"], alarm["pgd_accuracy"]) == (1.0, 0.0)
+    assert "at step 8: accuracy 100 %" in alarm["alarm"]
+    # So far the log alone tells, and its last line may be half written.
+    (folder.path / run / "summary.json").unlink()
+    with (folder.path / run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 20, "overfitting": {"alarm": "AT1')
+    assert collect(folder)["rows"]["free"]["alarms"] == table["free"]["alarms"]
+    # Before its first line, too.
+    (folder.path / run / "metrics.jsonl").unlink()
+    assert collect(folder)["rows"]["free"]["alarms"] == []
+
+
+def evaluated(folder: StudyFolder, row: str, column: str, codes: Sequence[str], *, right: bool = True) -> None:
+    """An evaluation of a row's first training on two examples, made by hand: in it an audit that found `codes`."""
+    values: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {"attack": "clean", "survived": right}
+    rows = [{**values, "index": index} for index in range(2)]
+    Evaluation(
+        outcomes=Outcomes(**{name: np.array([one[name] for one in rows]) for name in COLUMNS}),
+        threat="linf:0.1",
+        suite="custom",
+        settings={"fgsm": {"name": "fgsm"}},
+        seed=0,
+        seconds=1.0,
+        notes=(),
+        device="cpu",
+        torch="2",
+        identity={},
+        audit=Audit(tuple(Finding(code, "message", {}) for code in codes), (), 2, 1, 1, (0,), (0,), (0,)),
+    ).write(
+        folder.run(folder.rows[row]["trainings"][0]) / "evaluation" / folder.rows[row]["measures"][column]["folder"]
+    )
+
+
+def test_each_figure_carries_the_findings_of_its_evaluation(tmp_path: Path, tiny_study: Path):
+    columns = "  one: {suite: bilateral, attack: fgsm}\n  steep: {what: gradient_mean}\nrows:"
+    tiny_study.write_text(tiny_study.read_text().replace("rows:", columns))
+    folder = begun(tiny_study, tmp_path / "out")
+    evaluated(folder, "natural", "pgd-2", ["EV286", "EV281"])
+    evaluated(folder, "natural", "one", [])
+    figures = collect(folder)["rows"]["natural"]["figures"]
+    found = {key: (figure.get("findings"), figure.get("unreliable")) for key, figure in figures.items()}
+    assert found == {
+        "clean": (None, False),
+        "pgd-2": (["EV286", "EV281"], True),
+        "minutes": (None, None),
+        "one": ([], False),
+        "steep": (None, None),
+    }
+    assert [figure["what"] for figure in figures.values()] == ["clean", "robust", "minutes", "robust", "gradient_mean"]
+
+
+def test_over_several_trainings_each_finding_stands_once(tmp_path: Path, tiny_study: Path):
+    text = tiny_study.read_text().replace("set: {seed: 0}, ", "").replace("free: {", "free: {pick: each, ")
+    tiny_study.write_text(text)
+    folder = begun(tiny_study, tmp_path / "out", "seeds: [0, 1]\n")
+    trainings = folder.rows["free"]["trainings"]
+    for codes in (["EV286"], ["EV281", "EV286"]):
+        evaluated(folder, "free", "pgd-2", codes)
+        # By hand only the first training has an evaluation; it becomes that of the second.
+        if codes == ["EV286"]:
+            folder.run(trainings[0]).rename(folder.run(trainings[1]))
+    figure = collect(folder)["rows"]["free"]["figures"]["pgd-2"]
+    assert (figure["findings"], figure["n"]) == (["EV281", "EV286"], 2)
+
+
+def test_a_model_that_is_right_about_nothing_withstands_no_attack(tmp_path: Path, tiny_study: Path):
+    columns = "  one: {suite: bilateral, attack: fgsm}\nrows:"
+    tiny_study.write_text(tiny_study.read_text().replace("rows:", columns))
+    folder = begun(tiny_study, tmp_path / "out")
+    evaluated(folder, "natural", "one", [], right=False)
+    figure = collect(folder)["rows"]["natural"]["figures"]["one"]
+    assert (figure["measured"], figure["interval"][0], figure["unreliable"]) == (0.0, 0.0, False)
 
 
 def test_a_bad_row_and_a_failing_training_stop_nothing_and_are_listed(tmp_path: Path, tiny_study: Path):

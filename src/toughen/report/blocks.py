@@ -41,15 +41,19 @@ def csv_text(columns: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for row in (columns, *rows):
-        writer.writerow([_quoted(value) for value in row])
+        writer.writerow([quoted(value) for value in row])
     return out.getvalue()
 
 
-def _quoted(value: Any) -> Any:
-    if isinstance(value, str):
-        text = shown(value)
-        return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%") or text[:1] in "\t\r\n" else text
-    return value
+FORMULA = ("=", "+", "-", "@", "|", "%")
+
+
+def quoted(value: Any) -> Any:
+    """A cell of a CSV file: what a spreadsheet would take for a formula is quoted."""
+    if not isinstance(value, str):
+        return value
+    text = shown(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) or text.startswith(("\t", "\r", "\n")) else text
 
 
 def percent(share: float | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from toughen.display import duration
 from toughen.outcomes import interval
 from toughen.report import figures
+from toughen.report.alarms import logged_alarms, overfitted
 from toughen.report.blocks import Block, Cell, Facts, Line, Part, Section, Table, Text, percent
 from toughen.report.counts import by_class, confusion, ends, flows
 from toughen.report.records import Corrupted, Evaluated, Run
@@ -75,6 +76,9 @@ def _headline(run: Run, anchor: str) -> Iterator[Block]:
             ),
             ("audit", text, f"{best.about['threat']}, {outcomes.n} test images", tone),
         ]
+    if alarms := logged_alarms(run.metrics):
+        steps = overfitted(alarms).removeprefix("overfitted ")
+        items.append(("training", "overfitted", steps, "bad"))
     if run.summary is not None:
         cost = run.summary
         items.append(

@@ -13,9 +13,16 @@ from rich.console import Group
 from rich.text import Text
 
 from toughen.display import duration
+from toughen.report.alarms import overfitted
+from toughen.report.blocks import quoted
 from toughen.report.fitted import Column, Fitted
 
 Record = Mapping[str, Any]
+CSV_COLUMNS = (
+    *("row", "column", "measured", "low", "high", "std", "trainings", "unit", "published", "published_id"),
+    *("difference", "unreliable", "findings", "state", "alarms"),
+    *("steps", "forwards", "backwards", "minutes", "device"),
+)
 STYLES = {"failed": "bold red", "faulty": "bold red", "running": "cyan", "waiting": "dim"}
 
 
@@ -32,6 +39,10 @@ def study_table(found: Record) -> Group:
     for name, row in found["rows"].items():
         if row["reason"]:
             lines.append(Text(f"{name} {row['state']}: {row['reason']}", style="bold red"))
+        if said := overfitted(row["alarms"]):
+            lines.append(Text(f"{name}: {said}", style="bold red"))
+        if codes := sorted({code for figure in row["figures"].values() for code in figure.get("findings") or ()}):
+            lines.append(Text(f"{name}: the audit found {', '.join(codes)}", style="bold red"))
         lines += [Text(f"{name}: {note}", style="dim") for note in row["notes"]]
     lines += [Text(note, style="dim") for note in found["notes"]]
     return Group(
@@ -91,21 +102,22 @@ def study_csv(found: Record) -> str:
     """One line a figure. What a spreadsheet would take for a formula is quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = ("row", "column", "measured", "low", "high", "std", "trainings", "unit", "published", "published_id")
-    writer.writerow(
-        [*names, "difference", "unreliable", "state", "steps", "forwards", "backwards", "minutes", "device"]
-    )
+    writer.writerow(CSV_COLUMNS)
     for name, row in found["rows"].items():
         cost = row["cost"] or {}
         spent = [cost.get(key) for key in ("steps", "forwards", "backwards", "minutes", "device")]
+        alarms = " ".join(f"{alarm['code']}@{alarm['step']}" for alarm in row["alarms"])
         for key, figure in row["figures"].items():
             low, high = figure.get("interval") or (None, None)
             published = figure["published"] or {}
             values = [figure["measured"], low, high, figure.get("std"), figure["n"], figure.get("unit")]
             values += [published.get("value"), published.get("id"), figure.get("difference"), figure.get("unreliable")]
-            writer.writerow([_plain(value) for value in (name, key, *values, row["state"], *spent)])
+            values += [_findings(figure), row["state"], alarms]
+            writer.writerow([quoted(value) for value in (name, key, *values, *spent)])
     return out.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+def _findings(figure: Record) -> str | None:
+    """Codes of what the audit found, or "none"; None where there was no audit."""
+    codes = figure.get("findings")
+    return None if codes is None else " ".join(codes) or "none"

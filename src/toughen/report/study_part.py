@@ -5,18 +5,15 @@ part = comparison([(read_run(folder), "run-1"), ...])
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from toughen.display import duration
 from toughen.outcomes import interval
 from toughen.report import figures_studies as draw
+from toughen.report.alarms import logged_alarms, overfitted
 from toughen.report.blocks import Block, Cell, Line, Part, Section, Table
 from toughen.report.figures_studies import Point
 from toughen.report.records import Record, Run
 from toughen.report.studies import study_csv
-
-NOT_ROBUST = ("clean", "transfer", "corruptions", "mce")
-"""Columns in per cent that no attack in the ball stands behind."""
 
 
 def comparison(runs: Sequence[tuple[Run, str]]) -> Part:
@@ -29,7 +26,9 @@ def comparison(runs: Sequence[tuple[Run, str]]) -> Part:
         seconds = about.get("seconds")
         cost = [Cell.number(about.get("natural_steps"), f"{about['natural_steps']:,.0f}" if about else None)]
         cost.append(Cell.number(seconds, duration(seconds) if seconds is not None else None))
-        name, method = Cell(run.name, target=anchor), Cell(str(about.get("method", "-")))
+        alarm = overfitted(logged_alarms(run.metrics))
+        method = Cell(str(about.get("method", "-")), below=alarm, tone="bad" if alarm else "")
+        name = Cell(run.name, target=anchor)
         if found is None:
             table.add(name, method, Cell(run.threat), *(Cell("-") for _ in range(4)), Cell("not evaluated"), *cost)
             continue
@@ -76,7 +75,7 @@ def study_part(found: Record, anchor: str, targets: Mapping[str, str]) -> Part:
             *cells,
             _cost(row["cost"]),
             _verdict(row),
-            Cell(str(row["state"]), below=str(row["reason"] or ""), tone=_tone(row["state"])),
+            _state(row),
             Cell(", ".join(row["counted"]), target=first),
         )
     table.data = study_csv(found)
@@ -131,47 +130,62 @@ def _cost(cost: Record | None) -> Cell:
 
 
 def _verdict(row: Record) -> Cell:
-    doubted = [key for key, figure in row["figures"].items() if figure.get("unreliable")]
-    if doubted:
-        return Cell("unreliable", below=", ".join(doubted), tone="bad")
-    measured = any(figure["measured"] is not None for figure in row["figures"].values())
-    return Cell("nothing found", tone="good") if measured else Cell("-")
+    """What the audits of a row's evaluations found, and in which columns; "nothing found" only where there was one."""
+    figures = {key: figure for key, figure in row["figures"].items() if figure["measured"] is not None}
+    found: dict[str, list[str]] = {}
+    for key, figure in figures.items():
+        for code in figure["findings"] or ():
+            found.setdefault(code, []).append(key)
+    if found:
+        below = "\n".join(f"{code} in {', '.join(keys)}" for code, keys in found.items())
+        return Cell("unreliable", below=below, tone="bad")
+    if any(figure["findings"] is not None for figure in figures.values()):
+        return Cell("nothing found", tone="good")
+    return Cell("not audited", tone="dim") if figures else Cell("-")
 
 
-def _tone(state: Any) -> str:
-    return {"failed": "bad", "faulty": "bad", "done": "good"}.get(str(state), "dim")
+def _state(row: Record) -> Cell:
+    """State and reason, and below them which trainings overfitted: by name, unless it is the one that counts."""
+    raised: dict[str, list[Record]] = {}
+    for alarm in row["alarms"]:
+        raised.setdefault(alarm["run"], []).append(alarm)
+    said = [
+        overfitted(alarms) if row["counted"] == [run] else f"{run} {overfitted(alarms)}"
+        for run, alarms in raised.items()
+    ]
+    tone = {"failed": "bad", "faulty": "bad", "done": "good"}.get(str(row["state"]), "dim")
+    counts = any(run in row["counted"] for run in raised)
+    below = "\n".join([*filter(None, [str(row["reason"] or "")]), *said])
+    return Cell(str(row["state"]), below=below, tone="bad" if counts else tone)
 
 
 def _points(found: Record, shown: Sequence[str]) -> tuple[str, list[Point]]:
     """The column that stands for robustness, and each row that has it and clean accuracy: the one that took the most.
 
-    A column that hardly differs between rows tells them apart no more than the attack without bounds behind it.
+    A column of one row draws nothing, and one that hardly differs between rows tells them apart no more than the attack
+    without bounds behind it; such a column stands only where there is no other.
     """
-    best: tuple[str, list[Point]] = "", []
-    lowest = float("inf")
-    for key in shown:
-        points = _pairs(found, key)
-        if not points or key in NOT_ROBUST:
-            continue
-        values = [point.robust for point in points]
-        mean, spread = sum(values) / len(values), max(values) - min(values)
-        if not best[1] or (mean < lowest and (spread > 0.01 or len(points) == 1)):
-            best, lowest = (key, points), mean
-    return best
+    columns = {key: points for key in shown if (points := _pairs(found, key))}
+    columns = {key: points for key, points in columns.items() if len(points) > 1} or columns
+    values = {key: [point.robust for point in points] for key, points in columns.items()}
+    telling = [key for key, some in values.items() if max(some) - min(some) > 0.01] or list(columns)
+    best = min(telling, key=lambda key: sum(values[key]) / len(values[key]), default="")
+    return best, columns.get(best, [])
 
 
 def _pairs(found: Record, key: str) -> list[Point]:
     points = []
     for row in found["rows"].values():
-        clean, robust = row["figures"].get("clean"), row["figures"].get(key)
-        if not clean or not robust or clean["measured"] is None or robust["measured"] is None:
+        measured = {name: figure for name, figure in row["figures"].items() if figure["measured"] is not None}
+        clean = next((figure for figure in measured.values() if figure["what"] == "clean"), None)
+        robust = measured.get(key)
+        # Only what an attack in the ball stands behind.
+        if clean is None or robust is None or robust["what"] != "robust":
             continue
-        if robust["unit"] == "%":
-            low, high = (bound / 100 for bound in robust["interval"]) if robust["interval"] else (None, None)
-            cost = row["cost"]["natural_steps"] if row["cost"] else None
-            doubted = bool(robust["unreliable"])
-            pair = clean["measured"] / 100, robust["measured"] / 100
-            points.append(Point(str(row["label"]), *pair, low, high, cost, doubted))
+        low, high = (bound / 100 for bound in robust["interval"]) if robust["interval"] else (None, None)
+        cost = row["cost"]["natural_steps"] if row["cost"] else None
+        pair = clean["measured"] / 100, robust["measured"] / 100
+        points.append(Point(str(row["label"]), *pair, low, high, cost, bool(robust["unreliable"])))
     return points
 
 

@@ -2,7 +2,7 @@
 
 table = collect(StudyFolder(Path("runs/studies/free-table-1-small")))
 table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable, findings
-table["rows"]["free-m8"]["alarms"]               # of its trainings: run, code, step, sentence
+table["rows"]["free-m8"]["alarms"]               # of its trainings: run, code, step, both accuracies, alarm
 """
 
 import math
@@ -67,7 +67,7 @@ def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any])
     """One cell: the mean of its trainings, and an interval where it is one."""
     found = [value for training in counted if (value := _measured(folder, training, measure))]
     published = next((cell for cell in measure["published"] if cell["value"] is not None), None)
-    cell: Figure = {"published": published, "measured": None, "n": 0}
+    cell: Figure = {"what": measure["column"]["what"], "published": published, "measured": None, "n": 0}
     if not found:
         return cell
     values = [value["value"] for value in found]

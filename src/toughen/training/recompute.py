@@ -40,9 +40,7 @@ def recomputed(chosen: Sequence[nn.Module]) -> Iterator[None]:
         chosen: modules, none within another.
     """
     for block in chosen:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
     try:
         yield
     finally:
