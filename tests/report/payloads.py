@@ -1,5 +1,7 @@
 """Eighty texts that would do harm on a page, in a drawing, in a terminal or in a spreadsheet that believed them."""
 
+from toughen.report.blocks import Cell, Facts, Figure, Line, Part, Section, Table, Text, Tile, shown
+
 _TAGS = [
     "<script>window.__pwned=1</script>",
     "</script><script>window.__pwned=1</script>",
@@ -66,10 +68,26 @@ _TEMPLATES = [
     "\\u003cscript\\u003e",
     "%3Cscript%3E",
 ]
-_DRAWINGS = ["$\\frac{", "$x^2$", "\\$", "_nolegend_", "__", "\\input{/etc/hostname}", "url(#run-1-loss-0)", "#010203"]
+DRAWINGS = ["$\\frac{", "$x^2$", "\\$", "_nolegend_", "__", "\\input{/etc/hostname}", "url(#run-1-loss-0)", "#010203"]
 _FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(1)", "=cmd|' /C calc'!A0"]
 _CONTROLS = ["a\nb", "\x1b[2J\x1b[31mred", "\u202egnp.exe", "a\x07b\u200fc", "[bold red]x[/] [link=//x]y[/link]"]
 _LONG = ["x" * 300, "\u0130\U0001f600\u4e2d\u0e01\u0301"]
 
-PAYLOADS = [*_TAGS, *_ATTRIBUTES, *_TEMPLATES, *_DRAWINGS, *_FORMULAS, *_CONTROLS, *_LONG]
+PAYLOADS = [*_TAGS, *_ATTRIBUTES, *_TEMPLATES, *DRAWINGS, *_FORMULAS, *_CONTROLS, *_LONG]
 assert len(PAYLOADS) == len(set(PAYLOADS)) == 80, len(PAYLOADS)
+
+
+def every_block(word: str, anchor: str = "run-1") -> Part:
+    """A part with `word` in every text field."""
+    table = Table("t", word, (word, word), note=word)
+    table.add(Cell(word, below=word, tone="bad", target="run-1"), Cell.number(1.0, word, below=word))
+    tile = Tile(b"png", shown(word), word, "good")
+    blocks = [
+        table,
+        Figure("f", word, word, "", png=b"png", size=(1, 1)),
+        Figure("g", word, word, "", png=b"png", tiles=((word, (tile,)),)),
+        Line(word, "missing", word),
+        Facts(((word, word, word, "bad"),)),
+        Text(word, word),
+    ]
+    return Part(anchor, word, word, [Section(word, blocks)])

@@ -217,7 +217,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """Text as it is, like a recipe; folded away at first."""
+    """Text as it is, like a recipe."""
 
     title: str
     text: str

@@ -11,12 +11,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const key = (row) => row.cells[column].dataset.sort;
+      // Numbers, then words, then what is missing, whichever way the column is sorted.
+      const rank = (text) => (text === "" || text === "-" ? 2 : Number.isNaN(Number(text)) ? 1 : 0);
       const compare = (one, two) => {
-        const a = key(one), b = key(two), x = Number(a), y = Number(b);
-        const numbers = [a !== "" && !Number.isNaN(x), b !== "" && !Number.isNaN(y)];
-        if (numbers[0] && numbers[1]) return up ? x - y : y - x;
-        if (numbers[0] !== numbers[1]) return numbers[0] ? -1 : 1;
-        return up ? a.localeCompare(b) : b.localeCompare(a);
+        const a = key(one), b = key(two), order = rank(a) - rank(b);
+        if (order || rank(a) === 2) return order;
+        const way = rank(a) ? a.localeCompare(b, "en", { numeric: true }) : Number(a) - Number(b);
+        return up ? way : -way;
       };
       body.append(...Array.from(body.rows).sort(compare));
     });

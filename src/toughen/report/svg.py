@@ -196,5 +196,5 @@ def plain_ticks(axes: "Axes") -> None:
 
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1e4 else f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 1e3 else f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
