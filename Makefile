@@ -6,7 +6,9 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format bench-step bench-methods bench-overfitting bench-radii bench-evaluation bench-data bench-label bench-corruptions bench-real bench-studies clean
+.PHONY: help setup setup-bench demo test lint format clean bench bench-step bench-peers bench-growth bench-methods \
+	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
+	bench-streaming bench-label bench-corruptions bench-real bench-studies
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -22,14 +24,14 @@ $(READY): pyproject.toml constraints.txt
 
 setup-bench: $(BENCH)/.ready  ## a second environment with the libraries that attacks are compared with
 
-# The last two come without their dependencies: see the extra `bench` in pyproject.toml.
+# The last four come without their dependencies: see the extra `bench` in pyproject.toml.
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[bench]'
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		torchattacks==3.5.1 adv-lib==0.2.8
+		torchattacks==3.5.1 adv-lib==0.2.8 robustness==1.2.1.post2 cox==0.2
 	touch $@
 
 demo: $(READY)  ## train natural and robust classifiers on real digits and compare them
@@ -50,10 +52,18 @@ format: $(READY)  ## format and fix what can be fixed
 bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
 	$(BIN)/python benchmarks/step_cost.py
 
-bench-methods: $(READY)  ## every training method side by side, with AutoAttack and the audit (hours)
-	$(BIN)/python benchmarks/methods.py digits runs/methods
+bench-peers: $(BENCH)/.ready  ## a training step of ours beside other libraries', and what passes each takes
+	$(BENCH)/bin/python benchmarks/peers.py
+
+bench-growth: $(READY)  ## time and memory against images, batch, steps, classes and ranks, with fitted lines
+	$(BIN)/python benchmarks/growth.py
+
+bench-methods: bench-methods-digits  ## every training method side by side, with AutoAttack and the audit (hours)
 	$(BIN)/python benchmarks/methods.py cifar runs/methods --data $(CIFAR10)
 	$(BIN)/python benchmarks/methods.py report runs/methods
+
+bench-methods-digits: $(READY)
+	$(BIN)/python benchmarks/methods.py digits runs/methods
 
 bench-overfitting: $(READY)  ## the alarm for catastrophic overfitting: collapses, controls, and what a check costs
 	$(BIN)/python benchmarks/overfitting.py
@@ -64,17 +74,23 @@ bench-radii: $(READY)  ## IAAT with reused selection against algorithm 2 as it s
 # CIFAR10: a folder of its parquet files, or a name that the Hub knows.
 CIFAR10 ?= cifar10
 
-bench-evaluation: $(BENCH)/.ready  ## our AutoAttack and `adaptive` against other libraries, side by side (an hour)
-	$(BENCH)/bin/python benchmarks/evaluation.py robust ours pyautoattack
-	$(BENCH)/bin/python benchmarks/evaluation.py robust torchattacks adaptive
+bench-evaluation: bench-evaluation-digits  ## our AutoAttack and `adaptive` against others, side by side (an hour)
 	$(BENCH)/bin/python benchmarks/evaluation.py resnet18 ours pyautoattack --n 128 --data $(CIFAR10)
 	$(BENCH)/bin/python benchmarks/evaluation.py resnet18 torchattacks adaptive --n 128 --data $(CIFAR10)
+	$(BENCH)/bin/python benchmarks/evaluation_peers.py --data $(CIFAR10)
+	$(BENCH)/bin/python benchmarks/evaluation.py report
+
+bench-evaluation-digits: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/evaluation.py robust ours pyautoattack
+	$(BENCH)/bin/python benchmarks/evaluation.py robust torchattacks adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py linear ours adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py standard ours adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py report
 
-bench-data: $(BENCH)/.ready  ## CIFAR-10 by every route, and how fast photographs are streamed
+bench-data: bench-streaming  ## CIFAR-10 by every route, and how fast photographs are streamed
 	$(BENCH)/bin/python benchmarks/routes.py --data $(CIFAR10) runs/routes
+
+bench-streaming: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/streaming.py runs/streaming
 
 bench-label: $(READY)  ## an extra set built from CIFAR-10, planted copies, kills, and a million images (20 minutes)
@@ -88,6 +104,29 @@ bench-real: $(BENCH)/.ready  ## two real networks: loaded, checked, attacked, an
 
 bench-studies: $(READY)  ## every study at toy scale, with workers killed and bad rows (nightly)
 	$(BIN)/python benchmarks/studies.py runs/bench-studies
+
+# In an order that shows what is short first. `?=` above gives CIFAR10 the origin "file".
+bench:  ## every benchmark, one after the other (hours); those on CIFAR-10 only with CIFAR10=FOLDER
+	$(MAKE) bench-growth
+	$(MAKE) bench-step
+	$(MAKE) bench-peers
+	$(MAKE) bench-overfitting
+	$(MAKE) bench-radii
+	$(MAKE) bench-studies
+ifneq ($(origin CIFAR10),file)
+	$(MAKE) bench-data
+	$(MAKE) bench-corruptions
+	$(MAKE) bench-real
+	$(MAKE) bench-label
+	$(MAKE) bench-evaluation
+	$(MAKE) bench-methods
+else
+	$(MAKE) bench-streaming
+	$(MAKE) bench-evaluation-digits
+	$(MAKE) bench-methods-digits
+endif
+	@echo "Rows of the table of methods are in runs/methods; all else that was measured is in benchmarks/results/:"
+	@ls -t benchmarks/results/*.md
 
 clean:  ## remove the environment and caches (never runs/)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

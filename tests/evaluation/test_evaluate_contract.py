@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from toughen.attacks import pgd
 from toughen.evaluation import Unsound, evaluate
+from toughen.modes import backends
 from toughen.threat import Linf, Threat
 from toys import CLEAN_COUNT, EPS, Linear, labels, linear, network, photographs, rows, spec
 
@@ -60,6 +61,23 @@ def test_uint8_and_float_images_agree():
     as_bytes = evaluate(model, x, y, threat=Linf(2 / 255), suite="pgd-2")
     as_floats = evaluate(model, x.float() / 255, y, threat=Linf(2 / 255), suite="pgd-2")
     assert rows(as_bytes) == rows(as_floats)
+
+
+def test_on_a_gpu_products_are_float32_to_the_last_bit_and_flags_are_put_back():
+    flags: set[tuple[object, object]] = set()
+
+    class Looking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            flags.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return torch.stack([x.mean((1, 2, 3)), 0 * x.amax((1, 2, 3))], 1)
+
+    x = photographs()
+    found = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with backends(tf32=True):
+        evaluate(Looking(), x, torch.zeros(len(x)).long(), threat=Linf(2 / 255), suite="pgd-2")
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, True)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == found
+    assert flags == {(False, False)}
 
 
 def test_neither_autocast_nor_no_grad_of_the_caller_matters():

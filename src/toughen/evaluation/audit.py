@@ -24,7 +24,7 @@ from toughen.evaluation.findings import Audit, Finding, finding
 from toughen.evaluation.inspection import as_given, undisturbed
 from toughen.evaluation.symptoms import Watched
 from toughen.evaluation.units import as_input, placement
-from toughen.modes import attacking, channels_last, plain
+from toughen.modes import attacking, channels_last, float32, plain
 from toughen.noise import Stream
 from toughen.threat import Threat
 
@@ -95,7 +95,7 @@ def audit(
     ball = threat[torch.arange(n, device=device if not isinstance(threat.eps, Tensor) else threat.eps.device)]
     if isinstance(ball.eps, Tensor):
         ball = replace(ball, eps=ball.eps.to(device))
-    with undisturbed(device, seed), torch.autocast(device.type, enabled=False), torch.no_grad():
+    with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])
         with attacking(model, "eval"), channels_last(model), counted(model) as passes:
             watched = Watched(model)

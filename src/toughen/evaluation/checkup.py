@@ -23,7 +23,7 @@ from toughen.evaluation.inspection import AsGiven, Inspection, as_given, undistu
 from toughen.evaluation.intake import REFUSALS, first_line, in_range, numbered, takes
 from toughen.evaluation.preprocessing import MISMATCHED
 from toughen.evaluation.units import as_input, placement
-from toughen.modes import attacking, channels_last, plain
+from toughen.modes import attacking, channels_last, float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
 
@@ -90,7 +90,7 @@ def check(
     if k is None or y is None:
         checking.rest("the model does not take the images" if k is None else "labels and logits do not fit")
         return checking.done(len(rows), passes)
-    with undisturbed(device, 0), counted(model, passes), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
         given = _given(model, x[:batch_size], checking)
     with _looking(model, device), counted(model, passes), channels_last(model):
         watched = symptoms.Watched(model)
@@ -128,7 +128,7 @@ def _looking(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model in inference mode and frozen, and nothing else disturbed."""
     with (
         undisturbed(device, 0),
-        torch.autocast(device.type, enabled=False),
+        float32(device),
         torch.no_grad(),
         attacking(model, "eval"),
     ):

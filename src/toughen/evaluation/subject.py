@@ -19,7 +19,7 @@ from toughen.batched import Batched, out_of_memory
 from toughen.evaluation.units import as_input, placement
 from toughen.evaluation.verify import check_logits, predict
 from toughen.models.inputs import REFUSALS, refusal
-from toughen.modes import channels_last, evaluating, frozen, plain
+from toughen.modes import channels_last, evaluating, float32, frozen, plain
 from toughen.threat import Threat
 
 CHUNK = 4
@@ -65,7 +65,7 @@ def under_analysis(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> I
     """
     model = plain(model)
     device, dtype = placement(model, x)
-    with evaluating(model), frozen(model), channels_last(model), torch.autocast(device.type, enabled=False):
+    with evaluating(model), frozen(model), channels_last(model), float32(device):
         logits = _first_logits(model, as_input(x[:1], device, dtype))
         check_logits(logits, 1)
         check_labels(y, len(x), logits.shape[1])
