@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toughen.fusion import fused
+from toughen.fusion import Folding, fused
 from toughen.models import build
-from toughen.modes import channels_last
+from toughen.modes import attacking, channels_last, foldable
 
 
 @pytest.fixture
@@ -107,3 +107,63 @@ def test_a_model_without_norms_or_with_listeners_is_left_as_it_is(x):
     assert fused(model, x) is not model
     model[1].register_forward_hook(lambda module, given, out: None)
     assert fused(model, x) is model
+
+
+class Shared(nn.Module):
+    """A convolution whose result a BatchNorm and a shortcut take, then one that feeds a BatchNorm alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.second = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return (x + self.second(self.conv(self.first(x).relu())).relu()).mean((2, 3))
+
+
+def test_a_fresh_model_is_folded_only_where_it_will_always_hold():
+    """Fresh BatchNorms change nothing, so that a shortcut past one would not be seen by its logits."""
+    torch.manual_seed(0)
+    model, x = Shared().double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    folding = Folding.of(model, x)
+    assert folding is not None
+    for _ in range(3):
+        model.train()(torch.rand(16, 3, 8, 8, dtype=torch.float64))
+    model.eval()
+    expected = model(x)
+    seen: list[bool] = []
+    with folding.on(), torch.no_grad():
+        handles = [
+            m.register_forward_hook(lambda module, given, out: seen.append(out is given[0]))
+            for m in (model.first, model.second)
+        ]
+        found = model(x)
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(found, expected)
+    assert seen == [False, True]
+    assert torch.equal(model(x), expected)
+
+
+def test_attacks_in_inference_mode_fold_and_others_do_not():
+    torch.manual_seed(0)
+    model, x = Shared().double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    model.train()(torch.rand(16, 3, 8, 8, dtype=torch.float64))
+    expected = model.eval()(x)
+    with foldable(model, Folding.of(model, x)):
+        with attacking(model, "eval"):
+            assert "forward" in vars(model.conv)
+            assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
+            with attacking(model, "eval"):
+                assert torch.allclose(model(x), expected, rtol=0, atol=1e-12)
+        for mode in ("batch", "train"):
+            with attacking(model, mode):
+                assert "forward" not in vars(model.conv)
+    with attacking(model.eval(), "eval"):
+        assert torch.equal(model(x), expected)
+
+
+def test_nothing_to_fold():
+    assert Folding.of(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.rand(1, 3, 8, 8)) is None

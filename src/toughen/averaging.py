@@ -8,10 +8,11 @@ buffers are not averaged: those of the raw model are copied, as the paper's code
 With a warm start, as in the paper's released code, tau is min(tau, (1 + t) / (10 + t)) at step t.
 """
 
+import copy
 from collections.abc import Sequence
 
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 BUFFERS = "copied from the weights, not averaged"  # recorded in a run's summary
 
@@ -27,21 +28,21 @@ class Averages:
 
     def __init__(self, model: nn.Module, decays: Sequence[float], *, warm_start: bool = False):
         self._warm_start = warm_start
-        self._models = {decay: AveragedModel(model, use_buffers=False) for decay in decays}
-        for average in self._models.values():
-            # torch's first update copies the weights; made here, it copies the initial ones.
-            average.update_parameters(model)
+        # Not torch's AveragedModel, which asks the device at every step how many it has averaged.
+        self._models = {decay: copy.deepcopy(model).requires_grad_(False) for decay in decays}
 
     def update(self, model: nn.Module, step: int) -> None:
         """Move every average towards the weights after the optimiser's `step`-th step, and copy the buffers."""
         for decay, average in self._models.items():
             now = min(decay, (1 + step) / (10 + step)) if self._warm_start else decay
-            average.multi_avg_fn = get_ema_multi_avg_fn(now)
-            average.update_parameters(model)
+            moved, weights = list(average.parameters()), [p.detach() for p in model.parameters()]
+            get_ema_multi_avg_fn(now)(moved, weights, 0)
+            for copied, buffer in zip(average.buffers(), model.buffers(), strict=True):
+                copied.copy_(buffer)
 
     def models(self) -> dict[str, nn.Module]:
         """The averaged models by name, like `average-0.995`, in the order of the decay rates."""
-        return {average_name(decay): average.module for decay, average in self._models.items()}
+        return {average_name(decay): average for decay, average in self._models.items()}
 
 
 def average_name(decay: float) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+from toughen import sharding
 
 # A rank that gives no sign for this long is dead; torch's own limit is half an hour.
 TIMEOUT = timedelta(seconds=120)
@@ -46,6 +49,9 @@ def group(device: torch.device) -> Iterator[None]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    if device.type == "cuda":
+        # NCCL sends plain objects through the current device, which would be the first one on every rank.
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
@@ -64,15 +70,51 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def wrapped(model: nn.Module) -> nn.Module:
-    """The model whose backward passes average gradients over ranks; the model itself when alone."""
-    return DistributedDataParallel(model) if world() > 1 else model
+    """The model whose backward passes average gradients over ranks; itself when alone, and where it is sharded.
+
+    Buffers are not sent from the first rank at every forward pass, as torch would: see `average_statistics`.
+    """
+    if world() == 1 or sharding.is_sharded(model):
+        return model
+    found = DistributedDataParallel(model)
+    # Not as an argument, whose name torch 2.13 has changed.
+    found.broadcast_buffers = False
+    return found
 
 
 @contextmanager
 def unsynchronised(model: nn.Module) -> Iterator[None]:
     """Passes of a wrapped model whose gradients the caller averages over ranks."""
-    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+    if isinstance(model, DistributedDataParallel):
+        alone = model.no_sync()
+    else:
+        alone = sharding.accumulating(model) if sharding.is_sharded(model) else nullcontext()
+    with alone:
         yield
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm that normalises by the global batch, converted in place; parameters and names stay."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give every rank the mean over ranks of BatchNorm's running statistics: one exchange, none without BatchNorm.
+
+    Each rank moves them by its own part of the batch. Averaged after every optimiser step they are of all examples,
+    and the same on every rank: so an attack in inference mode, validation and evaluation meet one model, and a
+    checkpoint holds all that the future of a run depends on. (torch sends the first rank's before each forward pass
+    through its wrapper instead. So ranks differ in between, and what the others have seen is lost.)
+    """
+    if world() == 1:
+        return
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+    statistics = [value for layer in layers for value in (layer.running_mean, layer.running_var) if value is not None]
+    if not statistics:
+        return
+    flat = total(torch.cat(statistics)) / world()
+    means = list(flat.split([len(value) for value in statistics]))
+    torch._foreach_copy_(statistics, means)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def slots(n: int) -> int:

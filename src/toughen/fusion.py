@@ -3,15 +3,22 @@
     quick = fused(model, x)                  # model itself where nothing can be fused
 
 A copy for attacks, which ask for hundreds of passes: a quarter of a small network's time goes into its BatchNorm. What
-an attack finds is judged by the model as it was given, so that nothing hangs on the copy but the speed.
+an attack finds is judged by the model as it was given, so that nothing hangs on the copy but the speed. In training,
+where weights move with each step, attacks fold the model itself: see `Folding`.
 """
 
 import copy
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
+
+from toughen.modes import evaluating, running
+from toughen.noise import generator
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest: some hundred times what rounding in float32 does."""
@@ -47,8 +54,83 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
             twin.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
             twin.set_submodule(after, nn.Identity())
         found = twin(x)
-        agrees = (found - expected).abs().amax() <= TOLERANCE * expected.abs().amax()
-    return twin.eval() if bool(agrees) else model
+    return twin.eval() if _agree(found, expected) else model
+
+
+class Folding:
+    """The BatchNorms of a model in training, each folded into the convolution before it while an attack runs.
+
+    In inference mode, with parameters frozen, the gradient by the images is the same to rounding, and an attack's pass
+    on a WRN-16-4 costs a tenth less. The weights are folded anew for each attack.
+
+    Args:
+        pairs: each convolution, and the BatchNorm that it alone feeds.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> None:
+        self._pairs = tuple(pairs)
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor) -> "Folding | None":
+        """That of a model; None where nothing can be folded.
+
+        Which BatchNorm follows which convolution is seen in a pass over a few images x (n, C, H, W). A pair is left out
+        whose convolution also feeds something else, such as a shortcut: then folding would change the logits. That is
+        seen on a copy whose BatchNorms are scrambled, for fresh ones change nothing, wherever they stand.
+        """
+        twin = copy.deepcopy(model)
+        _scramble(twin)
+        with evaluating(twin), torch.no_grad():
+            expected, names = _pairs(twin, x)
+            kept = [pair for pair in names if _agree(_folded_logits(twin, pair, x), expected)]
+        modules = dict(model.named_modules())
+        pairs = [(modules[before], modules[after]) for before, after in kept]
+        found = [(c, n) for c, n in pairs if isinstance(c, nn.Conv2d) and isinstance(n, nn.BatchNorm2d)]
+        return cls(found) if found else None
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Run the model folded until the context ends; it must be in inference mode all the while."""
+        with ExitStack() as stack:
+            for conv, norm in self._pairs:
+                mean, var = norm.running_mean, norm.running_var
+                assert mean is not None
+                assert var is not None
+                with torch.no_grad():
+                    weight, bias = fuse_conv_bn_weights(
+                        conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+                    )
+                run = partial(conv._conv_forward, weight=weight.requires_grad_(False), bias=bias.requires_grad_(False))
+                stack.enter_context(running(conv, run))
+                stack.enter_context(running(norm, _as_it_is))
+            yield
+
+
+def _folded_logits(model: nn.Module, pair: tuple[str, str], x: Tensor) -> Tensor:
+    conv, norm = (model.get_submodule(name) for name in pair)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    with Folding([(conv, norm)]).on():
+        return model(x)
+
+
+def _scramble(model: nn.Module) -> None:
+    """Give every BatchNorm statistics and weights that nobody could take for none."""
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            tensors = (module.running_mean, module.running_var, module.weight, module.bias)
+            for name, tensor in zip(("mean", "variance", "weight", "bias"), tensors, strict=True):
+                if tensor is not None:
+                    draws = torch.rand(tensor.shape, generator=generator("scrambled", number, name))
+                    tensor.data.copy_(draws + 0.5)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().amax() <= TOLERANCE * expected.abs().amax())
 
 
 def _pairs(model: nn.Module, x: Tensor) -> tuple[Tensor, list[tuple[str, str]]]:

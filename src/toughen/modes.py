@@ -4,9 +4,9 @@ with attacking(model, "eval"):          # parameters frozen, BatchNorm in infere
     grad = torch.autograd.grad(loss(model(x)).sum(), x)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -61,6 +61,8 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
 
     Code bases differ in this habit and papers do not say (facts: METHODS 1.0), so it is a named choice.
 
+    In inference mode a model that is being trained runs folded, see `fusion.Folding`.
+
     Args:
         model: the classifier.
         attack_bn: "eval", inference mode for the whole model (TRADES, MART); "train", the model's own training mode,
@@ -79,7 +81,9 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
             return
         model.eval()
         if attack_bn == "eval":
-            yield
+            folding = getattr(model, "folding", None)
+            with folding.on() if folding is not None else nullcontext():
+                yield
             return
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
@@ -99,6 +103,60 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+@contextmanager
+def foldable(model: nn.Module, folding: Any) -> Iterator[None]:
+    """Let attacks on the model in inference mode run it folded, until the context ends; `folding` may be None."""
+    object.__setattr__(model, "folding", folding)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "folding")
+
+
+@contextmanager
+def backends(**wanted: bool) -> Iterator[None]:
+    """torch's choice of kernels on a GPU, and afterwards what it was.
+
+    Args:
+        wanted: `tf32`, for convolutions and matrix products; `benchmark` and `deterministic`, of cuDNN.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    places: dict[str, list[tuple[Any, str]]] = {
+        "benchmark": [(cudnn, "benchmark")],
+        "deterministic": [(cudnn, "deterministic")],
+        "tf32": [(cudnn, "allow_tf32"), (matmul, "allow_tf32")],
+    }
+    found = [(place, flag, getattr(place, flag)) for name in wanted for place, flag in places[name]]
+    try:
+        for name, value in wanted.items():
+            for place, flag in places[name]:
+                setattr(place, flag, value)
+        yield
+    finally:
+        for place, flag, value in found:
+            setattr(place, flag, value)
+
+
+@contextmanager
+def float32(device: torch.device) -> Iterator[None]:
+    """Float32 as its name says: no autocast, and on a GPU no TF32, whose products keep 10 bits (torch's default)."""
+    with backends(tf32=False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def running(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another function in place of the module's `forward`; its name, its hooks and its parameters stay."""
+    found = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if found is not None:
+            module.forward = found
 
 
 @contextmanager

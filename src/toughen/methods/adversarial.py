@@ -69,6 +69,11 @@ class AdversarialTraining(Robust, frozen=True):
         """The attacked batch, and with `alignment` the clean one; the last pass, of a noisy one, is not shown."""
         return ("robust", "clean") if self.alignment else ("robust",)
 
+    @property
+    def second_derivatives(self) -> bool:
+        """With `alignment`, whose gradients depend on the weights."""
+        return bool(self.alignment)
+
     def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
         """The loss on the attacked batch, and the price of misaligned gradients."""
         ball, x = self.ball, batch.x

@@ -87,6 +87,11 @@ class Method(Settings, frozen=True):
         """Optimiser steps that each batch takes."""
         return 1
 
+    @property
+    def second_derivatives(self) -> bool:
+        """Whether a gradient is differentiated, which compiled graphs cannot do."""
+        return False
+
     def resolved(self, threat: Threat) -> Self:
         """This method with the run's threat model, unless it has one of its own or needs none."""
         if "threat" not in type(self).model_fields or getattr(self, "threat", None) is not None:

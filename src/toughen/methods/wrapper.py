@@ -86,6 +86,11 @@ class Wrapper(Method, frozen=True):
         """Those of the method inside."""
         return self.method.steps_per_batch
 
+    @property
+    def second_derivatives(self) -> bool:
+        """That of the method inside."""
+        return self.method.second_derivatives
+
     def resolved(self, threat: Threat) -> Self:
         """With the run's threat model in the method inside, unless that has one of its own or needs none."""
         return self.model_copy(update={"method": self.method.resolved(threat)})

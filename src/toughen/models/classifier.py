@@ -71,7 +71,7 @@ class PerImageStandardize(nn.Module):
         centred = x - x.mean((1, 2, 3), keepdim=True)
         variance = centred.square().mean((1, 2, 3), keepdim=True)
         # The floor goes under the root: at variance 0 the root's derivative is infinite, and infinity times 0 is NaN.
-        return centred / variance.clamp_min(1 / x[0].numel()).sqrt()
+        return centred / variance.clamp_min(1 / x.shape[1:].numel()).sqrt()
 
 
 class Classifier(nn.Module):

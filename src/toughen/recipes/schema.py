@@ -255,7 +255,13 @@ class Recipe(Settings, frozen=True):
         overfitting_every: optimiser steps between checks for catastrophic overfitting, rounded up to whole batches,
             where the method trains in a ball; with one after the last step. 0 for none; null for as often as costs 2 %
             (see `training.overfitting`).
-        precision: "fp32", or "bf16" for autocast in training; evaluation is always fp32.
+        batchnorm: by what BatchNorm normalises where there are several ranks: "per_rank", each by its own part of the
+            batch; "synchronised", all by the whole batch, on GPUs.
+        sharding: "none", every rank holds the whole model; "full", each a part of it and of what the optimiser keeps,
+            for models that are too large for a device (see `toughen.sharding`).
+        fast: how a run chooses what makes it faster (`training.fast` has the table): "rule", by the device, where a
+            CPU computes as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
+        precision: "fp32", or "bf16" for autocast in training; "auto" leaves it to `fast`. Evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.
         seed: of every random draw.
         log_every: optimiser steps between lines of the log, rounded up to whole batches.
@@ -281,7 +287,10 @@ class Recipe(Settings, frozen=True):
     weight_perturbation: WeightPerturbation | None = None
     selection: Annotated[SelectionSettings, _named("suite")] = SelectionSettings()
     overfitting_every: Annotated[int, Field(ge=0)] | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    batchnorm: Literal["per_rank", "synchronised"] = "per_rank"
+    sharding: Literal["none", "full"] = "none"
+    fast: Literal["rule", "measure", "off"] = "rule"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, AfterValidator(_device)] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 50
@@ -302,6 +311,8 @@ class Recipe(Settings, frozen=True):
                 f"micro_batch is {self.micro_batch}, but method {whole.name} mixes images of the whole batch after its "
                 "attack; use micro_batch: null, or mixup around adversarial, which mixes before it"
             )
+        if self.sharding == "full":
+            self._check_shardable()
         if self.data.repeats > 1:
             extra = self.data.extra
             check_repeats(labelled_rows(self.batch_size, extra.labelled if extra else 1.0), self.data.repeats)
@@ -311,6 +322,23 @@ class Recipe(Settings, frozen=True):
                     "image, which must stand once in a batch; use data.repeats: 1"
                 )
         return self
+
+    def _check_shardable(self) -> None:
+        if self.weight_perturbation:
+            raise ValueError(
+                "sharding is full, and weight_perturbation moves whole weights; use weight_perturbation: null, or "
+                "sharding: none"
+            )
+        if self.method.second_derivatives:
+            raise ValueError(
+                f"sharding is full, and method {self.method.name} differentiates gradients, for which a pass would "
+                "have to keep all weights; use sharding: none, or a method without (alignment: 0)"
+            )
+        if self.micro_batch == "auto":
+            raise ValueError(
+                "sharding is full, and micro_batch: auto tries what does not fit, where a rank that fails leaves the "
+                "others waiting; give a number, like micro_batch: 64"
+            )
 
     @property
     def batches(self) -> int:

@@ -16,14 +16,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed
+from toughen import distributed, sharding
 from toughen.averaging import Averages
 from toughen.counting import Passes
 from toughen.data import Batch
+from toughen.fusion import Folding
 from toughen.methods import Method, Objective, State
+from toughen.modes import foldable
 from toughen.noise import derive
 from toughen.recipes.schema import WeightPerturbation
 from toughen.schedule import Factor
+from toughen.training.fast import Graphs, Ways
 from toughen.training.monitors import Finite, Meters
 from toughen.training.parts import Part, divided
 from toughen.training.recompute import recomputed
@@ -45,7 +48,9 @@ class Job:
         perturbation: of the weights around each step, or None.
         seed: of whatever the model itself draws, such as dropout.
         total_steps: the budget.
-        autocast: compute in bfloat16 where torch holds it to be sound.
+        ways: in which it computes faster.
+        graphs: of the network, where it is compiled.
+        folding: of its BatchNorms during attacks, where they are folded.
         micro_batch: images of each rank in one pass; None for all.
         recomputed: blocks of the model whose activations are computed again in backward passes.
         step: optimiser steps done.
@@ -65,7 +70,9 @@ class Job:
     perturbation: WeightPerturbation | None
     seed: int
     total_steps: int
-    autocast: bool
+    ways: Ways
+    graphs: Graphs | None
+    folding: Folding | None
     micro_batch: int | None
     recomputed: Sequence[nn.Module]
     finite: Finite
@@ -80,7 +87,13 @@ def train_batch(job: Job, batch: Batch) -> None:
     job.model.train()
     # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
     torch.manual_seed(derive(job.seed, "model", job.number, distributed.rank()))
-    with recomputed(job.recomputed), divided(job.method, batch, job.state, job.micro_batch) as parts:
+    graphs = job.graphs.on(len(batch)) if job.graphs else nullcontext()
+    with (
+        graphs,
+        foldable(job.model, job.folding),
+        recomputed(job.recomputed),
+        divided(job.method, batch, job.state, job.micro_batch) as parts,
+    ):
         for objectives in objectives_of(job, parts):
             job.optimizer.zero_grad(set_to_none=True)
             with _at_worst_weights(job, batch, objectives):
@@ -89,6 +102,7 @@ def train_batch(job: Job, batch: Batch) -> None:
             job.finite.guard(job.optimizer, losses, batch.index, job.step)
             set_rate(job.optimizer, job.factor(job.step / job.total_steps))
             job.optimizer.step()
+            distributed.average_statistics(job.model)
             job.averages.update(job.model, job.step)
             job.step += 1
     job.number += 1
@@ -107,7 +121,7 @@ def objectives_of(job: Job, parts: Sequence[Part]) -> Iterator[list[Objective]]:
         objectives = []
         for generator, part in zip(generators, parts, strict=True):
             # Entered anew for each: autocast keeps copies of the weights, which a step makes stale.
-            with _precision(job, part.batch):
+            with _precision(job, part.batch), sharding.gathered(job.model):
                 objectives.append(next(generator, None))
         if objectives[0] is None:
             return
@@ -155,5 +169,5 @@ def _at_worst_weights(job: Job, batch: Batch, objectives: Sequence[Objective]) -
 
 @contextmanager
 def _precision(job: Job, batch: Batch) -> Iterator[None]:
-    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=job.autocast):
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=job.ways.bf16):
         yield

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed
+from toughen import distributed, sharding
 from toughen.attacks import fgsm, pgd
 from toughen.batched import Batched, predict
 from toughen.counting import count_on_toy
@@ -209,9 +209,10 @@ class Watch:
         """
         assert self.ball is not None
         counts = torch.zeros(2, dtype=torch.int64, device=self.labels.device)
+        whole = sharding.whole(job.model)
         if len(self.labels):
-            model = Batched(job.model, self.size)
-            with torch.autocast(counts.device.type, torch.bfloat16, enabled=job.autocast):
+            model = Batched(whole, self.size)
+            with torch.autocast(counts.device.type, torch.bfloat16, enabled=job.ways.bf16):
                 counts += withstood(model, to_float(self.images), self.labels, self.ball, self.noise)
         one_step, under_pgd = distributed.total(counts).tolist()
         return self.judge(job.step, one_step, under_pgd, best)

@@ -7,12 +7,14 @@ A context and not a wrapper, so that modules keep their names, and copies of the
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from toughen.modes import running
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -39,13 +41,13 @@ def recomputed(chosen: Sequence[nn.Module]) -> Iterator[None]:
     Args:
         chosen: modules, none within another.
     """
-    for block in chosen:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for block in chosen:
-            del block.forward
+            contexts = partial(_contexts, block)
+            stack.enter_context(
+                running(block, partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts))
+            )
+        yield
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

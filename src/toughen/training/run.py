@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from toughen import averaging, distributed, recipes, store
 from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -21,6 +22,7 @@ from toughen.data.base import Examples, fingerprint
 from toughen.display import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.about import About
+from toughen.training.fast import Ways, kernels
 from toughen.training.fitting import rows_that_fit
 from toughen.training.loop import Job, train_batch
 from toughen.training.overfitting import Watch
@@ -100,10 +102,12 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
         extra = load_pseudo_labelled(recipe, data)
-        fresh = distributed.from_main(distributed.is_main() and begins(out))
+        fresh, ways = distributed.from_main(begun(out) if distributed.is_main() else None)
         read = {"train": train_split, "validation": validation, "test": data.test}
         check_images({**read, "extra": extra.examples} if extra else read, display.note, fresh=fresh)
-        job, batches = set_up(recipe, data, train_split, index, device, extra=extra, note=display.note, fresh=fresh)
+        job, batches = set_up(
+            recipe, data, train_split, index, device, extra=extra, note=display.note, fresh=fresh, ways=ways
+        )
         if distributed.is_main():
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
@@ -120,13 +124,23 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if recipe.micro_batch == "auto" and job.number == 0:
             job.micro_batch = rows_that_fit(job, batches[0])
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
-        if distributed.world() > 1 and has_batchnorm(job.model):
-            display.note("per-rank BatchNorm: each rank normalises by its own part of the batch")
+        if said := batchnorm_of_ranks(recipe, job.model):
+            display.note(said)
         if (rows := job.micro_batch) and rows < distributed.slots(recipe.batch_size) and has_batchnorm(job.model):
             display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
-        with display:
+        with display, kernels(recipe, job.ways):
             loop(recipe, job, batches, outputs, validation, display)
         return finish(recipe, job, outputs, device)
+
+
+def batchnorm_of_ranks(recipe: Recipe, model: nn.Module) -> str:
+    """What BatchNorm normalises by where there are several ranks, in a sentence; empty where it makes no difference."""
+    if distributed.world() == 1 or not has_batchnorm(model):
+        return ""
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return "synchronised BatchNorm: all ranks normalise by the whole batch"
+    wanted = "; batchnorm: synchronised needs GPUs" if recipe.batchnorm == "synchronised" else ""
+    return f"per-rank BatchNorm: each rank normalises by its own part of the batch{wanted}"
 
 
 def title(recipe: Recipe, training: int, validating: int, device: torch.device) -> str:
@@ -168,9 +182,10 @@ def is_unused(out: Path) -> bool:
     return recipe.read_text() == recipes.dump(recipes.load(str(recipe)))
 
 
-def begins(out: Path) -> bool:
-    """Whether there is no checkpoint yet that a run in the folder goes on from."""
-    return latest_checkpoint(out, warn=lambda text: None, clean=False) is None
+def begun(out: Path) -> tuple[bool, Ways | None]:
+    """Whether there is no checkpoint yet that a run in the folder goes on from, and in which ways it computes."""
+    found = latest_checkpoint(out, warn=lambda text: None, clean=False)
+    return found is None, Ways(**found.state["ways"]) if found and "ways" in found.state else None
 
 
 def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: None) -> None:
@@ -336,6 +351,7 @@ def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> 
         "headline": headline,
         "best": outputs.best,
         "alarms": outputs.watch.memory.alarms if outputs.watch.every else None,
+        "ways": asdict(job.ways),
         "micro_batch": job.micro_batch,
         "averages_batchnorm": averaging.BUFFERS if recipe.averages else None,
         "device": str(device),

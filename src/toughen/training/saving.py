@@ -9,9 +9,10 @@ Nothing random is in it: every draw is a function of the seed and the counters.
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from toughen import distributed
+from toughen import distributed, sharding
 from toughen.checkpoint import Checkpoint
 from toughen.training.loop import Job
 from toughen.training.selection import candidates
@@ -26,29 +27,44 @@ def capture(job: Job, *, slots: int) -> tuple[Tensors, dict[str, Any]]:
         job: between two batches.
         slots: rows of the global batch.
     """
-    tensors: Tensors = {name: dict(model.state_dict()) for name, model in candidates(job).items()}
+    tensors: Tensors = {name: sharding.full_state(model) for name, model in candidates(job).items()}
     kinds = job.method.state_kinds
     tensors["method"] = {
         name: distributed.gather(value, slots) if kinds[name] == "slot" else value for name, value in job.state.items()
     }
-    optimizer = job.optimizer.state_dict()["state"]
+    optimizer, weights = job.optimizer.state_dict()["state"], stepped(job)
     tensors["optimizer"] = {
-        f"{i}.{key}": value for i, entry in optimizer.items() for key, value in entry.items() if value is not None
+        f"{i}.{key}": sharding.full_like(weights[i], value)
+        for i, entry in sorted(optimizer.items())
+        for key, value in sorted(entry.items())
+        if value is not None
     }
-    state = {"step": job.step, "number": job.number, "passes": asdict(job.passes), "micro_batch": job.micro_batch}
-    return tensors, state
+    counters = {"step": job.step, "number": job.number, "passes": asdict(job.passes)}
+    return tensors, counters | {"micro_batch": job.micro_batch, "ways": asdict(job.ways)}
+
+
+def stepped(job: Job) -> list[Tensor]:
+    """What the optimiser steps, in the order in which it numbers them."""
+    return [p for group in job.optimizer.param_groups for p in group["params"]]
 
 
 def restore(job: Job, checkpoint: Checkpoint) -> None:
     """Put a freshly built job where `capture` found one."""
     for name, model in candidates(job).items():
-        model.load_state_dict(checkpoint.tensors(name))
+        sharding.load_full_state(model, checkpoint.tensors(name))
     for name, value in checkpoint.tensors("method").items():
         job.state[name].copy_(distributed.shard(value) if job.method.state_kinds[name] == "slot" else value)
     entries: dict[int, dict[str, Tensor]] = {}
+    weights = stepped(job)
     for key, value in checkpoint.tensors("optimizer").items():
         i, _, name = key.partition(".")
-        entries.setdefault(int(i), {})[name] = value
+        weight = weights[int(i)]
+        value = sharding.part_like(weight, value)
+        # In the weight's own layout: torch's fused step takes both to be laid out alike.
+        same = value.shape == weight.shape
+        entries.setdefault(int(i), {})[name] = (
+            torch.empty_like(weight, dtype=value.dtype).copy_(value) if same else value
+        )
     job.optimizer.load_state_dict({"state": entries, "param_groups": job.optimizer.state_dict()["param_groups"]})
     job.step, job.number = checkpoint.state["step"], checkpoint.state["number"]
     # Where it was found by trying, another one would give other bits.

@@ -10,7 +10,7 @@ weights and for each of their averages. The split is held out of the training se
 import torch
 from torch import nn
 
-from toughen import distributed
+from toughen import distributed, sharding
 from toughen.data.base import Examples
 from toughen.evaluation import evaluate
 from toughen.threat import Threat
@@ -37,7 +37,8 @@ def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int
     result: Accuracies = {}
     # An example's number in the split keys its noise, so its outcome is the same on any number of ranks.
     images, labels, numbers = map(distributed.shard, (split.images, split.labels, torch.arange(len(split))))
-    for name, model in candidates(job).items():
+    for name, candidate in candidates(job).items():
+        model = sharding.whole(candidate)
         counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
         if len(labels):
             found = evaluate(model, images, labels, threat=threat, suite=suite, seed=seed, index=numbers, audit=False)

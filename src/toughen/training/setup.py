@@ -6,13 +6,14 @@ Example:
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from toughen import distributed, models
+from toughen import distributed, models, sharding
 from toughen.averaging import Averages
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
 from toughen.data.base import Examples, first, per_class
@@ -25,6 +26,7 @@ from toughen.noise import derive
 from toughen.recipes import Recipe, RecipeError
 from toughen.schedule import warmed_up
 from toughen.training.about import About
+from toughen.training.fast import Graphs, Ways, chosen_ways, folding_of, laid_out
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
 from toughen.training.recompute import blocks
@@ -40,14 +42,14 @@ SAMPLE = 2048
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of a recipe; "auto" is a GPU if there is one.
+    """The device of a recipe; "auto" is a GPU if there is one, of several on a machine this process's.
 
     Raises:
         RecipeError: for a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+        return distributed.local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = distributed.local_device(torch.device(name))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"device: {name} is not available on this machine; use device=cpu or device=auto")
     return device
@@ -143,11 +145,13 @@ def set_up(
     note: Callable[[str], None] = lambda text: None,
     dtype: torch.dtype = torch.float32,
     fresh: bool = True,
+    ways: Ways | None = None,
 ) -> tuple[Job, Batches]:
     """Everything that trains, in its first state, with weights and method state of one type.
 
     What the user should know of the weights that training starts from is told to `note`. Where a checkpoint brings all
-    tensors, `fresh` is False: then weights and normalisation are left to it, and nothing is fetched or read.
+    tensors, `fresh` is False: then weights and normalisation are left to it, and nothing is fetched or read. A run that
+    goes on computes in the `ways` in which it began; None chooses them.
     """
     check_auto(recipe, device)
     try:
@@ -179,16 +183,23 @@ def set_up(
             check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}", size="data.size={}")
         except ValueError as error:
             raise RecipeError(str(error)) from None
-    short = batches.smallest
-    if short < distributed.world() and has_batchnorm(model):
-        raise RecipeError(
-            f"batch_size: {recipe.batch_size} leaves a last batch of {short} for {distributed.world()} ranks, and "
-            "BatchNorm needs an example on each; choose a batch size that leaves more or none"
-        )
-    method = recipe.method.resolved(recipe.threat)
+    check_ranks_have_rows(recipe, model, batches.smallest)
     slots = distributed.slots(recipe.batch_size)
+    ways = ways or chosen_ways(recipe, model, (slots, *data.image_shape), device, note)
+    together = recipe.batchnorm == "synchronised" and synchronises(model, device)
+    spread = recipe.sharding == "full" and distributed.world() > 1
+    if together:
+        distributed.synchronised(model)
+    if together or spread:
+        # Graphs would break at each exchange, and FSDP takes weights in the usual order alone.
+        ways = replace(ways, compiled=False, channels_last=ways.channels_last and not spread)
+    laid_out(model, ways)
+    method = recipe.method.resolved(recipe.threat)
     examples = len(data.train) + (len(extra.examples) if extra else 0)
     spec = Spec(data.image_shape, slots, examples, data.num_classes, device, dtype)
+    averages = Averages(model, recipe.averages, warm_start=recipe.averages_warm_start)
+    for each in (model, *averages.models().values()) if spread else ():
+        sharding.shard(each, blocks(each), device)
     job = Job(
         model=model,
         wrapped=distributed.wrapped(model),
@@ -196,11 +207,13 @@ def set_up(
         state=method.init(spec),
         optimizer=build_optimizer(recipe, model),
         factor=warmed_up(recipe.schedule.factor(), recipe.optimizer.warmup),
-        averages=Averages(model, recipe.averages, warm_start=recipe.averages_warm_start),
+        averages=averages,
         perturbation=recipe.weight_perturbation,
         seed=recipe.seed,
         total_steps=recipe.total_steps,
-        autocast=recipe.precision == "bf16",
+        ways=ways,
+        graphs=Graphs(model.net, slots) if ways.compiled else None,
+        folding=folding_of(model, spec) if ways.folded and not spread else None,
         micro_batch=None if recipe.micro_batch == "auto" else recipe.micro_batch,
         recomputed=recomputed_blocks(recipe, model),
         finite=Finite(slots, device),
@@ -235,6 +248,45 @@ def recomputed_blocks(recipe: Recipe, model: nn.Module) -> list[nn.Module]:
             "use activation_checkpointing=false, and a smaller micro_batch to save memory"
         )
     return found
+
+
+def check_ranks_have_rows(recipe: Recipe, model: nn.Module, smallest: int) -> None:
+    """Refuse batches of which a rank has nothing, where it must have.
+
+    Per-rank BatchNorm has nothing to normalise by. Where passes wait for all ranks, as those of synchronised BatchNorm
+    and of a sharded model do, all must run equally many, and an attack with restarts runs none on no images.
+
+    Args:
+        recipe: of the run.
+        model: of the run.
+        smallest: rows of the smallest global batch.
+
+    Raises:
+        RecipeError: a batch, or a part of one, leaves a rank without an example.
+    """
+    world, normalises = distributed.world(), has_batchnorm(model)
+    who = "BatchNorm" if normalises else "sharding"
+    spread = recipe.sharding == "full" and world > 1
+    if smallest < world and (normalises or spread):
+        raise RecipeError(
+            f"batch_size: {recipe.batch_size} leaves a last batch of {smallest} for {world} ranks, and "
+            f"{who} needs an example on each; choose a batch size that leaves more or none"
+        )
+    waiting = world > 1 and (spread or (normalises and recipe.batchnorm == "synchronised"))
+    if not (waiting and isinstance(rows := recipe.micro_batch, int)):
+        return
+    for size in (recipe.batch_size, smallest):
+        most = -(-size // world)
+        if size % world and (most - 1) % rows == 0 and most > rows:
+            raise RecipeError(
+                f"micro_batch: parts of {rows} leave some of the {world} ranks without an example in the last part of "
+                f"a batch of {size}, and {who} needs one on each; choose another micro_batch, or null"
+            )
+
+
+def synchronises(model: nn.Module, device: torch.device) -> bool:
+    """Whether BatchNorm can be synchronised: there is some, on several ranks, and they are GPUs (torch's condition)."""
+    return distributed.world() > 1 and device.type == "cuda" and has_batchnorm(model)
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -308,7 +360,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     lr = settings.lr * (recipe.batch_size / settings.lr_batch_size if settings.lr_batch_size else 1)
     # The weights of convolution and linear layers are the only trained tensors of two or more dimensions.
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = sharding.parts(p for p in model.parameters() if p.requires_grad)
     decayed = [p for p in trained if settings.decay_on == "all" or p.ndim > 1]
     spared = [p for p in trained if settings.decay_on == "weights" and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
