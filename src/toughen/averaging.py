@@ -11,7 +11,7 @@ With a warm start, as in the paper's released code, tau is min(tau, (1 + t) / (1
 import copy
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 BUFFERS = "copied from the weights, not averaged"  # recorded in a run's summary
@@ -35,7 +35,8 @@ class Averages:
         """Move every average towards the weights after the optimiser's `step`-th step, and copy the buffers."""
         for decay, average in self._models.items():
             now = min(decay, (1 + step) / (10 + step)) if self._warm_start else decay
-            moved, weights = list(average.parameters()), [p.detach() for p in model.parameters()]
+            moved: list[Tensor] = [p.detach() for p in average.parameters()]
+            weights: list[Tensor] = [p.detach() for p in model.parameters()]
             get_ema_multi_avg_fn(now)(moved, weights, 0)
             for copied, buffer in zip(average.buffers(), model.buffers(), strict=True):
                 copied.copy_(buffer)
