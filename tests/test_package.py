@@ -33,7 +33,7 @@ def test_every_public_name_is_there():
 
 FLOORS = [
     {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
-     "schedule", "averaging", "counting", "display", "batched", "fusion", "exported"},
+     "schedule", "averaging", "sharding", "counting", "display", "batched", "fusion", "exported"},
     {"attacks", "data"},
     {"corruptions"},
     {"methods", "evaluation"},

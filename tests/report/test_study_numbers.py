@@ -371,7 +371,7 @@ def test_the_points_of_both_drawings_and_what_is_said_of_them(study: StudyFolder
     assert set(said.removeprefix("On the Pareto front: ").removesuffix(".").split("; ")) == front
     best = max(points, key=lambda name: points[name][1])
     _, stood, spent, _ = points[best]
-    assert f"The most robust, {best} with {stood:.1f} %, cost {spent:.4g} natural steps." in seen.text
+    assert f"The most robust, {best} with {stood:.1f} %, cost {spent:,.0f} natural steps." in seen.text
 
 
 Spot = tuple[float, float, float, bool]

@@ -60,7 +60,7 @@ def against_cost(key: str, points: Sequence[Point], unit: str) -> Figure:
         axes.set_xlabel(f"cost of training, {unit}")
         axes.set_ylabel("robust accuracy, %")
         best = max((point for _, point in known), key=lambda point: point.robust)
-        alt = f"The most robust, {best.name} with {percent(best.robust)}, cost {best.cost:.4g} {unit}."
+        alt = f"The most robust, {best.name} with {percent(best.robust)}, cost {best.cost:,.0f} {unit}."
         svg = cleaned(figure, key=key, title=title, alt=alt)
     return Figure(key, title, alt, _csv(points), svg=svg)
 
