@@ -181,7 +181,8 @@ EXTRA_WORK = """\
 What the counts say. Ours takes 11 forward passes, 10 backward passes for the images' gradient alone and one for the
 weights': (11 + 10 + 2) / 3 = 23/3 natural steps, and TRADES 9. torchattacks and MadryLab's attacker ask autograd for
 the images' gradient only, which leaves the weights' out as well, so they do the same work, and what differs is
-overhead. `loss.backward()` in the attack, which the naive loop and ART have, computes the weights' gradients ten times
+overhead, and that ours folds BatchNorm into convolutions for the attack.
+`loss.backward()` in the attack, which the naive loop and ART have, computes the weights' gradients ten times
 for nothing: 11 natural steps. ART adds two forward passes, of the clean and of the attacked images, for the attack's
 success rate, which it computes for a line of its log whether that is read or not, and copies through numpy. Its TRADES
 does the same in the attack and then takes two training passes. Ours alone makes its batch (crop, flip), guards against
