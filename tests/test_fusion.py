@@ -167,3 +167,25 @@ def test_attacks_in_inference_mode_fold_and_others_do_not():
 
 def test_nothing_to_fold():
     assert Folding.of(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), torch.rand(1, 3, 8, 8)) is None
+
+
+class Uncopyable(nn.Sequential):
+    def __deepcopy__(self, memo: object) -> "Uncopyable":
+        raise RuntimeError("only leaf tensors can be copied")
+
+
+def test_a_model_that_cannot_be_copied_is_trained_unfolded():
+    model = Uncopyable(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+    assert Folding.of(model, torch.rand(1, 3, 8, 8)) is None
+
+
+def test_a_deep_network_is_looked_through_in_few_passes():
+    model = build("resnet50", num_classes=3, in_channels=3, width=2)
+    passes: list[int] = []
+    model.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+    folding = Folding.of(model, torch.rand(2, 3, 32, 32))
+    assert folding is not None
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    with folding.on():
+        assert sum("forward" in vars(module) for module in convolutions) == len(convolutions)
+    assert len(passes) == 2, "once as it is, once folded"

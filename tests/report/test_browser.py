@@ -11,6 +11,7 @@ import pytest
 from report.browser import FOUND, Browser, Tab
 from report.page_run import make_run
 from report.payloads import PAYLOADS, every_block
+from tiny_study import write_tiny_study
 from toughen.report.blocks import Cell, Part, Section, Table
 from toughen.report.page import page, parts
 from toughen.studies.begin import begin
@@ -20,23 +21,6 @@ from toughen.studies.work import work
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium here: apt-get install chromium")
 
-RECIPE = """
-name: tiny-{name}
-data: {{source: mnist5k, limit: 60, validation: 20}}
-model: {{name: small_cnn, width: 2}}
-method: {method}
-threat: linf:0.1
-batch_size: 16
-steps: 4
-selection: {{suite: pgd-1, every: 4}}
-"""
-STUDY = """
-title: Tiny
-base: {folder}/natural.yaml
-columns: {{clean: {{what: clean}}, pgd-2: pgd-2, minutes: {{what: minutes}}}}
-rows: {{natural: {{label: Natural}}, free: {{recipe: {folder}/free.yaml}}}}
-scales: {{toy: {{twins: false, set: {{seed: 0}}, limit: 12, suite: null}}}}
-"""
 HARMLESS = "plain"
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -102,10 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two rows that was trained and measured, with its runs."""
     folder = tmp_path_factory.mktemp("study")
-    for name, method in (("natural", "natural"), ("free", "{name: free, replays: 2}")):
-        (folder / f"{name}.yaml").write_text(RECIPE.format(name=name, method=method))
-    (folder / "tiny.yaml").write_text(STUDY.format(folder=folder))
-    begun = begin(load(str(folder / "tiny.yaml")), "toy", folder / "out")
+    begun = begin(load(str(write_tiny_study(folder))), "toy", folder / "out")
     work(begun.path, note=lambda _: None)
     runs = sorted(path.parent for path in begun.path.rglob("summary.json"))
     assert len(runs) == 2

@@ -75,7 +75,7 @@ class Ways:
 def chosen_ways(
     recipe: Recipe, model: Classifier, shape: Sequence[int], device: torch.device, note: Callable[[str], None]
 ) -> Ways:
-    """In which ways a run computes, on all ranks the first one's choice; told to `note` where it is not plain.
+    """In which ways a run computes, on all ranks the first one's choice; told to `note` but for the rule on the CPU.
 
     Args:
         recipe: its `fast` and `precision`.
