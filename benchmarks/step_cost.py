@@ -1,6 +1,6 @@
 """What a training step of ours costs, against a bare torch loop and against the arithmetic.
 
-    make bench-step                                          # both models; about ten minutes on two cores
+    make bench-step                                          # both models; half an hour on two cores
     python benchmarks/step_cost.py --models preact_resnet18 --rounds 9
 
 Each of our steps is timed between two bare ones, so that whatever else the machine does meets all three; each figure is
@@ -26,7 +26,7 @@ from toughen.recipes.text import build
 from toughen.training.loop import train_batch
 from toughen.training.setup import build_model, set_up
 
-MODELS = {"preact_resnet18": 32, "wrn-16-4": 64}
+MODELS = {"preact_resnet18": 32, "wrn-16-4": 128}
 PGD = {"name": "pgd", "steps": 10, "step_size": "2/255"}
 # The radius of an example that has been seen; warm-up ends at once.
 ADAPTIVE = {"name": "instance_adaptive", "attack": PGD, "warmup": 1, "gamma": "1.9/255"}
@@ -141,8 +141,10 @@ def main() -> None:
     """Measure and write `results/step_cost.md`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     header = [
         "| model | batch | step of ours | bare natural steps | by arithmetic | ratio to it | bound | bare step, ms |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- | ---: |",
@@ -152,7 +154,8 @@ def main() -> None:
     text = [
         "# What a step costs",
         "",
-        f"`python benchmarks/step_cost.py --rounds {arguments.rounds}`, {datetime.date.today()}, "
+        f"`python benchmarks/step_cost.py --models {' '.join(arguments.models)} --rounds {arguments.rounds} "
+        f"--threads {arguments.threads}`, {datetime.date.today()}, "
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         "fp32.",
         "Medians over steps of ours, each timed between two bare ones, in one run, shared machine. The bare loop is",
