@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,33 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tiny data set."""
     monkeypatch.setitem(DATA, "tiny", tiny_data)
     return "tiny"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-faults", metavar="FILE", help="Run the trials of faults in full; figures go to FILE.")
+
+
+class Faults:
+    """How often the trials of a goal of reliability are run, and where their figures go: `make faults` runs all."""
+
+    def __init__(self, file: str | None) -> None:
+        self.full, self._file = file is not None, file
+
+    def trials(self, small: int, full: int) -> int:
+        """So many in the tests, or so many in full."""
+        return full if self.full else small
+
+    def tell(self, goal: str, sentence: str) -> None:
+        """One figure that was measured, for `benchmarks/results/faults.md`: of the issue's goal, like "3 damage"."""
+        if self._file is not None:
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"goal": goal, "measured": sentence}) + "\n")
+
+
+@pytest.fixture(scope="session")
+def faults(request: pytest.FixtureRequest) -> Faults:
+    """Whether trials of faults run in full. A test that takes it is marked `faults`."""
+    return Faults(request.config.getoption("--full-faults"))
 
 
 class Saving:

@@ -214,7 +214,7 @@ def test_exit_codes_of_failures_in_a_run(recipe: Path, tmp_path: Path, monkeypat
     for error, code, says in (
         (NonFinite("AT111 not finite"), 2, "error: AT111 not finite\n"),
         (OSError(28, "No space left on device", "run/x"), 2, "error: run/x: No space left on device; check"),
-        (KeyboardInterrupt(), 130, "error: interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 75, "error: interrupted; the same command goes on"),
     ):
         monkeypatch.setattr(run_module, "loop", raising(error))
         assert says in failed("train", recipe, "--out", tmp_path / str(code) / type(error).__name__, code=code)

@@ -5,8 +5,8 @@
     toughen evaluate runs/mine --suite pgd-40
     toughen list methods
 
-Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 3 `check` found
-something wrong with the model; 76 the run folder is in use; 141 nobody reads the output any more.
+Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 3 `check` found something wrong with
+the model; 75 stopped, and the same command goes on; 76 the run folder is in use; 141 nobody reads the output any more.
 Everything heavy is imported by the command that needs it.
 """
 

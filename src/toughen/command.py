@@ -1,10 +1,13 @@
 """What every command shares: errors in one sentence, the console, and silence about libraries' own warnings."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,9 +18,12 @@ from toughen.store import Damaged, Locked
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What a user can mend becomes one sentence and an exit code, never a traceback."""
+    from toughen.distributed import Diverged, Lost
     from toughen.evaluation import Unsound
     from toughen.training.monitors import NonFinite
+    from toughen.training.stopping import Stopped
 
+    before = _hear_termination()
     try:
         yield
         # What is still in the buffer must not fail after this, where nobody would catch it.
@@ -28,13 +34,25 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(141) from None
     except Locked as error:
         _fail(str(error), 76)
-    except (ValueError, NonFinite, Damaged, Unsound) as error:
+    except (Stopped, Lost) as error:
+        _fail(str(error), 75)
+    except (ValueError, NonFinite, Diverged, Damaged, Unsound) as error:
         _fail(str(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what is saved", 130)
+        _fail("interrupted; the same command goes on from what is saved", 75)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _hear_termination() -> Any:
+    """Let SIGTERM end a command as Ctrl-C does, in one sentence; its handler before, or None where there is none."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _fail(message: str, code: int) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +25,18 @@ from toughen import sharding
 
 # A rank that gives no sign for this long is dead; torch's own limit is half an hour.
 TIMEOUT = timedelta(seconds=120)
+# For finding each other at the start.
+MEETING = timedelta(seconds=60)
+# What gloo and NCCL say in plain RuntimeErrors when another process is gone.
+_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class Lost(RuntimeError):
+    """Another rank has died or hangs (DD601); the same command goes on from the last checkpoint."""
+
+
+class Diverged(RuntimeError):
+    """Ranks no longer hold the same weights (DD602)."""
 
 
 def rank() -> int:
@@ -52,11 +66,24 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # NCCL sends plain objects through the current device, which would be the first one on every rank.
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    # torchrun's own store outlives a restart, and with it the keys of processes that are dead.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    meeting, own, ranks = next(rendezvous("env://", timeout=MEETING))
+    store = PrefixStore(f"toughen/{attempt}", meeting)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=TIMEOUT)
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in _GONE):
+            raise Lost(
+                f"DD601 Rank {own} lost another one, which has died or given no sign for {TIMEOUT.seconds} s. The same "
+                "command goes on from the last checkpoint; torchrun gives it by itself with --max-restarts."
+            ) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         # Wrapped models hold the group, and lie in cycles: left to the end of the interpreter, the group's threads
         # now and then abort the process ("terminate called without an active exception").
         gc.collect()
@@ -149,6 +176,38 @@ def total(value: Tensor) -> Tensor:
 def any_rank(flag: Tensor) -> Tensor:
     """Whether a flag is set on any rank."""
     return total(flag.to(torch.int32)) > 0 if world() > 1 else flag
+
+
+def largest(value: int) -> int:
+    """The largest of the numbers that the ranks pass in; no device waits for it."""
+    if world() == 1:
+        return value
+    # On the host, where the group can: a device would have to finish its work first.
+    box = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def check_equal(model: nn.Module) -> None:
+    """Compare a checksum of the weights and statistics of every rank.
+
+    Raises:
+        Diverged: they differ, though every rank takes the same steps (DD602).
+    """
+    if world() == 1 or sharding.is_sharded(model):
+        return
+    sums = [bits.sum(dtype=torch.int64) for bits in map(_bits, model.state_dict().values())]
+    by_rank = from_every(torch.stack(sums).tolist())
+    if others := [number for number, found in enumerate(by_rank) if found != by_rank[0]]:
+        raise Diverged(
+            f"DD602 Parameters differ between ranks 0 and {', '.join(map(str, others))}, which take the same steps: a "
+            "device or its memory is faulty. The last checkpoint is sound; go on from it on other devices."
+        )
+
+
+def _bits(value: Tensor) -> Tensor:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+    return value.detach().reshape(-1).view(whole)
 
 
 def from_main(value: Any) -> Any:

@@ -235,6 +235,11 @@ class Log:
         log._cut(length)
         return log
 
+    @property
+    def length(self) -> int:
+        """Bytes of all lines so far, on the disk or on their way to it."""
+        return self._length
+
     def _cut(self, length: int) -> None:
         self._file.truncate(length)
         self._length = length

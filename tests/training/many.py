@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from kills import digest
-from kills import recipe as killed_recipe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
@@ -23,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from conftest import tiny_data
+from killed_runs import digest
+from killed_runs import recipe as killed_recipe
 from toughen import distributed, sharding, store
 from toughen.data import DATA, load
 from toughen.evaluation import evaluate
@@ -194,7 +194,7 @@ def counted(folder: Path) -> None:
 
 def survive(folder: Path, spread: str) -> None:
     """A run that dies amid its way and is resumed, and one that does not."""
-    recipe = killed_recipe({"name": "adversarial", "attack": {"name": "pgd", "steps": 2}})
+    recipe = killed_recipe({"method": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}}})
     model = ModelSpec.model_validate({"name": "blocky", "norm": True})
     selection = recipe.selection.model_copy(update={"every": 8})
     changes = {"sharding": spread, "model": model, "steps": 24, "selection": selection, "overfitting_every": 8}

@@ -25,8 +25,7 @@ from toughen.noise import Stream
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
 from toughen.report import training_table
-from toughen.training import run as run_module
-from toughen.training import train
+from toughen.training import outputs, train
 from toughen.training.loop import Job, train_batch
 from toughen.training.overfitting import Watch, ball_of, check_cost, collapsed, interval, recovered
 from toughen.training.setup import set_up, splits
@@ -225,7 +224,7 @@ def test_the_summary_says_whether_a_run_was_checked(tiny: str, tmp_path: Path):
 
 
 def test_a_checkpoint_from_before_the_checks_loads(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    original = run_module.save_checkpoint
+    original = outputs.save_checkpoint
 
     def older(folder: Path, step: int, tensors: Any, state: dict[str, Any], **given: Any) -> Path:
         state.pop("overfitting")
@@ -233,7 +232,7 @@ def test_a_checkpoint_from_before_the_checks_loads(tiny: str, tmp_path: Path, mo
 
     recipe = tiny_recipe(overfitting_every=6, log_every=6)
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "save_checkpoint", older)
+        patched.setattr(outputs, "save_checkpoint", older)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "run", display=Notes(stop_at=18))
     assert train(recipe, tmp_path / "run")["steps"] == 24

@@ -99,7 +99,7 @@ def train_batch(job: Job, batch: Batch) -> None:
             with _at_worst_weights(job, batch, objectives):
                 losses, seen = backward(job, batch, objectives)
             job.meters.add(losses, seen, batch.y, job.method.forwards)
-            job.finite.guard(job.optimizer, losses, batch.index, job.step)
+            job.finite.guard(job.optimizer, losses, batch.x, batch.index, job.step)
             set_rate(job.optimizer, job.factor(job.step / job.total_steps))
             job.optimizer.step()
             distributed.average_statistics(job.model)

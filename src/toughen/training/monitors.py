@@ -1,13 +1,16 @@
 """What watches a run without making the device wait: sums and flags stay on the device until they are read.
 
 Example:
-    finite.guard(optimizer, losses, batch.index, step)      # masks the coming update if anything is NaN or infinite
-    finite.check()                                          # raises, naming the first bad step and its examples
+    finite.guard(optimizer, losses, x, index, step)      # masks the coming update if anything is NaN or infinite
+    finite.check()                                       # raises, naming the first bad step and its examples
 """
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +40,20 @@ class Finite:
         self._rows = torch.zeros(slots, dtype=torch.bool, device=device)
         self._index = torch.zeros(slots, dtype=torch.int64, device=device)
 
-    def guard(self, optimizer: torch.optim.Optimizer, losses: Tensor, index: Tensor, step: int) -> None:
+    def guard(self, optimizer: torch.optim.Optimizer, losses: Tensor, x: Tensor, index: Tensor, step: int) -> None:
         """Note the step if it is bad, and mask it and all later ones.
 
         Args:
             optimizer: fused, its gradients in place.
             losses: per example (N,).
+            x: the images (N, C, H, W), of which an attack's clipping could hide what is infinite.
             index: of the examples, (N,).
             step: number of the step that is about to be taken.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad_rows = ~losses.detach().isfinite()
+        images, bad_rows = ~x.isfinite().all(dim=(1, 2, 3)), ~losses.detach().isfinite()
+        # One such image makes every loss of its batch so, through BatchNorm.
+        bad_rows = torch.where(images.any(), images, bad_rows)
         bad = distributed.any_rank(bad_rows.any() | ~torch.nn.utils.get_total_norm(gradients).isfinite())
         first = bad & ~self._broken
         n = len(losses)
@@ -81,7 +87,7 @@ class Meters:
     _loss: Tensor | float = 0.0
     _examples: int = 0
     _labelled: Tensor | int = 0
-    _correct: dict[str, Tensor] = field(default_factory=dict)
+    _correct: dict[str, Tensor | int] = field(default_factory=dict)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[list[Tensor]]:
@@ -105,7 +111,24 @@ class Meters:
         for kind, logits in zip(forwards, seen, strict=False):
             right = (logits.argmax(1) == hard(y)) & known if len(y) else known
             correct = right.sum()
-            self._correct[kind] = self._correct.get(kind, torch.zeros_like(correct)) + correct
+            self._correct[kind] = self._correct.get(kind, 0) + correct
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, as plain numbers; reading them makes the device wait."""
+        return {
+            "loss": float(self._loss),
+            "examples": self._examples,
+            "labelled": int(self._labelled),
+            "correct": {kind: int(count) for kind, count in sorted(self._correct.items())},
+        }
+
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state` gave, added up where there are several."""
+        counts = [Counter(state["correct"]) for state in states]
+        self._loss = math.fsum(state["loss"] for state in states)
+        self._examples = sum(state["examples"] for state in states)
+        self._labelled = sum(state["labelled"] for state in states)
+        self._correct = {kind: sum(count[kind] for count in counts) for count in counts for kind in count}
 
     def read(self) -> dict[str, float]:
         """Means over all ranks since the last reading, which also starts the sums anew."""

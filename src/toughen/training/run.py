@@ -7,7 +7,7 @@ Example:
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toughen import averaging, distributed, recipes, store
-from toughen.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from toughen.checkpoint import latest_checkpoint, load_checkpoint
 from toughen.counting import counted
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
@@ -25,8 +25,9 @@ from toughen.training.about import About
 from toughen.training.fast import Ways, kernels
 from toughen.training.fitting import rows_that_fit
 from toughen.training.loop import Job, train_batch
+from toughen.training.outputs import Outputs
 from toughen.training.overfitting import Watch
-from toughen.training.saving import capture, restore
+from toughen.training.saving import restore
 from toughen.training.selection import Accuracies, improved, validate
 from toughen.training.setup import (
     WAY_OUT,
@@ -39,39 +40,7 @@ from toughen.training.setup import (
     set_up,
     splits,
 )
-
-
-@dataclass
-class Outputs:
-    """What a run writes, and what its checkpoints must remember of that.
-
-    Attributes:
-        folder: the run folder.
-        logs: `metrics.jsonl`, equal bytes for equal runs, and `timing.jsonl`, the same steps on the wall clock; only
-            on the first rank.
-        about: the data that training began with.
-        extra: fingerprint of the extra set, where there is one.
-        watch: for catastrophic overfitting.
-        best: for each candidate the step and accuracies of its best weights.
-        seconds: of training and validating, over all sittings.
-        newest: the last checkpoint, from which unchanged best weights are carried on.
-    """
-
-    folder: Path
-    logs: tuple[store.Log, store.Log] | None
-    about: About
-    extra: str | None
-    watch: Watch
-    best: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: float = 0.0
-    newest: Path | None = None
-
-    def write(self, metrics: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
-        """A line of the log, and what the clock said."""
-        if self.logs:
-            self.logs[0].write(metrics)
-            if timing:
-                self.logs[1].write(timing)
+from toughen.training.stopping import Stop, Stopped, called, listening
 
 
 def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[str, Any]:
@@ -92,10 +61,12 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         store.Locked: another process trains in that folder.
         store.Damaged: there are checkpoints, but none of them is whole.
         NonFinite: a loss or gradient became NaN or infinite.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or three checkpoints in a row could not.
+        Stopped: a signal asked for it (SIGTERM, SIGINT, SIGUSR1); the batch is finished and a checkpoint written.
+        distributed.Lost: another rank has died.
     """
     device = distributed.local_device(chosen_device(recipe.device))
-    with distributed.group(device), torch.random.fork_rng(), contextlib.ExitStack() as held:
+    with listening() as stop, distributed.group(device), torch.random.fork_rng(), contextlib.ExitStack() as held:
         display = display if display and distributed.is_main() else Display()
         if distributed.is_main():
             check_folder(recipe, out)
@@ -115,9 +86,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         watch = Watch.over(recipe, job.method, train_split, device)
         about = About.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
-        outputs = resume(job, watch, about, others, out, display)
-        for opened in outputs.logs or ():
-            held.enter_context(opened)
+        outputs = held.enter_context(resume(job, watch, about, others, out, display))
         if job.number == recipe.batches:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
@@ -129,7 +98,8 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if (rows := job.micro_batch) and rows < distributed.slots(recipe.batch_size) and has_batchnorm(job.model):
             display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
         with display, kernels(recipe, job.ways):
-            loop(recipe, job, batches, outputs, validation, display)
+            stop.gentle = True
+            loop(recipe, job, batches, outputs, validation, display, stop)
         return finish(recipe, job, outputs, device)
 
 
@@ -168,7 +138,9 @@ def check_folder(recipe: Recipe, out: Path) -> None:
                 f"{out} holds a run of another recipe ({'; '.join(different[:3])}{'; ...' if different[3:] else ''}); "
                 "give another --out"
             )
-    elif out.exists() and (not out.is_dir() or any(not file.name.startswith(".lock") for file in out.iterdir())):
+    elif out.exists() and (
+        not out.is_dir() or any(not file.name.startswith((".lock", ".tmp-")) for file in out.iterdir())
+    ):
         raise RecipeError(f"{out} exists and is no run folder; give another --out")
 
 
@@ -238,7 +210,7 @@ def resume(job: Job, watch: Watch, about: About, extra: str | None, out: Path, d
         metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
         logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
     newest_path = checkpoint.path if checkpoint else None
-    return Outputs(out, logs, about, extra, watch, state["best"], state["seconds"], newest_path)
+    return Outputs(out, logs, about, extra, watch, display.note, state["best"], state["seconds"], newest_path)
 
 
 def due(every: int, before: int, after: int) -> bool:
@@ -254,8 +226,16 @@ def taken(batches: Batches, number: int) -> Batch:
         raise RecipeError(refusal(str(error), fresh=False)) from None
 
 
-def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validation: Examples, display: Display) -> None:
-    """Train to the end of the budget; watch, log, validate and save between batches."""
+def loop(
+    recipe: Recipe,
+    job: Job,
+    batches: Batches,
+    outputs: Outputs,
+    validation: Examples,
+    display: Display,
+    stop: Stop,
+) -> None:
+    """Train to the end of the budget; watch, log, validate, save and stop between batches."""
     validate_every = recipe.selection.every or max(1, job.total_steps // 10)
     check_every = outputs.watch.every
     clock = time.monotonic()
@@ -271,16 +251,19 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
             check_overfitting(job, outputs, display)
         validating = last or due(validate_every, before, job.step)
         saving = validating or due(recipe.save_every, before, job.step)
-        if not (saving or due(recipe.log_every, before, job.step)):
+        logging = saving or due(recipe.log_every, before, job.step)
+        signal = 0 if last else stop.asked()
+        if not (logging or signal):
             continue
         job.finite.check()
-        record = {"step": job.step, "lr": job.optimizer.param_groups[0]["lr"], **job.meters.read()}
-        record |= job.method.metrics(job.state)
-        elapsed = time.monotonic() - clock
-        pace = images / max(elapsed, 1e-9)
-        outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
-        display.progress(record, pace)
-        images = 0
+        if logging:
+            record = {"step": job.step, "lr": job.optimizer.param_groups[0]["lr"], **job.meters.read()}
+            record |= job.method.metrics(job.state)
+            elapsed = time.monotonic() - clock
+            pace = images / max(elapsed, 1e-9)
+            outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
+            display.progress(record, pace)
+            images = 0
         winners: list[str] = []
         if validating:
             found = validate(job, validation, threat=recipe.threat, suite=recipe.selection.suite, seed=recipe.seed)
@@ -289,8 +272,14 @@ def loop(recipe: Recipe, job: Job, batches: Batches, outputs: Outputs, validatio
         now = time.monotonic()
         outputs.seconds += now - clock
         clock = now
-        if saving:
-            save(recipe, job, outputs, winners)
+        if saving or signal:
+            outputs.save(job, winners=winners, slots=recipe.batch_size)
+        if signal:
+            outputs.settle()
+            raise Stopped(
+                f"RN511 {called(signal)}: saved step {job.step} in {outputs.folder}. The same command goes on."
+            )
+    outputs.settle()
 
 
 def check_overfitting(job: Job, outputs: Outputs, display: Display) -> None:
@@ -308,29 +297,6 @@ def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]
         outputs.best[name] = {"step": step, **found[name]}
     outputs.write({"step": step, "validation": found})
     return winners
-
-
-def save(recipe: Recipe, job: Job, outputs: Outputs, winners: list[str]) -> None:
-    """Write a checkpoint that holds the best weights too, so that it is whole by itself."""
-    tensors, state = capture(job, slots=recipe.batch_size)
-    if not outputs.logs:
-        return
-    tensors |= {f"best-{name}": tensors[name] for name in winners}
-    carried = [name for name in outputs.best if name not in winners]
-    assert outputs.newest or not carried
-    state |= {
-        "metrics": outputs.logs[0].flush(),
-        "timing": outputs.logs[1].flush(),
-        "best": outputs.best,
-        "overfitting": asdict(outputs.watch.memory),
-        "seconds": outputs.seconds,
-        "data": outputs.about.state,
-        "extra": outputs.extra,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    carry = {f"best-{name}": (outputs.newest or Path()) / f"best-{name}.safetensors" for name in carried}
-    outputs.newest = save_checkpoint(outputs.folder, job.step, tensors, state, carry=carry)
 
 
 def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> dict[str, Any]:

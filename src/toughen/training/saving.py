@@ -40,6 +40,7 @@ def capture(job: Job, *, slots: int) -> tuple[Tensors, dict[str, Any]]:
         if value is not None
     }
     counters = {"step": job.step, "number": job.number, "passes": asdict(job.passes)}
+    counters |= {"meters": distributed.from_every(job.meters.state())}
     return tensors, counters | {"micro_batch": job.micro_batch, "ways": asdict(job.ways)}
 
 
@@ -70,3 +71,9 @@ def restore(job: Job, checkpoint: Checkpoint) -> None:
     # Where it was found by trying, another one would give other bits.
     job.micro_batch = checkpoint.state.get("micro_batch", job.micro_batch)
     vars(job.passes).update(checkpoint.state["passes"])
+    # Of each rank by itself, for a sum of sums would round otherwise; other ranks than those are one sum.
+    meters = checkpoint.state.get("meters", [])
+    if len(meters) == distributed.world():
+        job.meters.restore(meters[distributed.rank() :][:1])
+    elif distributed.is_main():
+        job.meters.restore(meters)

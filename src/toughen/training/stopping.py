@@ -1,0 +1,73 @@
+"""Signals that ask a run to stop: heard at once, obeyed between two batches, after a checkpoint.
+
+    with listening() as stop:
+        ...                                 # set-up: a signal ends it there and then, for nothing can be lost
+        stop.gentle = True
+        while number < batches:
+            train_batch(...)
+            if signal := stop.asked():      # the same answer on every rank
+                save(); raise Stopped(...)
+
+A handler that did more than set a flag could meet the run amid an optimiser step or a collective operation.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from toughen import distributed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What a scheduler sends before it takes the machine away, Ctrl-C, and what Slurm is often told to send."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop and did; the same command goes on (RN511).
+
+    Not an `Exception`, so that no library's own handler swallows it.
+    """
+
+
+class Stop:
+    """Whether a signal was heard.
+
+    Attributes:
+        gentle: whether a first signal waits for the end of the batch; a second one never waits.
+    """
+
+    def __init__(self) -> None:
+        self.gentle = False
+        self._heard = 0
+
+    def hear(self, number: int, _frame: FrameType | None) -> None:
+        """The handler."""
+        if self._heard or not self.gentle:
+            where = "at once, after a second signal" if self._heard else "before the first batch of this sitting"
+            raise Stopped(f"RN511 {called(number)}: stopped {where}. The same command goes on from what is saved.")
+        self._heard = number
+
+    def asked(self) -> int:
+        """The signal that any rank has heard so far, or 0; every rank calls it between the same two batches."""
+        return distributed.largest(self._heard)
+
+
+def called(number: int) -> str:
+    """What a signal is called."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Hear the signals until the context ends; in a thread of its own, where Python allows no handlers, never."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,112 @@
+"""Two ranks: one told to stop stops both at one step; one that is killed means one restart and the same bits."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import Faults
+from killed_runs import digest
+from toughen import distributed
+
+SCRIPT = Path(__file__).with_name("restarts.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.faults
+def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(tmp_path: Path, faults: Faults):
+    number = faults.trials(small=2, full=20)
+    command = [sys.executable, str(SCRIPT), "stops", str(tmp_path), str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 0, done.stderr
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    within = [trial for trial in trials if trial["saved"]]
+    for trial in trials:
+        assert [end["status"] for end in trial["ended"]] == [0, 0], trial
+        assert trial["equal"]
+    for trial in within:
+        assert [end["status"] for end in trial["stopped"]] == [75, 75], trial
+        said = f"RN511 SIGTERM: saved step {trial['saved']} in "
+        assert all(end["said"].startswith(said) for end in trial["stopped"]), trial
+    assert within
+    slowest = max(end["took"] for trial in within for end in trial["stopped"])
+    faults.tell(
+        "2 stop signals",
+        f"SIGTERM to the second of two ranks, {number} runs: {len(within)} met training, and both ranks stopped at the "
+        f"same step with exit code 75, after {slowest:.2f} s at most; all {number} ended with the undisturbed bits",
+    )
+
+
+def torchrun(folder: Path, where: str, restarts: int) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "--max-restarts", str(restarts), str(SCRIPT), "rank", str(folder), where]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+@pytest.mark.faults
+def test_a_killed_rank_means_one_restart_and_the_same_bits(tmp_path: Path, faults: Faults):
+    number = faults.trials(small=1, full=10)
+    done = torchrun(tmp_path / "whole", "nowhere", 0)
+    assert done.returncode == 0, done.stderr
+    slowest = 0.0
+    for trial in range(number):
+        folder, started = tmp_path / str(trial), time.monotonic()
+        done = torchrun(folder, "save" if trial % 2 else "step", 3)
+        slowest = max(slowest, time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+        begun = sorted(path.name for path in folder.glob("attempt-*"))
+        assert begun == [f"attempt-{attempt}-rank-{rank}" for attempt in range(2) for rank in range(2)]
+        assert digest(folder / "run") == digest(tmp_path / "whole" / "run")
+    faults.tell(
+        "7 ranks",
+        f"one of two ranks SIGKILLed under plain torchrun, amid a step or amid a save, {number} times: {number} times "
+        f"exactly one restart and the bits of the undisturbed run, within {slowest:.0f} s of the launch",
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_where_restarts_are_spent_the_run_ends_with_a_sentence(tmp_path: Path, faults: Faults):
+    if not faults.full:
+        pytest.skip("in full only: a restart takes ten seconds")
+    (tmp_path / "spent").mkdir()
+    (tmp_path / "spent" / "always").touch()
+    done = torchrun(tmp_path / "spent", "step", 1)
+    assert done.returncode != 0
+    assert re.search(r"DD601 Rank 0 lost another one|RN511 SIGTERM", done.stderr), done.stderr
+    faults.tell("7 ranks", "restarts spent: torchrun ends with a code other than 0, and the rank that lives says DD601")
+
+
+class Ranks:
+    """Two ranks of one process."""
+
+    def __init__(self, others: list[int]) -> None:
+        self.others = others
+
+    def __call__(self, value: list[int]) -> list[list[int]]:
+        return [value, [a + b for a, b in zip(value, self.others, strict=True)]]
+
+
+def test_ranks_whose_weights_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "from_every", Ranks([0] * len(model.state_dict())))
+    distributed.check_equal(model)
+    sums: list[list[int]] = []
+    monkeypatch.setattr(distributed, "from_every", lambda value: sums.append(value) or [value, value])
+    distributed.check_equal(model)
+    with torch.no_grad():
+        next(model.parameters()).view(torch.int32)[1, 1] ^= 1
+    distributed.check_equal(model)
+    assert [a == b for a, b in zip(*sums, strict=True)] == [False, True, True, True, True, True, True]
+    monkeypatch.setattr(distributed, "from_every", Ranks([1] + [0] * 6))
+    with pytest.raises(distributed.Diverged, match="DD602 Parameters differ between ranks 0 and 1"):
+        distributed.check_equal(model)
