@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-bench demo test lint format clean bench bench-step bench-peers bench-growth bench-methods \
 	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
-	bench-streaming bench-label bench-corruptions bench-real bench-studies
+	bench-streaming bench-label bench-corruptions bench-real bench-studies faults
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -39,6 +39,9 @@ demo: $(READY)  ## train natural and robust classifiers on real digits and compa
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2
+
+faults: $(READY)  ## every goal of reliability in full: kills, damage, full disks, hostile files, fuzz (an hour)
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(READY)  ## formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .

@@ -88,7 +88,8 @@ class _Worker:
     """A process that runs `toughen study work`."""
 
     def __init__(self, path: Path, shard: tuple[int, int], environment: dict[str, str]) -> None:
-        self._command = [sys.executable, "-m", "toughen", "study", "work", str(path)]
+        # -P: a file beside where the user stands must not be taken for a module.
+        self._command = [sys.executable, "-P", "-m", "toughen", "study", "work", str(path)]
         self._command += ["--shard", f"{shard[0] + 1}/{shard[1]}"]
         self._log, self._environment = path / "workers.log", environment
         self.start()

@@ -13,6 +13,7 @@ A handler that did more than set a flag could meet the run amid an optimiser ste
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,10 @@ from toughen import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What a scheduler sends before it takes the machine away, Ctrl-C, and what Slurm is often told to send."""
+
+
+ECHO = 1.0
+"""Seconds in which a further signal is taken for the first one, passed on."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,19 +39,22 @@ class Stop:
     """Whether a signal was heard.
 
     Attributes:
-        gentle: whether a first signal waits for the end of the batch; a second one never waits.
+        gentle: whether a first signal waits for the end of the batch; one a second later never waits.
     """
 
     def __init__(self) -> None:
         self.gentle = False
-        self._heard = 0
+        self._heard, self._since = 0, 0.0
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """The handler."""
+        # Ctrl-C in a terminal reaches torchrun and a study too, which pass it on.
+        if self._heard and time.monotonic() < self._since + ECHO:
+            return
         if self._heard or not self.gentle:
             where = "at once, after a second signal" if self._heard else "before the first batch of this sitting"
             raise Stopped(f"RN511 {called(number)}: stopped {where}. The same command goes on from what is saved.")
-        self._heard = number
+        self._heard, self._since = number, time.monotonic()
 
     def asked(self) -> int:
         """The signal that any rank has heard so far, or 0; every rank calls it between the same two batches."""
