@@ -12,6 +12,7 @@ import torch
 
 from steps import batch, network
 from toughen.methods import METHODS
+from toughen.testing import check_method
 from toughen.threat import Linf
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
@@ -62,6 +63,7 @@ def test_the_method_of_the_page_is_what_it_says(tmp_path: Path, monkeypatch: pyt
         assert torch.equal(objective(), objective())
         return objective()
 
+    check_method(METHODS["half_and_half"])
     attack = {"attack": {"name": "pgd", "steps": 2, "step_size": 0.05}}
     clean, robust = losses("natural"), losses("adversarial", **attack)
     assert torch.allclose(losses("half_and_half", **attack), (clean + robust) / 2, rtol=0, atol=1e-12)

@@ -33,13 +33,13 @@ def test_every_public_name_is_there():
 
 FLOORS = [
     {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
-     "schedule", "averaging", "sharding", "counting", "display", "batched", "fusion", "exported"},
+     "bounds", "schedule", "averaging", "sharding", "counting", "display", "batched", "fusion", "exported"},
     {"attacks", "data"},
     {"corruptions"},
     {"methods", "evaluation"},
     {"recipes", "report"},
     {"training"},
-    {"demo", "catalogue", "export", "studies"},
+    {"demo", "catalogue", "export", "studies", "testing"},
     {"command"},
     {"cli_study"},
     {"cli"},

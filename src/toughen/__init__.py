@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toughen import attacks, corruptions, data, losses, methods, models
+    from toughen import attacks, corruptions, data, losses, methods, models, testing
     from toughen.evaluation import Evaluation, check, evaluate
     from toughen.exported import load_model
     from toughen.models import Classifier
@@ -28,7 +28,7 @@ _HOMES = {
     "load_model": "toughen.exported",
     "train": "toughen.training",
 }
-_ROOMS = ("attacks", "corruptions", "data", "losses", "methods", "models")
+_ROOMS = ("attacks", "corruptions", "data", "losses", "methods", "models", "testing")
 
 __all__ = [
     "L2",
@@ -45,6 +45,7 @@ __all__ = [
     "losses",
     "methods",
     "models",
+    "testing",
     "train",
 ]
 

@@ -1,4 +1,7 @@
-"""What every training method promises, in every form of `method_cases.CASES`."""
+"""What every training method promises, in every form of `method_cases.CASES`.
+
+The promises stand in `toughen.testing`, for everybody's methods; here is what further holds of ours.
+"""
 
 import copy
 from dataclasses import replace
@@ -11,11 +14,11 @@ from torch import nn
 from method_cases import CASES, Case
 from steps import CLASSES, N, batch, network, sgd_steps, spec
 from toughen.checkpoint import load_checkpoint, save_checkpoint
-from toughen.counting import counted
 from toughen.data import load
 from toughen.methods import METHODS, Method
 from toughen.recipes.text import build, dump, parse_yaml
-from toughen.threat import L2, Linf, Threat
+from toughen.testing import Promise, method_promises
+from toughen.threat import Linf, Threat
 from toughen.training.loop import Job, train_batch
 from toughen.training.saving import capture, restore
 from toughen.training.setup import set_up, splits
@@ -35,44 +38,16 @@ def test_every_method_has_a_row():
         assert kind(name=name) == kind.model_validate({"name": name})
 
 
-@everyone
-def test_losses_are_finite_for_each_step_and_the_same_again(case: Case):
-    method, seen = method_of(case), []
-    for threat in (method_of(case), method_of(case, L2(0.5))):
-        model, state = network(), threat.init(spec())
-        random = torch.get_rng_state()
-        losses = sgd_steps(threat, model, [batch(i) for i in range(3)] + [batch(3, n=4)], state)
-        assert torch.equal(random, torch.get_rng_state())
-        assert model.training
-        assert all(p.requires_grad for p in model.parameters())
-        k = method.steps_per_batch
-        assert [len(one) for one in losses] == [N] * 3 * k + [4] * k
-        assert all(one.isfinite().all() and one.ndim == 1 and one.dtype == torch.float64 for one in losses)
-        assert all(value.isfinite().all() for value in state.values())
-        seen.append(losses)
-    again = sgd_steps(method, network(), [batch(i) for i in range(3)] + [batch(3, n=4)], method.init(spec()))
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], again, strict=True))
+PROMISES = [
+    pytest.param(promise, id=f"{label}-{promise.name}")
+    for label, case in CASES.items()
+    for promise in method_promises(METHODS[case.settings["name"]].model_validate(case.settings))
+]
 
 
-@everyone
-def test_an_objective_may_be_called_twice(case: Case):
-    method, model = method_of(case), network().train()
-    state = method.typical_state(spec())
-    for objective in method.losses(model, batch(), state):
-        first = objective()
-        assert torch.equal(first, objective())
-        first.mean().backward()
-
-
-@everyone
-def test_a_batch_costs_what_was_predicted(case: Case):
-    method, model = method_of(case), network().train()
-    with counted(model) as passes:
-        for objective in method.losses(model, batch(), method.typical_state(spec())):
-            objective().mean().backward()
-    alone = method.passes(classes=CLASSES)
-    for kind in ("forwards", "input_backwards", "full_backwards"):
-        assert getattr(passes, kind) == getattr(alone, kind), kind
+@pytest.mark.parametrize("promise", PROMISES)
+def test_every_promise_holds(promise: Promise):
+    promise()
 
 
 @everyone
@@ -88,21 +63,12 @@ def test_running_statistics_move_with_the_training_passes_alone_unless_asked(cas
 
 
 @everyone
-def test_probabilities_are_the_same_problem_or_refused(case: Case):
+def test_probabilities_are_refused_in_a_sentence_that_names_the_method(case: Case):
     method, hard = method_of(case), batch()
     soft = replace(hard, y=nn.functional.one_hot(hard.y, CLASSES).double())
-
-    def losses(one) -> list[torch.Tensor]:
-        return sgd_steps(method, network(), [one], method.typical_state(spec()))
-
     if not method.soft_labels:
         with pytest.raises(ValueError, match=f"method {method.name} needs class numbers"):
-            losses(soft)
-        return
-    for one, same in zip(losses(hard), losses(soft), strict=True):
-        assert torch.allclose(one, same, rtol=0, atol=1e-12)
-    mixed = replace(hard, y=torch.full((N, CLASSES), 1 / CLASSES, dtype=torch.float64))
-    assert all(one.isfinite().all() for one in losses(mixed))
+            sgd_steps(method, network(), [soft], method.typical_state(spec()))
 
 
 @everyone
@@ -118,17 +84,6 @@ def test_examples_without_a_label(case: Case):
     elif case.unlabelled == "regulariser":
         assert (first[:2] > 0).all()
     assert (first[2:] > 0).all()
-
-
-@everyone
-def test_the_state_is_what_it_says(case: Case):
-    method = method_of(case)
-    state, given = method.init(spec()), spec()
-    assert set(state) == set(method.state_kinds)
-    for name, kind in method.state_kinds.items():
-        assert kind in ("slot", "index", "replicated")
-        if kind != "replicated":
-            assert len(state[name]) == (given.slots if kind == "slot" else given.examples)
 
 
 @everyone
@@ -203,4 +158,5 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(case: Case, tiny: str, tmp_
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
     assert whole.passes == copy.copy(resumed.passes)
+    assert whole.meters.state() == resumed.meters.state()
     assert whole.method.metrics(whole.state) == resumed.method.metrics(resumed.state)

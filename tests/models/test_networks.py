@@ -1,5 +1,5 @@
-import copy
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from toughen.models.activations import ACTIVATIONS, activation
 from toughen.models.preact_resnet import PreActBlock
 from toughen.models.small_cnn import SmallCNN, pool_to_grid
 from toughen.models.wide_resnet import MadryResNet, MadryUnit, WideResNet
+from toughen.testing import Promise, model_promises
 
 TINY: dict[str, dict[str, Any]] = {
     "small_cnn": {"width": 2},
@@ -48,6 +49,11 @@ def randomise_norms(model: nn.Module) -> nn.Module:
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias, 0, 0.3)
     return model
+
+
+def _seeded(name: str) -> nn.Module:
+    """With weights from the global generator, as users build it, and statistics that matter."""
+    return randomise_norms(build(name, num_classes=10, **TINY[name]))
 
 
 @pytest.mark.parametrize(
@@ -112,16 +118,16 @@ def test_activations_to_closed_form() -> None:
         activation("swsh")
 
 
-@every_network
-def test_evaluation_ignores_batch_mates_and_keeps_its_state(name: str) -> None:
-    model = randomise_norms(tiny(name)).double()
-    before = copy.deepcopy(model.state_dict())
-    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
-    together = model(x)
-    alone = torch.cat([model(x[i : i + 1]) for i in range(4)])
-    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
-    assert torch.equal(together, model(x))
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+PROMISES = [
+    pytest.param(promise, id=f"{name}-{promise.name}")
+    for name in TINY
+    for promise in model_promises(partial(_seeded, name), shape=(3, 16, 16), classes=10)
+]
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_every_promise_holds(promise: Promise) -> None:
+    promise()
 
 
 @every_network

@@ -77,13 +77,13 @@ class Outputs:
         """A line of the log, and what the clock said; held back while the disk refuses."""
         if not self.logs:
             return
+        refused = bool(self._held)
         self._held += [(self.logs[0], metrics)] + ([(self.logs[1], timing)] if timing else [])
-        before = len(self._held)
         try:
             self._drain()
         except OSError as error:
             # Said once, when it begins.
-            if before <= 2:
+            if not refused:
                 self.note(f"{self._said(error)}; training goes on, and the log's lines wait.")
 
     def _drain(self) -> None:
