@@ -250,7 +250,7 @@ def main(folder: Path, trials: int, name: str) -> None:
     for trial, (key, changes) in zip(range(trials), itertools.cycle(runs.items()), strict=False):
         run, sittings = folder / f"{key}-{trial}", []
         while True:
-            first = {"at_step": 20} if len(sittings) == 0 and trial < len(runs) else {}
+            first = {"at_step": 17} if len(sittings) == 0 and trial < len(runs) else {}
             again = {"after": draw.uniform(0, lengths[key])} if len(sittings) < 4 and not first else {}
             before = newest(run)
             sitting = in_child(changes, run, number=number, **again, **first)

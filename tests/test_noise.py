@@ -149,7 +149,15 @@ def test_no_two_keys_collide():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [((1, "2"), ("1", 2)), (("a", "bc"), ("ab", "c")), ((1, 23), (12, 3)), (("a",), ("a", "")), ((), ("",))],
+    [
+        ((1, "2"), ("1", 2)),
+        (("a", "bc"), ("ab", "c")),
+        # Without lengths the texts of the two would be one.
+        (("a", "b"), ("astr:b",)),
+        ((1, 23), (12, 3)),
+        (("a",), ("a", "")),
+        ((), ("",)),
+    ],
 )
 def test_tricky_keys(one, other):
     assert derive(*one) != derive(*other)

@@ -167,10 +167,13 @@ def test_r_fgsm_clips_its_start(linear, y):
 
 
 def test_the_random_start_is_clipped_to_the_box(linear, y):
-    """Seen through a loss without a gradient, from which no step moves."""
-    black, noise = torch.zeros(8, 2, 4, 4, dtype=torch.float64), fixed(8)
+    """Seen by the model, whose first gradient is taken there, and through a loss without one, from which none moves."""
+    black, noise, seen = torch.zeros(8, 2, 4, 4, dtype=torch.float64), fixed(8), []
+    linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     found = pgd(linear, black, y, threat=Linf(0.4), loss=lambda logits, y: 0 * logits.sum(1), steps=2, noise=noise)
-    assert torch.equal(found, Linf(0.4).sample(black, noise.child("pgd", 0)).clamp(0, 1))
+    expected = Linf(0.4).sample(black, noise.child("pgd", 0)).clamp(0, 1)
+    assert torch.equal(seen[0], expected)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("ball", [Linf, L2])

@@ -62,8 +62,15 @@ def test_a_batch_is_a_pure_function_of_seed_and_number():
     assert equal(make()[17], in_order[17])
     assert equal(visited[2], in_order[2])
     assert not equal(make(seed=1)[17], in_order[17])
-    # The same example in another epoch is augmented anew.
-    assert not torch.equal(in_order[0].x.sort().values, in_order[5].x.sort().values)
+
+
+def test_each_batch_has_crops_and_mirroring_of_its_own():
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    batches = make(Split(pixels.repeat(N, 1, 1, 1), torch.zeros(N, dtype=torch.int64)))
+    # Of one image throughout, which takes the draws of its place in the batch.
+    first, second, next_epoch = batches[0].x, batches[1].x, batches[5].x
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, next_epoch)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
