@@ -223,7 +223,7 @@ def test_exit_codes_of_failures_in_a_run(recipe: Path, tmp_path: Path, monkeypat
 
 
 def test_a_run_named_in_markup_ends_well(recipe: Path, tmp_path: Path):
-    assert "[/b] mine" in done("train", recipe, "name='[/b] mine'", "--out", tmp_path / "run")
+    assert "[b] mine" in done("train", recipe, "name='[b] mine'", "--out", tmp_path / "run")
 
 
 @pytest.mark.parametrize("section", ["", *SECTIONS])

@@ -219,8 +219,8 @@ def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = T
         _clean(run)
         _clean(folder)
     names = _named_steps(folder)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        pointed = (folder / "LATEST").read_bytes().decode(errors="replace").strip()
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        pointed = read_limited(folder / "LATEST").decode(errors="replace").strip()
         # An unreadable pointer says nothing about the checkpoints, each of which is verified by itself.
         if _STEP.fullmatch(pointed):
             names = [pointed, *(name for name in names if name != pointed)]
@@ -233,8 +233,8 @@ def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = T
             continue
         for bad, reason in failures.items():
             count = max(0, _number(bad) - found.step)
-            lost = f"{count} step{'' if count == 1 else 's'} will be repeated"
-            warn(f"CK321 {bad} is incomplete or damaged ({reason}). Using {name}; {lost}.")
+            steps = f"{count} step{'' if count == 1 else 's'}"
+            warn(f"CK321 {bad} is incomplete or damaged ({reason}). Using {name}; {steps} will be repeated.")
         return found
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
@@ -276,13 +276,14 @@ def _encode_state(state: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _bring(source: Path, target: Path) -> None:
-    store.point(f"before link {target.name}")
-    try:
-        os.link(source, target)
-    except OSError:
-        store.write_new(target, source.read_bytes())
-    store.point(f"after link {target.name}")
+def _bring(source: Path, target: Path, entry: dict[str, Any], outlived: list[str]) -> None:
+    # Linked only from what is about to go: a bit flipped in a file that two checkpoints share would take both.
+    for twin in (target.parents[1] / name / target.name for name in outlived):
+        with suppress(OSError):
+            if _entry(twin.read_bytes()) == entry:
+                store.point(f"before link {target.name}")
+                return os.link(twin, target)
+    return store.write_new(target, source.read_bytes())
 
 
 def _carried(source: Path) -> dict[str, Any]:
@@ -295,31 +296,31 @@ def _carried(source: Path) -> dict[str, Any]:
 
 def _publish(temporary: Path, final: Path, files: Files) -> None:
     """Give a complete checkpoint its name, unless an equal one has it."""
-    replaced = final.with_name(f".replaced-{final.name}")
     if final.exists():
         with suppress(Damaged):
             if _verify(final)[1] == files:
                 return
         # a folder cannot be renamed over another: between the two renames `_clean` knows how to go back
         store.point("before setting aside")
-        os.rename(final, replaced)
+        os.rename(final, final.with_name(f".replaced-{final.name}"))
     store.point("before rename")
     os.rename(temporary, final)
     store.point("after rename")
     sync_folder(final.parent)
 
 
+def _outlived(folder: Path, step: int, keep: int) -> list[str]:
+    """All but the newest `keep` checkpoints up to `step`; folders that lack a file do not count as kept."""
+    names = [name for name in _named_steps(folder) if _number(name) <= step]
+    while names and keep:
+        with suppress(Damaged):
+            _inventory(folder / names.pop(0))
+            keep -= 1
+    return names
+
+
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints up to `step`; folders that lack a file do not count as kept."""
-    kept = 0
-    for name in _named_steps(folder):
-        if _number(name) > step:
-            continue
-        if kept < keep:
-            with suppress(Damaged):
-                _inventory(folder / name)
-                kept += 1
-            continue
+    for name in _outlived(folder, step, keep):
         # first out of sight: a folder half deleted would look like a damaged checkpoint
         store.point(f"before pruning {name}")
         doomed = store.temporary_in(folder)
@@ -345,11 +346,10 @@ def save_checkpoint(
     Args:
         run: the run folder; made when missing.
         step: optimiser steps taken so far.
-        tensors: groups of tensors, each written as NAME.safetensors; on any device, of any layout, sharing memory or
-            not.
+        tensors: groups of tensors, each written as NAME.safetensors; of any device and layout, sharing memory or not.
         state: whatever else is to be restored; must come back from JSON equal.
         carry: groups to bring along unchanged, NAME to a file of an earlier checkpoint, best of the newest: older ones
-            may be pruned. They are linked where the file system can, so that a bit flipped on the disk meets both.
+            may be pruned. Where a checkpoint that is pruned now holds the same, its file is linked and not copied.
         keep: how many checkpoints are left, this one included; incomplete ones do not count, later steps stay.
 
     Returns:
@@ -368,8 +368,8 @@ def save_checkpoint(
     encoded = _encode_state(state)
     for group, members in tensors.items():
         _refuse_non_finite(group, members)
-    files = {f"{group}.safetensors": _carried(source) for group, source in carry.items()}
-
+    brought = {f"{group}.safetensors": source for group, source in carry.items()}
+    files = {name: _carried(source) for name, source in brought.items()} | {"state.json": _entry(encoded)}
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
@@ -381,10 +381,10 @@ def save_checkpoint(
             data = _serialise(members)
             store.write_new(temporary / f"{group}.safetensors", data)
             files[f"{group}.safetensors"] = _entry(data)
-        for group, source in carry.items():
-            _bring(source, temporary / f"{group}.safetensors")
+        outlived = _outlived(folder, step - 1, keep - 1)
+        for name, source in brought.items():
+            _bring(source, temporary / name, files[name], outlived)
         store.write_new(temporary / "state.json", encoded)
-        files["state.json"] = _entry(encoded)
         store.write_new(temporary / "MANIFEST.json", _manifest(step, files))
         sync_folder(temporary)
         _verify(temporary)
@@ -394,5 +394,7 @@ def save_checkpoint(
     store.point("before LATEST")
     store.write_text(folder / "LATEST", final.name + "\n")
     store.point("after LATEST")
-    _prune(folder, step, keep)
+    # The checkpoint is there; what cannot be pruned now is left to a later save.
+    with suppress(OSError):
+        _prune(folder, step, keep)
     return final

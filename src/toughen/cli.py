@@ -17,10 +17,12 @@ from typing import Annotated
 
 import typer
 
+from toughen.arguments import Arguments
 from toughen.cli_study import app as study
 from toughen.command import console, plain_errors, show_warnings_briefly
 
 app = typer.Typer(
+    cls=Arguments,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

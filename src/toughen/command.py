@@ -57,7 +57,8 @@ def _hear_termination() -> Any:
 
 def _fail(message: str, code: int) -> None:
     for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        # A name out of a stranger's file must not command the terminal.
+        print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)[:4000], file=sys.stderr)
     raise typer.Exit(code)
 
 

@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor
 
 from toughen import models, store
+from toughen.bounds import check_safetensors
 from toughen.models import Classifier
 from toughen.models.classifier import Normalize, PerImageStandardize
+from toughen.models.extra import PREFIXES
+from toughen.models.weights import fitted
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -96,6 +100,7 @@ def read_config(path: Path | str) -> Config:
     from safetensors import SafetensorError, safe_open
 
     file = _weights_file(Path(path))
+    check_safetensors(file)
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -111,6 +116,7 @@ def read_config(path: Path | str) -> Config:
         ) from None
     if not known:
         raise ValueError(f"{file} has format {config['format']}, this toughen reads format {FORMAT}; update toughen")
+    _check(config, file)
     if (beside := file.with_name(CONFIG)).is_file() and file.name == WEIGHTS:
         said = store.read_json(beside)
         for key, value in config.items():
@@ -135,6 +141,7 @@ def load_model(path: Path | str) -> Classifier:
         ValueError: as for `read_config`; or the network is not known here, or the weights do not fit it.
         Damaged: a file is not what was written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     file, config = _weights_file(Path(path)), read_config(path)
@@ -143,12 +150,11 @@ def load_model(path: Path | str) -> Classifier:
         written = store.read_json(beside).get("files", {}).get(WEIGHTS)
         if written != hashlib.sha256(data).hexdigest():
             raise store.Damaged(file.parent, f"hash mismatch in {WEIGHTS}")
-    model = _build(config, file)
     try:
-        model.load_state_dict(load(data))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
-        raise ValueError(f"{file} does not fit its network {config['architecture']['name']}: {reason}") from None
+        tensors = load(data)
+    except SafetensorError as error:
+        raise store.Damaged(file, f"{file.name}: {error}") from None
+    model = fitted(lambda: _build(config, file), tensors, str(file), config["architecture"]["name"])
     # Not in the state, and no plain number or text, so the model's hash in evaluations is that of the run's own.
     vars(model)["classes"] = tuple(config["classes"])
     return model.eval()
@@ -205,6 +211,48 @@ def _weights_file(path: Path) -> Path:
     return file
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Architecture(_Strict):
+    name: str
+    options: dict[str, Any]
+
+
+class _View(_Strict):
+    model_config = ConfigDict(extra="forbid")
+    size: PositiveInt
+    resize: PositiveInt | None = None
+    area: float = 1.0
+
+
+class _Description(_Strict):
+    """What must be of some type in a description, for who reads it relies on that."""
+
+    architecture: _Architecture
+    num_classes: PositiveInt
+    in_channels: PositiveInt
+    classes: list[str]
+    normalization: dict[str, str | list[float]]
+    view: _View | None = None
+    threat: str = ""
+    data: str = ""
+
+
+def _check(config: Config, file: Path) -> None:
+    try:
+        found = _Description.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{file} does not say how to build its model as toughen export does ({place}: {first['msg']})"
+        ) from None
+    if len(found.classes) != found.num_classes:
+        raise ValueError(f"{file} names {len(found.classes)} classes and has {found.num_classes}; export the run again")
+
+
 def _build(config: Mapping[str, Any], file: Path) -> Classifier:
     try:
         found, options = config["normalization"], dict(config["architecture"]["options"])
@@ -219,9 +267,10 @@ def _build(config: Mapping[str, Any], file: Path) -> Classifier:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{file} does not say how to build its model; export the run again") from None
     # The weights are here: nothing is to be fetched for a network that was trained from fetched ones.
-    options |= {"pretrained": False} if "pretrained" in options else {}
+    fetched = given["name"].startswith(PREFIXES)
+    options |= {"pretrained": False} if fetched or "pretrained" in options else {}
     try:
         with torch.random.fork_rng():
             return models.build(**given, **options)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{file} cannot be built here: {str(error).partition(chr(10))[0]}") from None

@@ -10,8 +10,9 @@ needs nothing but its step. A new schedule is a function here and one line in `S
 import bisect
 import math
 from collections.abc import Callable
+from typing import Annotated
 
-from toughen.naming import OpenShare, Positive
+from toughen.naming import OpenShare, Positive, Some
 
 Factor = Callable[[float], float]
 
@@ -21,7 +22,7 @@ def constant() -> Factor:
     return lambda done: 1.0
 
 
-def multistep(milestones: tuple[OpenShare, ...] = (0.5, 0.75), decay: Positive = 0.1) -> Factor:
+def multistep(milestones: Annotated[tuple[OpenShare, ...], Some] = (0.5, 0.75), decay: Positive = 0.1) -> Factor:
     """decay^k after the k-th milestone (Free's code: 0.1 at 1/2 and 3/4 of 80,000 steps; Limits, section 3.1)."""
     ordered = sorted(milestones)
     return lambda done: decay ** bisect.bisect_right(ordered, done)

@@ -116,8 +116,12 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 def load_full_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of `full_state`."""
-    own = model.state_dict() if is_sharded(model) else {}
-    model.load_state_dict({name: _like(own.get(name), value) for name, value in state.items()})
+    own = model.state_dict()
+    if lost := sorted(own.keys() - state.keys()):
+        # torch itself lets BatchNorm's counters be missing.
+        raise ValueError(f"{lost[0]} is missing")
+    sharded = is_sharded(model)
+    model.load_state_dict({name: _like(own.get(name), value) if sharded else value for name, value in state.items()})
 
 
 def full_like(part: Tensor, value: Tensor) -> Tensor:

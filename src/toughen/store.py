@@ -211,10 +211,17 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, and lines are written to no other folder; replace it by a file.")
         # unbuffered, so that no line waits in a buffer that a kill loses or a forked worker writes once more
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (the log outlives this function; `close` closes it)
-        self._length = os.fstat(self._file.fileno()).st_size
-        sync_folder(path.parent)
+        self._torn = False
+        try:
+            self._length = os.fstat(self._file.fileno()).st_size
+            sync_folder(path.parent)
+        except OSError:
+            self.close()
+            raise
 
     @classmethod
     def resume(cls, path: Path, length: int) -> Log:
@@ -232,7 +239,11 @@ class Log:
                 if file.read(1) != b"\n":
                     raise Damaged(path, f"{path.name} has no end of a line at byte {length}")
         log = cls(path)
-        log._cut(length)
+        try:
+            log._cut(length)
+        except OSError:
+            log.close()
+            raise
         return log
 
     @property
@@ -241,8 +252,9 @@ class Log:
         return self._length
 
     def _cut(self, length: int) -> None:
+        self._torn = True
         self._file.truncate(length)
-        self._length = length
+        self._torn, self._length = False, length
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line, or, when the disk refuses, nothing.
@@ -255,6 +267,9 @@ class Log:
         done = 0
         try:
             with naming(self.path):
+                # Half a line, which the disk would not let go either.
+                if self._torn:
+                    self._cut(self._length)
                 while done < len(line):
                     done += self._file.write(line[done:])
         except OSError:

@@ -19,7 +19,7 @@ import torch
 from pydantic_core import core_schema
 from torch import Tensor
 
-from toughen.naming import format_number, parse_number
+from toughen.naming import format_number, parse_number, shown
 from toughen.noise import Stream
 
 Radius = float | Tensor
@@ -184,5 +184,5 @@ def parse(text: str) -> Threat:
     """
     match = re.fullmatch(r"\s*(\w+)\s*:\s*(\S+)\s*", text)
     if match is None or match[1].lower() not in THREATS:
-        raise ValueError(f"{text!r} is not a threat model; write linf:RADIUS or l2:RADIUS, like linf:8/255")
+        raise ValueError(f"{shown(text)} is not a threat model; write linf:RADIUS or l2:RADIUS, like linf:8/255")
     return THREATS[match[1].lower()](parse_number(match[2]))

@@ -56,17 +56,19 @@ def test_broken_images_stay_unknown_and_the_first_five_are_named(tmp_path, one_s
     data = load(str(folder), VIEW)
     named = ", ".join(map(str, paths[:5]))
     assert one_sentence(looked, data.splits) == (
-        f"7 images cannot be used ({named} and 2 more): each is a broken image (OSError); remove or replace it."
+        f"DA412 7 images cannot be used ({named} and 2 more): each is a broken image (OSError); remove or replace it."
     )
     # The other eleven are known by now.
     assert next(examined(data.splits)) == (7, 7)
     for path in paths[1:]:
         path.write_bytes(whole[path])
     data = load(str(folder), VIEW)
-    assert one_sentence(looked, data.splits) == f"{paths[0]} is a broken image (OSError); remove or replace it."
+    assert one_sentence(looked, data.splits) == f"DA412 {paths[0]} is a broken image (OSError); remove or replace it."
     paths[1].write_text("no image")
     text = one_sentence(looked, load(str(folder), VIEW).splits)
-    assert text.startswith(f"2 images cannot be used ({paths[0]}, {paths[1]}): the first is a broken image (OSError)")
+    assert text.startswith(
+        f"DA412 2 images cannot be used ({paths[0]}, {paths[1]}): the first is a broken image (OSError)"
+    )
 
 
 @pytest.mark.parametrize("width", [20, 800])
@@ -79,7 +81,7 @@ def test_a_jpeg_that_is_cut_short_is_noticed_in_its_draft(tmp_path, width, one_s
     victim = tmp_path / "pets" / "test" / "dog" / "1.jpg"
     victim.write_bytes(victim.read_bytes()[:-200])
     text = one_sentence(looked, load(str(tmp_path / "pets"), VIEW).splits)
-    assert text == f"{victim} is a broken image (OSError); remove or replace it."
+    assert text == f"DA412 {victim} is a broken image (OSError); remove or replace it."
 
 
 def test_files_that_are_known_by_size_are_looked_at_again_when_they_change(tmp_path, monkeypatch, one_sentence):

@@ -99,7 +99,7 @@ REFUSED = [
     ({"selection": "pgd-0"}, "selection.suite", "at least 1"),
     ({"model": "smal_cnn"}, "model", "small_cnn"),
     ({"model": "wrn-17-4"}, "model", "6n \\+ 4"),
-    ({"model": "wrn-600000004-1"}, "model", "at most 10000"),
+    ({"model": "wrn-600000004-1"}, "model", "1000 deep and 10000 wide at most"),
     ({"model": {"name": "small_cnn", "withd": 3}}, "model.withd", "did you mean 'width'"),
     ({"model": {"name": "small_cnn", "width": 0}}, "model", "width must be at least 1"),
     ({"model": {"name": "small_cnn", "width": 10**12}}, "model", "cannot be built"),

@@ -53,9 +53,7 @@ def test_only_true_false_and_null_are_not_text():
     assert parse_yaml("[true, false, null, ~, True, 1]", "x") == [True, False, None, None, "True", "1"]
 
 
-@pytest.mark.parametrize(
-    "name", ["true", "false", "null", "", "no", "1e3", "[red]", "a: b", "~", " x ", "#", "é", "\0"]
-)
+@pytest.mark.parametrize("name", ["true", "false", "null", "no", "1e3", "[red]", "a: b", "~", " x ", "#", "é"])
 def test_any_name_comes_back_from_a_dump(name: str):
     recipe = build({**BASE, "name": name})
     assert build(parse_yaml(dump(recipe), "dump")) == recipe

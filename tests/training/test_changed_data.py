@@ -90,7 +90,7 @@ def test_broken_images_of_every_split_are_named_before_the_first_step(folder: Pa
     with pytest.raises(RecipeError) as caught:
         train(of_photographs(folder), tmp_path / "run")
     each = "each is a broken image (OSError); remove or replace it"
-    assert str(caught.value) == f"data: 2 images cannot be used ({broken[0]}, {broken[1]}): {each}"
+    assert str(caught.value) == f"data: DA412 2 images cannot be used ({broken[0]}, {broken[1]}): {each}"
     assert not (tmp_path / "run").exists()
     for path in broken:
         path.unlink()
@@ -114,7 +114,7 @@ def test_an_image_that_breaks_in_the_middle_of_a_run_is_to_be_restored(folder: P
     remedy = (
         "but this run goes on only with the images that it began with: restore them, or begin anew in another --out"
     )
-    assert str(caught.value) == f"data: {victim} is a broken image (OSError); remove or replace it; {remedy}"
+    assert str(caught.value) == f"data: DA412 {victim} is a broken image (OSError); remove or replace it; {remedy}"
     assert latest_checkpoint(tmp_path / "run", warn=print) is not None
     with pytest.raises(RecipeError, match=f"{victim} is a broken image .* {remedy}$"):
         train(of_photographs(folder), tmp_path / "run")

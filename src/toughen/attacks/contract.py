@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from toughen.losses import LOSSES, Loss
-from toughen.naming import known, parse_number, settings_of
+from toughen.naming import as_number, known, settings_of
 from toughen.threat import Radius
 
 Attack = Callable[..., Tensor]
@@ -42,7 +42,7 @@ def _positive(value: Radius | Schedule | None) -> Radius | Schedule | None:
     return value
 
 
-_from_text = BeforeValidator(lambda value: parse_number(value) if isinstance(value, str) else value)
+_from_text = BeforeValidator(as_number)
 Length = Annotated[float | Tensor | None, _from_text, AfterValidator(_positive)]
 StepSize = Annotated[float | Tensor | Schedule | None, _from_text, AfterValidator(_positive)]
 LossName = Annotated[

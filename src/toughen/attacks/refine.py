@@ -10,17 +10,16 @@ The projection on the linearised boundary is FAB's (Croce & Hein 2020b, section 
 """
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import margin
+from toughen.naming import NonNegativeCount
 from toughen.threat import Threat
 
-Rounds = Annotated[int, Field(ge=0)]
+Rounds = NonNegativeCount
 
 # By how much a success must lead beyond the confidence: what leads by less, another batch size may turn round in
 # float32, and an evaluation calls a lead below 1e-5 marginal.

@@ -9,6 +9,7 @@ asked for.
 """
 
 import functools
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toughen.bounds import check_zip, shown
 from toughen.data.cache import DAMAGE
 from toughen.data.encoded import ArrayImages, Collection, Found
-from toughen.data.files import LARGE, SPLITS, files_key, split_of, what_it_is
+from toughen.data.files import LARGE, SPLITS, files_key, split_of, unreadable, what_it_is
 
 KINDS = {
     "image": ("image", "images", "x", "data"),
@@ -70,6 +72,10 @@ def find_npz(path: Path, *, unlabelled: bool = False) -> Found:
         ValueError: the file is something else or damaged, or its arrays are not what they must be; says which.
     """
     try:
+        check_zip(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
         with zipfile.ZipFile(path) as archive:
             members = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             # The checksums; nobody waits for those of many gigabytes.
@@ -112,7 +118,7 @@ def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
     found = {part: names for part, names in found.items() if "image" in names}
     if "train" not in found:
         raise ValueError(
-            f"{path} holds {', '.join(members) or 'no array'}, but no training images; call the arrays train_images "
+            f"{path} holds {shown(members) or 'no array'}, but no training images; call the arrays train_images "
             "and train_labels, x_train and y_train, or image and label."
         )
     return found
@@ -122,7 +128,7 @@ def _images(path: Path, member: str) -> ArrayImages | NpzImages:
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
         with archive.open(info) as file:
-            shape, _, dtype = _header(path, member, file)
+            shape, _, dtype = _header(path, member, file, info.file_size)
     if dtype != np.uint8:
         scaled = "if they are in [0, 1], save (images * 255).round().astype('uint8')"
         remedy = scaled if dtype.kind == "f" else "convert them"
@@ -164,7 +170,7 @@ def _array(path: Path, member: str) -> np.ndarray:
     """A whole array, its checksum checked."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
-            _header(path, member, file)
+            _header(path, member, file, archive.getinfo(f"{member}.npy").file_size)
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
     except DAMAGE as error:
@@ -173,8 +179,8 @@ def _array(path: Path, member: str) -> np.ndarray:
         raise ValueError(f"{member} in {path} is damaged ({type(error).__name__}); fetch the file again.") from error
 
 
-def _header(path: Path, member: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of an array, from the beginning of its file."""
+def _header(path: Path, member: str, file: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of an array, from the beginning of its file of so many bytes."""
     try:
         read = np.lib.format.read_array_header_1_0
         if np.lib.format.read_magic(file) != (1, 0):
@@ -186,6 +192,8 @@ def _header(path: Path, member: str, file: Any) -> tuple[tuple[int, ...], bool, 
         raise ValueError(
             f"{member} in {path} is an array of Python objects, which are never read; save it as an array of numbers."
         )
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{member} in {path} is damaged (its shape is {shape}); fetch the file again.")
     return shape, fortran, dtype
 
 
@@ -194,7 +202,7 @@ def _mapped(path: str, member: str, changed: int) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
         with archive.open(info) as file:
-            shape, fortran, _ = _header(Path(path), member, file)
+            shape, fortran, _ = _header(Path(path), member, file, info.file_size)
             offset = file.tell()
     with open(path, "rb") as file:
         # The local header of a zip member is 30 bytes, its name and its extra field, whose length only it knows.

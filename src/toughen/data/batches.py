@@ -15,6 +15,7 @@ An extra, pseudo-labelled set is mixed in at a fixed ratio (Carmon et al. 2019; 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,7 @@ class Batches:
         classes: number of classes K; None for one more than the largest label.
         extra: see `Extra`.
         workers: processes that decode stored images; see `feeds.feed_of`.
+        note: is told what went wrong with them and was put right.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
 
@@ -120,6 +122,7 @@ class Batches:
         classes: int | None = None,
         extra: Extra | None = None,
         workers: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -144,7 +147,7 @@ class Batches:
         self.pad, self.flip, self.pad_mode = pad, flip, pad_mode
         self.repeats, self.distinct = repeats, labelled // repeats
         self.rank, self.world = rank, world
-        common = {"device": self.device, "rank": rank, "world": world, "workers": workers}
+        common = {"device": self.device, "rank": rank, "world": world, "workers": workers, "note": note}
         self._parts = [Part(split, index, self.distinct, repeats, seed, start=0, short=extra is None, **common)]
         if extra:
             count, numbers = batch_size - labelled, torch.arange(len(extra.examples)) + extra.offset

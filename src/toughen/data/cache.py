@@ -13,6 +13,7 @@ import lzma
 import os
 import re
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -34,6 +35,10 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
+    tokenize.TokenError,
+    SyntaxError,
+    AttributeError,
+    OverflowError,
 )
 
 

@@ -9,21 +9,33 @@ resume changes a pixel.
 
 import itertools
 import os
+import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from toughen.data.base import Examples
 from toughen.data.stored import Stored
+from toughen.distributed import TIMEOUT
 from toughen.noise import derive
 
 MOST_WORKERS = 8
+
+PATIENCE = 300.0
+"""Seconds without a batch after which its worker is taken to hang; among several ranks less than they wait."""
+
+POLL = 2
+"""Seconds after which at the latest it is seen that a worker has died."""
+
 Key = tuple[int, int, int]
 
 
@@ -60,7 +72,14 @@ class Feed(Protocol):
 
 
 def feed_of(
-    split: Examples, plan: Plan, *, seed: int, device: torch.device, workers: int | None = None, world: int = 1
+    split: Examples,
+    plan: Plan,
+    *,
+    seed: int,
+    device: torch.device,
+    workers: int | None = None,
+    world: int = 1,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Feed:
     """The feed that suits a split.
 
@@ -72,12 +91,15 @@ def feed_of(
         workers: processes that decode, 0 for none but this one; None for the cores that a rank has, less one for the
             training itself, 1 to 8.
         world: ranks that share this machine's cores.
+        note: is told what went wrong and was put right.
     """
     if not isinstance(split, Stored):
         return Resident(split.images.to(device), plan)
     if workers is None:
         workers = min(MOST_WORKERS, max(1, cores() // world - 1))
-    return Streamed(split, plan, seed, device, workers)
+    # Twice in a row, and the other ranks still wait.
+    patience = min(PATIENCE, TIMEOUT.total_seconds() / 3) if world > 1 else PATIENCE
+    return Streamed(split, plan, seed, device, workers, patience=patience, note=note)
 
 
 def cores() -> int:
@@ -101,68 +123,182 @@ class Streamed:
     """Pixels that workers decode while the batches before are trained on.
 
     Batches that are asked for one after the other come from a queue of two batches a worker; another number makes the
-    workers begin anew there.
+    workers begin anew there, and so does, once, a worker that has died or hangs or an image that cannot be read.
     """
 
-    def __init__(self, split: Stored, plan: Plan, seed: int, device: torch.device, workers: int) -> None:
-        self._views, self._plan, self._device, self._workers = Views(split, seed), plan, device, workers
+    def __init__(
+        self,
+        split: Stored,
+        plan: Plan,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        *,
+        patience: float = PATIENCE,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._split, self._plan, self._seed, self._device = split, plan, seed, device
+        self._workers, self._patience, self._note = workers, patience, note
         self._next: int | None = None
-        self._queue: Iterator[Tensor | str] = iter(())
+        self._ahead: Ahead | None = None
 
     def __getitem__(self, number: int) -> Tensor:
         """The rows, decoded.
 
         Raises:
-            ValueError: an image is broken, or not like the others.
+            ValueError: an image is broken (DA412), or not like the others; or a worker died or gave no sign twice in a
+                row (DA411).
         """
         if number != self._next:
-            # The old workers end before new ones begin, which would inherit, and keep open, the pipes between them.
-            self._queue = iter(())
-            self._queue = self._from(number)
-        pixels = next(self._queue)
-        if isinstance(pixels, str):
-            self._queue = iter(())
-            raise ValueError(pixels)
+            self._begin(number)
+        pixels, fault = None, ""
+        try:
+            pixels = self._taken()
+        except ValueError as error:
+            fault = str(error)
+        # Outside of the handler, whose error would keep the old workers.
+        if pixels is None:
+            # A file server may have had a bad moment, and a machine too little memory.
+            self._begin(number)
+            pixels = self._taken()
+            self._note(f"{fault.rstrip('.')}; it was decoded again, and training goes on.")
         self._next = number + 1
         return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
-    def _from(self, number: int) -> Iterator[Tensor | str]:
-        # Named here, because a queue that held this object would keep its workers alive until garbage is collected.
-        plan = self._plan
+    def _begin(self, number: int) -> None:
+        # The old workers end before new ones begin, which would inherit, and keep open, the pipes between them.
+        self._next = self._ahead = None
+        pinned = self._device.type == "cuda"
+        self._ahead = Ahead(self._split, self._plan, self._seed, number, self._workers, self._patience, pinned=pinned)
+        self._next = number
+
+    def _taken(self) -> Tensor:
+        assert self._ahead is not None
+        try:
+            return self._ahead.taken()
+        except ValueError:
+            # Whoever asks for this number again gets new workers.
+            self._next = self._ahead = None
+            raise
+
+
+class Ahead:
+    """Batches from one number on, in order, decoded ahead by processes of their own; without any, by this one.
+
+    Args:
+        split: the images.
+        plan: which rows a batch has.
+        seed: of the random views.
+        number: of the first batch.
+        workers: how many processes.
+        patience: seconds after which a batch that does not come is given up.
+        pinned: whether pixels are wanted in pinned memory.
+    """
+
+    def __init__(
+        self, split: Stored, plan: Plan, seed: int, number: int, workers: int, patience: float, *, pinned: bool
+    ) -> None:
+        self._split, self._patience, self._done = split, patience, 0
+        # Which image each worker has in hand: the only trace that a dead one leaves.
+        self._at = torch.full((max(1, workers),), -1).share_memory_()
         with warnings.catch_warnings():
             # More workers than cores are the user's to ask for.
             warnings.filterwarnings("ignore", "This DataLoader will create")
-            return iter(
+            self._queue: Iterator[Tensor | str] = iter(
                 DataLoader(
-                    self._views,
+                    Views(split, seed, self._at),
                     batch_sampler=(plan(later).keys for later in itertools.count(number)),
-                    num_workers=self._workers,
+                    num_workers=workers,
                     collate_fn=as_it_is,  # pyright: ignore[reportArgumentType]
-                    pin_memory=self._device.type == "cuda",
+                    pin_memory=pinned,
                     # Its own, because the loader draws a number, and the global generator is not ours.
                     generator=torch.Generator(),
+                    timeout=POLL if workers else 0,
                 )
             )
+        _unwatched(self._queue)
+        self._processes: list[BaseProcess] = list(getattr(self._queue, "_workers", []))
+
+    def taken(self) -> Tensor:
+        """The next batch: (n, H, W, C) uint8.
+
+        Raises:
+            ValueError: see `Streamed`; nothing comes from here any more.
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                pixels = next(self._queue)
+            except RuntimeError as error:
+                dead = [worker for worker, process in enumerate(self._processes) if not process.is_alive()]
+                if dead:
+                    raise ValueError(self._lost(dead[0], _ended(self._processes[dead[0]].exitcode))) from error
+                # The loader's only sign that it merely waits. Other errors of this type are bugs.
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if time.monotonic() - started >= self._patience:
+                    worker = self._done % len(self._processes)
+                    raise ValueError(self._lost(worker, f"gave no sign for {self._patience:g} s")) from error
+                continue
+            if isinstance(pixels, str):
+                raise ValueError(pixels)
+            self._done += 1
+            return pixels
+
+    def _lost(self, worker: int, how: str) -> str:
+        row = int(self._at[worker])
+        where = f" while decoding {self._split.name(row)}" if row >= 0 else ""
+        for process in self._processes:
+            # At once: the loader would wait five seconds for each that hangs.
+            process.kill()
+        return (
+            f"DA411 Data worker {worker} {how}{where}; the same command goes on from the last checkpoint, with "
+            "data.workers=0 without workers."
+        )
+
+
+def _ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended (exit code {code})"
+    often = {signal.SIGKILL: ", often out of memory", signal.SIGBUS: ", often out of shared memory"}
+    return f"was killed (signal {-code}{often.get(signal.Signals(-code), '')})"
+
+
+def _unwatched(queue: Any) -> None:
+    """Take workers off the list that torch looks at when a child dies: it raises wherever the run is."""
+    if getattr(queue, "_worker_pids_set", False):
+        _remove_worker_pids(id(queue))
+        queue._worker_pids_set = False
 
 
 class Views(Dataset["Tensor | str"]):
-    """Random views of stored images by key, in whatever process asks."""
+    """Random views of stored images by key, in whatever process asks.
 
-    def __init__(self, split: Stored, seed: int) -> None:
-        self.split, self.seed = split, seed
+    Args:
+        split: the images.
+        seed: of the views.
+        at: (workers,) int64 in shared memory, where each notes which image it has in hand.
+    """
+
+    def __init__(self, split: Stored, seed: int, at: Tensor) -> None:
+        self.split, self.seed, self.at = split, seed, at
 
     def __getitems__(self, keys: list[Key]) -> Tensor | str:
         """(n, H, W, C) uint8; or what is wrong with an image, as text: errors change on their way from workers."""
+        info = get_worker_info()
+        at = self.at.numpy()[info.id if info else 0 :]
         channels, height, width = self.split.shape
         # Written in place, because copies are what streaming adds to the time that decoding takes.
         pixels = torch.empty((len(keys), height, width, channels), dtype=torch.uint8)
         rows = pixels.numpy()
         for number, (row, epoch, again) in enumerate(keys):
+            at[0] = row
             draw = np.random.default_rng(derive(self.seed, "view", epoch, int(self.split.rows[row]), again))
             try:
                 rows[number] = self.split.random(row, draw)
             except ValueError as error:
                 return str(error)
+        at[0] = -1
         return pixels
 
 

@@ -38,6 +38,9 @@ HARMLESS = (".txt", ".md", ".csv", ".json", ".parquet")
 
 LARGE = 2**30
 
+PIXELS = 2**26
+"""More are no photograph: of some megabytes in a file, hundreds in memory."""
+
 BY_SIZE = "sizes-"
 """Begins the keys that were made without reading the files."""
 
@@ -120,7 +123,11 @@ def open_image(content: bytes | memoryview) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError and others: see `toughen.data.stored.BROKEN`.
     """
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    # Pillow itself only warns of these, and refuses twice as many.
+    if image.width * image.height > PIXELS:
+        raise Image.DecompressionBombError(f"more than {PIXELS:,} pixels")
+    return image
 
 
 def files_key(files: Mapping[str, Path], *others: object) -> str:

@@ -316,7 +316,11 @@ def _size(files: dict[str, list[Path]]) -> int:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read()
+        with pq.ParquetFile(path) as file:
+            # An image has a byte at least. What is said once for all rows takes none, and fills the memory.
+            if (rows := file.metadata.num_rows) > path.stat().st_size:
+                raise ValueError(f"{path} claims {rows:,} examples and has fewer bytes; fetch the file again.")
+            return file.read()
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 

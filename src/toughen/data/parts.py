@@ -4,6 +4,8 @@ part = Part(train, index, 96, 1, seed=0, start=0, short=False, device=device)
 pixels, labels, index = part.taken(1000)         # 96 rows of batch 1000, or this rank's share of them
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,7 @@ class Part:
         short: see `Order`.
         device: where labels and pixels are wanted.
         workers: see `feeds.feed_of`.
+        note: likewise.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
     """
@@ -87,6 +90,7 @@ class Part:
         short: bool,
         device: torch.device,
         workers: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -96,7 +100,7 @@ class Part:
         mine = slice((rank - start) % world, None, world)
         self.start, self.order = start, Order(len(split), distinct, repeats, seed, short=short, mine=mine, device=home)
         self._device, self._labels, self._index = device, split.labels.to(home), index.to(home)
-        self._feed = feed_of(split, self.order.rows, seed=seed, device=device, workers=workers, world=world)
+        self._feed = feed_of(split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note)
 
     def taken(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""

@@ -8,13 +8,17 @@ an image is read where it lies, in any order and by any process. Classes are cal
     found.parts["train"].images.name(17)                     # "n01440764_10026.jpg in shards/train-0000.tar"
 """
 
+import bz2
+import io
 import itertools
 import json
 import lzma
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +30,8 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 
 # A label is a number; a member that says it is one and is longer than this is something else.
 LABEL_BYTES = 2**20
+
+HEAD = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +96,23 @@ def holds_shards(folder: Path) -> bool:
 def is_shard(path: Path) -> bool:
     """Whether a tar file, compressed or not, has labels among its first members, as webdataset's shards do."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(fileobj=io.BytesIO(_head(path))) as archive:
             return any(member.name.lower().endswith((".cls", ".json")) for member in itertools.islice(archive, 64))
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError):
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, lzma.LZMAError):
         return False
+
+
+def _head(path: Path) -> bytes:
+    """The first megabyte of an archive, unpacked: a small file may hold a very large one."""
+    with path.open("rb") as file:
+        start = file.read(HEAD)
+    decoders: dict[bytes, Callable[[], Any]] = {
+        b"\x1f\x8b": lambda: zlib.decompressobj(31),
+        b"BZh": bz2.BZ2Decompressor,
+        b"\xfd7zXZ": lambda: lzma.LZMADecompressor(memlimit=2**27),
+    }
+    decoder = next((make() for sign, make in decoders.items() if start.startswith(sign)), None)
+    return decoder.decompress(start, HEAD) if decoder else start
 
 
 def _shards(folder: Path) -> dict[str, list[Path]]:
@@ -175,7 +194,9 @@ def _index(path: Path, unlabelled: bool) -> dict[str, tuple[str, int, int, int |
                     if label is not None:
                         labels[key] = label
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  (a million of them fill the memory)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
+        if type(error) is ValueError and str(path) in str(error):
+            raise
         kind = what_it_is(path)
         kind = "a damaged tar file" if kind == "a tar archive" else kind
         remedy = "decompress it, and call it .tar" if kind.startswith("compressed") else "fetch or write it again"

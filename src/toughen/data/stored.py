@@ -159,4 +159,8 @@ class Stored:
         # An error that names the file is passed on as it is.
         if type(error) is ValueError and self.name(number) in str(error):
             return error
-        return ValueError(f"{self.name(number)} is a broken image ({type(error).__name__}); remove or replace it.")
+        name, kind = self.name(number), type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:
+            # The system's word, unlike Pillow's: the file is gone, or may not or cannot be read.
+            return ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.")
+        return ValueError(f"DA412 {name} is a broken image ({kind}); remove or replace it.")

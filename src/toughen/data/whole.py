@@ -91,9 +91,9 @@ def _sentence(faults: list[tuple[str, str]]) -> str:
         return faults[0][1]
     names = ", ".join(name for name, _ in faults[:NAMED])
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    clauses = [fault.removeprefix(name).strip() for name, fault in faults]
+    clauses = [fault.removeprefix("DA412 ").removeprefix(name).strip() for name, fault in faults]
     which = "each" if len(set(clauses)) == 1 else "the first"
-    return f"{len(faults)} images cannot be used ({names}{more}): {which} {clauses[0]}"
+    return f"DA412 {len(faults)} images cannot be used ({names}{more}): {which} {clauses[0]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,11 +20,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from toughen import store
+from toughen.bounds import check_zip
 from toughen.outcomes import interval
 
 DAMAGE = (
     *(ValueError, TypeError, KeyError, EOFError, AttributeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, RecursionError, OverflowError, MemoryError),
 )
 """What numpy raises for a damaged .npz file."""
 
@@ -120,6 +121,7 @@ def _ending(path: Path) -> str:
 def _unpacked(path: Path) -> dict[str, Any]:
     try:
         # A handle: given a name, numpy leaves the file open where it is damaged.
+        check_zip(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
         record = store.decode(found.pop("record").tobytes(), path)

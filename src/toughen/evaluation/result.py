@@ -182,7 +182,7 @@ class Evaluation:
             OSError: a file cannot be read.
             ValueError: one of the two files is not what `write` wrote, or they do not belong together.
         """
-        stored = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        stored = store.read_json(folder / RESULT)
         outcomes = Outcomes.read(folder / EXAMPLES)
         try:
             found = cls(

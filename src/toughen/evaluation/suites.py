@@ -19,7 +19,7 @@ from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.stages import UNBOUNDED, Aside
-from toughen.naming import nearest
+from toughen.naming import nearest, shown
 from toughen.outcomes import CLEAN
 from toughen.threat import L2, Linf, Threat
 
@@ -212,7 +212,7 @@ def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | 
             found = suite(threat, **numbers)
             return found if isinstance(found, Adaptive) else check(found)
     raise ValueError(
-        f"{name!r} is not a known suite; allowed: {', '.join(SUITES)}, with numbers K and R of at least 1, "
+        f"{shown(name)} is not a known suite; allowed: {', '.join(SUITES)}, with numbers K and R of at least 1, "
         f"like pgd-20{nearest(name, SUITES)}"
     )
 
@@ -243,7 +243,7 @@ def _stepped(member: AttackSpec | Attack | Aside, step_size: float) -> AttackSpe
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-    number = "(?P<{}>[1-9][0-9]*)"
+    number = "(?P<{}>[1-9][0-9]{{0,8}})"
     parts = {"K": number.format("K"), "rR": "r" + number.format("R")}
     return re.compile("-".join(parts.get(part, re.escape(part)) for part in key.split("-")))
 

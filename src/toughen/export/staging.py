@@ -61,7 +61,7 @@ def staged(out: Path) -> Iterator[Path]:
         Locked: another process exports to the same place.
         OSError: the place cannot be made or written.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     place = out.with_name(f".export-{out.name}")
     fresh, former = place / "new", place / "former"
     with store.lock(place):

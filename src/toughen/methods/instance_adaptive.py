@@ -10,10 +10,10 @@ attack with the radius found, but on the clean image where it gets even that wro
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
@@ -25,8 +25,11 @@ from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Kind, Objective, Robust, Spec, State, classes_only
 from toughen.methods.radii import UNSEEN, described, recalled, remember, smoothed, three_way
 from toughen.modes import attacking, plain
-from toughen.naming import NonNegative, Positive, Share
+from toughen.naming import NonNegative, NonNegativeCount, Positive, Share
 from toughen.threat import Radius
+
+SEARCHED = 1000
+"""More radii than this a line search does not try."""
 
 Trained = tuple[Tensor, Tensor]
 """radii (N,), images to train on (N, C, H, W)"""
@@ -74,7 +77,7 @@ class InstanceAdaptive(Robust, frozen=True):
     selector: AttackSpec | None = None
     gamma: NonNegative = 1.9 / 255
     beta: Share = 0.1
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: NonNegativeCount = 0
     warmup_radius: NonNegative | None = None
     lower: NonNegative = 0.0
     misclassified: Literal["clean_loss", "decay", "attack"] = "clean_loss"
@@ -98,6 +101,11 @@ class InstanceAdaptive(Robust, frozen=True):
             raise ValueError(
                 f"selection: line_search goes from grid to largest, which are {self.grid} and {self.largest}; give "
                 "both, like grid=1/255 largest=16/255"
+            )
+        if self.selection == "line_search" and self.grid and self.largest and self.largest / self.grid > SEARCHED:
+            raise ValueError(
+                f"selection: line_search tries every grid up to largest, from {self.grid} to {self.largest}; give a "
+                f"grid that fits at most {SEARCHED} times, like grid=1/255"
             )
         if self.selection == "reuse":
             settings = self.attack.settings

@@ -18,7 +18,7 @@ from torch import nn
 from toughen.data import Batch
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Kind, Method, Objective, Seen, Spec, State
-from toughen.naming import known
+from toughen.naming import known, named
 from toughen.threat import Threat
 
 
@@ -28,10 +28,8 @@ def _by_name(value: Any) -> Any:
 
     if isinstance(value, Method):
         return value
-    if not isinstance(value, str | Mapping):
-        raise ValueError("write a name, or a mapping with a name and its settings")
-    settings = {"name": value} if isinstance(value, str) else dict(value)
-    name = known(str(settings.get("name", "")), METHODS, "method")
+    settings = named(value)
+    name = known(str(settings["name"]), METHODS, "method")
     return METHODS[name].model_validate(settings)
 
 

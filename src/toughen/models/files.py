@@ -16,8 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toughen.bounds import check_safetensors, check_zip, shown
+
 _HTML = re.compile(rb"\s*(?:<!doctype|<html|<head|<\?xml|<!--)", re.IGNORECASE)
 _ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) (?:was not an allowed|whose module \S+ is blocked)")
+
+_MAPPINGS = 1000
+_DEEPEST = 2
+_LONGEST = 1000
 
 
 def read_state(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
@@ -53,6 +59,7 @@ def read_state(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]
 def _from_safetensors(path: Path, key: str | None) -> dict[str, Tensor]:
     if key is not None:
         raise ValueError(f"{path} is a safetensors file, which holds one state dict; leave out key={key!r}")
+    check_safetensors(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -60,6 +67,8 @@ def _from_safetensors(path: Path, key: str | None) -> dict[str, Tensor]:
 
 
 def _from_torch(path: Path) -> Any:
+    # torch.save compresses nothing.
+    check_zip(path, ratio=1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, for developers of torch
@@ -74,7 +83,7 @@ def _from_torch(path: Path) -> Any:
             "not opened; where you trust it, load it with the code that made it and write its state_dict() alone "
             "with torch.save or safetensors"
         ) from None
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  # torch's unpickler calls what it allows with whatever the file gives it
         if "TorchScript" in str(error):
             raise ValueError(
                 f"{path} is a TorchScript program, not weights; write torch.jit.load(...).state_dict() with torch.save"
@@ -95,13 +104,13 @@ def pick_state(content: Any, path: str, key: str | None = None) -> dict[str, Ten
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    found = dict(_state_dicts(content))
+    found = dict(_state_dicts(content, path))
     if key is not None:
         if key not in found:
             raise ValueError(f"{path} has no state dict under key={key!r}; {_listed(found)}")
         return found[key]
     if not found:
-        entries = ", ".join(map(str, list(content)[:8])) or "nothing"
+        entries = shown(list(content)) or "nothing"
         raise ValueError(
             f"{path} holds no state dict; its entries are {entries}; "
             "write the network's state_dict() with torch.save or safetensors, and give that"
@@ -109,22 +118,50 @@ def pick_state(content: Any, path: str, key: str | None = None) -> dict[str, Ten
     if "" in found:
         return found[""]
     if len(found) > 1:
-        raise ValueError(f"{path} holds several state dicts ({', '.join(found)}); choose one with key=")
+        raise ValueError(f"{path} holds several state dicts ({shown(found)}); choose one with key=")
     return next(iter(found.values()))
 
 
 def _listed(found: Mapping[str, Any]) -> str:
     names = [name for name in found if name]
-    return f"it has {', '.join(names)}" if names else "leave it out: the file is one state dict"
+    return f"it has {shown(names)}" if names else "leave it out: the file is one state dict"
 
 
-def _state_dicts(content: Mapping[Any, Any], above: str = "", depth: int = 2) -> list[tuple[str, dict[str, Tensor]]]:
-    """Mappings from text to tensors, one of which at least has two dimensions, with the dotted path to each."""
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if any(value.ndim >= 2 for value in tensors.values()):
-        return [(above, tensors)]
-    found = []
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, Mapping) and depth:
-            found += _state_dicts(value, f"{above}.{key}" if above else key, depth - 1)
-    return found
+def _state_dicts(content: Mapping[Any, Any], path: str) -> list[tuple[str, dict[str, Tensor]]]:
+    """Mappings from text to tensors, one of which at least has two dimensions, with the dotted path to each.
+
+    Raises:
+        ValueError: there are more mappings than any checkpoint has, or tensors that no network has.
+    """
+    found: list[tuple[str, dict[str, Tensor]]] = []
+    waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", content, _DEEPEST)]
+    for _ in range(_MAPPINGS):
+        if not waiting:
+            return found
+        above, mapping, depth = waiting.pop()
+        tensors = {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        if any(value.ndim >= 2 for value in tensors.values()):
+            _check_plain(tensors, path)
+            found.append((above, tensors))
+        elif depth:
+            inside = [
+                (key, value) for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Mapping)
+            ]
+            if len(waiting) + len(inside) > _MAPPINGS:
+                break
+            # Backwards, for the last one is taken first.
+            waiting += [(f"{above}.{key}" if above else key, value, depth - 1) for key, value in reversed(inside)]
+    raise ValueError(f"{path} holds more than {_MAPPINGS} mappings, which no file of weights does; it is not used")
+
+
+def _check_plain(tensors: Mapping[str, Tensor], path: str) -> None:
+    """Refuse names and tensors that cost more than their bytes: of no memory, of few numbers repeated, compressed."""
+    for name, value in tensors.items():
+        if len(name) > _LONGEST:
+            raise ValueError(f"{path} holds a tensor whose name has {len(name):,} characters; it is not used")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_nested or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path} holds {shown([name])}, which is sparse, quantised, repeated or without numbers; write the "
+                "network's state_dict() of plain tensors"
+            )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from toughen.models.activations import activation as make_activation
 from toughen.models.layers import conv, he_init, stack
+from toughen.naming import Count
 
 
 class PreActResNet18(nn.Module):
@@ -33,7 +34,7 @@ class PreActResNet18(nn.Module):
         ValueError: the activation is unknown.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, *, width: int = 64, activation: str = "relu") -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, *, width: Count = 64, activation: str = "relu") -> None:
         super().__init__()
         self.stem = conv(in_channels, width)
         self.groups = nn.Sequential(

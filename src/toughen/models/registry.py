@@ -22,7 +22,7 @@ from toughen.models.preact_resnet import PreActResNet18
 from toughen.models.resnet import ResNet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2
 from toughen.models.small_cnn import SmallCNN
 from toughen.models.wide_resnet import MadryResNet, WideResNet, check_size
-from toughen.naming import nearest
+from toughen.naming import nearest, shown
 
 # A builder takes `num_classes` and `in_channels`, then options by keyword, and returns a network from images to logits.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -55,7 +55,7 @@ def find(name: str) -> Callable[..., nn.Module]:
     """
     if name in MODELS:
         return MODELS[name]
-    numbers = re.fullmatch(r"wrn-([0-9]+)-([0-9]+)", name)
+    numbers = re.fullmatch(r"wrn-([0-9]{1,9})-([0-9]{1,9})", name)
     if numbers and "wrn-D-W" in MODELS:
         depth, width = int(numbers[1]), int(numbers[2])
         check_size(depth, width)
@@ -63,7 +63,7 @@ def find(name: str) -> Callable[..., nn.Module]:
     if name.startswith(PREFIXES):
         return find_extra(name)
     allowed = ", ".join([*MODELS, "timm:NAME", "hub:OWNER/NAME"])
-    raise ValueError(f"{name!r} is not a known model; allowed: {allowed}{nearest(name, MODELS)}")
+    raise ValueError(f"{shown(name)} is not a known model; allowed: {allowed}{nearest(name, MODELS)}")
 
 
 def build(

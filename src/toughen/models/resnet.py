@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from toughen.models.activations import activation as make_activation
 from toughen.models.layers import conv, he_init, stack
-from toughen.naming import known
+from toughen.naming import Count, known
 
 STEMS = ("cifar", "imagenet")
 
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         block: Callable[[int, int, int, str], nn.Module],
         expansion: int,
         stem: str,
-        width: int = 64,
+        width: Count = 64,
         activation: str = "relu",
     ) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class ResNet18(ResNet):
         in_channels: int = 3,
         *,
         stem: str = "cifar",
-        width: int = 64,
+        width: Count = 64,
         activation: str = "relu",
     ) -> None:
         super().__init__(
@@ -168,7 +168,7 @@ class ResNet18(ResNet):
 
 
 def resnet34(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: int = 64, activation: str = "relu"
+    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
 ) -> ResNet:
     """ResNet-34, of basic blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
     build = partial(ResNet, units=(3, 4, 6, 3), block=BasicBlock, expansion=1)
@@ -176,7 +176,7 @@ def resnet34(
 
 
 def resnet50(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: int = 64, activation: str = "relu"
+    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
 ) -> ResNet:
     """ResNet-50, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
     build = partial(ResNet, units=(3, 4, 6, 3), block=Bottleneck, expansion=4)
@@ -184,7 +184,7 @@ def resnet50(
 
 
 def resnet101(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: int = 64, activation: str = "relu"
+    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
 ) -> ResNet:
     """ResNet-101, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
     build = partial(ResNet, units=(3, 4, 23, 3), block=Bottleneck, expansion=4)
@@ -192,7 +192,7 @@ def resnet101(
 
 
 def resnet152(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: int = 64, activation: str = "relu"
+    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
 ) -> ResNet:
     """ResNet-152, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
     build = partial(ResNet, units=(3, 8, 36, 3), block=Bottleneck, expansion=4)
@@ -200,7 +200,7 @@ def resnet152(
 
 
 def wide_resnet50_2(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: int = 64, activation: str = "relu"
+    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
 ) -> ResNet:
     """ResNet-50 with twice the inner channels (Zagoruyko and Komodakis 2016, ImageNet). See `ResNet`."""
     build = partial(ResNet, units=(3, 4, 6, 3), block=partial(Bottleneck, widening=2), expansion=4)

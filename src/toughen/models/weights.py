@@ -8,7 +8,7 @@ becomes the classifier's. Either every tensor finds its place or the network sta
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toughen.bounds import shown
 from toughen.models.classifier import Classifier, Normalize
 from toughen.models.files import pick_state, read_state
 from toughen.models.finetune import find_head
@@ -23,6 +24,7 @@ from toughen.models.layouts import COUNTER, LAYOUTS, OURS, Layout, Names, agreem
 
 # What wrappers keep beside the network: a copy in MadryLab/robustness' attacker, torch's count of averaged models.
 _BESIDE = re.compile(r"(?:.*\.)?attacker\.|n_averaged$")
+_WRAPPERS = 8
 _PAIRS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -122,6 +124,40 @@ def load_weights(
     )
 
 
+def fitted(build: Callable[[], Classifier], state: Mapping[str, Tensor], where: str, name: str = "") -> Classifier:
+    """A network with such tensors, all of them; none that they do not fit takes any memory.
+
+    Args:
+        build: makes the network, with weights that do not matter.
+        state: its state dict.
+        where: what to call it in errors.
+        name: of the network, for errors.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape; as for `build`.
+    """
+    # A stranger's description may ask for a network of a terabyte.
+    with torch.device("meta"):
+        expected = build()
+    name = name and f" {name}"
+    wanted = {key: value.shape for key, value in expected.state_dict().items()}
+    found = {key: value.shape for key, value in state.items()}
+    # Of a network of the Hub's nothing is known before it is fetched.
+    if wanted != found and not isinstance(expected.net, nn.Identity):
+        first = next(key for key in (*wanted, *found) if wanted.get(key) != found.get(key))
+        shapes = [tuple(shapes[first]) if first in shapes else "missing" for shapes in (found, wanted)]
+        raise ValueError(
+            f"{where} does not fit its network{name}: {shown([first])} is {shapes[0]} there, {shapes[1]} here"
+        )
+    model = build()
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        raise ValueError(f"{where} does not fit its network{name}: {reason}") from None
+    return model
+
+
 @dataclass(frozen=True)
 class _View:
     """A state dict with the wrappers taken off: new key -> key in the file."""
@@ -149,7 +185,7 @@ def _views(state: Mapping[str, Tensor], where: str) -> list[_View]:
     """The state dict as it is, and after each wrapper that can be taken off."""
     view = _View({name: name for name in state})
     views = [view]
-    while True:
+    while len(views) <= _WRAPPERS:
         before = view
         beside = [name for name in view.names if _BESIDE.match(name)]
         if beside:
@@ -162,8 +198,9 @@ def _views(state: Mapping[str, Tensor], where: str) -> list[_View]:
             names = {name.removeprefix(first): original for name, original in view.names.items()}
             view = replace(view, names=names, prefix=view.prefix + first)
         if view is before:
-            return views
+            break
         views.append(view)
+    return views
 
 
 def _without_statistics(view: _View, state: Mapping[str, Tensor], where: str) -> _View:
@@ -172,7 +209,9 @@ def _without_statistics(view: _View, state: Mapping[str, Tensor], where: str) ->
         for name, original in view.names.items():
             above, dot, last = name.rpartition(".")
             other = view.names.get(f"{above}{dot}{std_name}")
-            if last != mean_name or other is None or state[original].numel() not in (1, 3):
+            if last != mean_name or other is None:
+                continue
+            if not {state[original].numel(), state[other].numel()} <= {1, 3}:
                 continue
             found = (_numbers(state[original]), _numbers(state[other]))
             if view.statistics not in (None, found):

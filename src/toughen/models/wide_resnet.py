@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from toughen.models.activations import activation as make_activation
 from toughen.models.layers import conv, he_init, stack
 from toughen.models.preact_resnet import PreActBlock
-from toughen.naming import known
+from toughen.naming import Count, known
 
 
 def check_size(depth: int, width: int) -> None:
     """Raise ValueError unless `depth` is 6n + 4 for some n >= 1 and `width` is at least 1, neither beyond reason."""
-    if max(depth, width) > 10_000:
-        raise ValueError(f"depth and width of a wide ResNet must be at most 10000, got {depth} and {width}")
+    if depth > 1000 or width > 10_000:
+        raise ValueError(f"a wide ResNet may be 1000 deep and 10000 wide at most, got {depth} and {width}")
     if depth < 10 or depth % 6 != 4:
         near = max(10, 6 * round((depth - 4) / 6) + 4)
         raise ValueError(
@@ -108,7 +108,7 @@ class MadryResNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 3, *, width: int = 10, activation: str = "leaky_relu"
+        self, num_classes: int, in_channels: int = 3, *, width: Count = 10, activation: str = "leaky_relu"
     ) -> None:
         super().__init__()
         self.stem = conv(in_channels, 16)

@@ -19,7 +19,21 @@ from toughen.data.view import View
 from toughen.evaluation import suites
 from toughen.methods.wrapper import AnyMethod, nested
 from toughen.models.registry import find as find_model
-from toughen.naming import Count, Decay, NamedCall, NonNegative, Number, OpenShare, Positive, Settings, known
+from toughen.naming import (
+    Count,
+    Decay,
+    NamedCall,
+    NonNegative,
+    NonNegativeCount,
+    Number,
+    OpenShare,
+    Positive,
+    Settings,
+    Some,
+    Whole,
+    known,
+    shown,
+)
 from toughen.schedule import SCHEDULES, Factor
 from toughen.threat import Linf, Threat
 
@@ -27,6 +41,9 @@ from toughen.threat import Linf, Threat
 def _named(key: str) -> BeforeValidator:
     """Text in place of a section stands for its most important field."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+Source = Annotated[str, Some]
 
 
 class ExtraSettings(Settings, frozen=True):
@@ -39,7 +56,7 @@ class ExtraSettings(Settings, frozen=True):
         limit: only the first so many.
     """
 
-    source: str
+    source: Source
     labelled: OpenShare = 0.3
     limit: Count | None = None
 
@@ -66,15 +83,15 @@ class DataSettings(Settings, frozen=True):
         extra: a pseudo-labelled set, see `ExtraSettings`; null for none.
     """
 
-    source: str
+    source: Source
     limit: Count | None = None
     validation: Count | None = None
     per_class: Count | None = None
     size: Count | None = None
     resize: Count | None = None
     crop_area: Annotated[Number, Field(gt=0, le=1)] = 0.08
-    workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    pad: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[Whole, Field(ge=0, le=256)] | None = None
+    pad: NonNegativeCount = 0
     pad_mode: Literal["constant", "reflect"] = "constant"
     flip: bool = False
     repeats: Count = 1
@@ -118,16 +135,23 @@ class ModelSpec(NamedCall, frozen=True):
         try:
             with torch.device("meta"):
                 self.find(self.name)(num_classes=10, in_channels=3, **self.settings)
-        except (TypeError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{self.name} cannot be built so: {str(error).partition(chr(10))[0]}") from None
+        except (TypeError, RuntimeError, ArithmeticError) as error:
+            given, said = [f"{key}={shown(value)}" for key, value in self.settings.items()], str(error).partition("\n")
+            raise ValueError(f"{self.name} cannot be built with {', '.join(given)}: {said[0]}; give others") from None
         return self
 
 
 class ChannelStatistics(Settings, frozen=True):
     """Normalisation by given numbers: (x - mean) / std per channel, in units of [0, 1]."""
 
-    mean: tuple[Number, ...]
-    std: tuple[Positive, ...]
+    mean: Annotated[tuple[Number, ...], Some]
+    std: Annotated[tuple[Positive, ...], Some]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one of each a channel")
+        return self
 
 
 class OptimizerSettings(Settings, frozen=True):
@@ -212,9 +236,18 @@ def check_radius(threat: Threat) -> Threat:
     return threat
 
 
+def _run_name(name: str) -> str:
+    # Run folders are called so where none is named.
+    if not name.isprintable() or re.search(r"[/\\\\]", name) or not name.strip(".") or len(name) > 200:
+        raise ValueError(
+            f"{shown(name)} cannot be a folder's name; write letters, digits, '.', '_' or '-', like mine-1"
+        )
+    return name
+
+
 def _device(name: str) -> str:
     if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", name):
-        raise ValueError(f"{name!r} is not a device; write auto, cpu, cuda or cuda:NUMBER")
+        raise ValueError(f"{shown(name)} is not a device; write auto, cpu, cuda or cuda:NUMBER")
     return name
 
 
@@ -268,7 +301,7 @@ class Recipe(Settings, frozen=True):
         save_every: optimiser steps between checkpoints, rounded up to whole batches.
     """
 
-    name: str = "custom"
+    name: Annotated[str, AfterValidator(_run_name)] = "custom"
     data: Annotated[DataSettings, _named("source")]
     model: ModelSpec
     normalize: Annotated[
@@ -286,13 +319,13 @@ class Recipe(Settings, frozen=True):
     averages_warm_start: bool = False
     weight_perturbation: WeightPerturbation | None = None
     selection: Annotated[SelectionSettings, _named("suite")] = SelectionSettings()
-    overfitting_every: Annotated[int, Field(ge=0)] | None = None
+    overfitting_every: NonNegativeCount | None = None
     batchnorm: Literal["per_rank", "synchronised"] = "per_rank"
     sharding: Literal["none", "full"] = "none"
     fast: Literal["rule", "measure", "off"] = "rule"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 50
     save_every: Count = 500
 
@@ -301,11 +334,12 @@ class Recipe(Settings, frozen=True):
         if len(set(map(average_name, self.averages))) < len(self.averages):
             raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
         for depth, method in enumerate(nested(self.method), 1):
-            if (own := getattr(method, "threat", None)) is not None:
-                try:
-                    check_radius(own)
-                except ValueError as error:
-                    raise ValueError(f"{'method.' * depth}threat: {error}") from None
+            scale = getattr(method, "radius_scale", 1.0)
+            try:
+                check_radius((getattr(method, "threat", None) or self.threat).scaled(scale))
+            except ValueError as error:
+                what = "threat" if scale == 1 else f"threat times radius_scale, which is {scale:g}"
+                raise ValueError(f"{'method.' * depth}{what}: {error}") from None
         if self.micro_batch and (whole := next((m for m in nested(self.method) if not m.divisible), None)):
             raise ValueError(
                 f"micro_batch is {self.micro_batch}, but method {whole.name} mixes images of the whole batch after its "

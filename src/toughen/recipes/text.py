@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from toughen.data import DATA
-from toughen.naming import nearest
+from toughen.naming import SHOWN, nearest, shown
 from toughen.recipes.schema import Recipe
 
-# A recipe has 40 lines; what is larger than this is something else.
+# A recipe has 40 lines; what is larger or deeper than this is something else.
 LONGEST = 1 << 20
+STOREYS = 32
 DEEPEST = 10
 # The sections that text may stand for, and the field that it then is.
 PRIMARY = {
@@ -40,6 +41,8 @@ PRIMARY = {
 TOP = ""
 # A section whose other fields belong to its name, so that another name starts it anew.
 TAGGED = ("model", "method", "schedule", "attack", "selector")
+# What a file may say at its top.
+BASED = ("base", *Recipe.model_fields)
 # A file of this kind is a part for others to build on, no recipe by itself.
 PART = "_"
 
@@ -51,12 +54,20 @@ class RecipeError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: no aliases (they can grow without bound), no key twice, `no` is text, 1e-3 a number."""
 
+    storey = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.storey > STOREYS:
+            what = f"not readable, for it is nested more than {STOREYS} deep"
+            raise yaml.MarkedYAMLError(None, None, what, self.peek_event().start_mark)
         if getattr(self.peek_event(), "tag", None) is not None:
             raise yaml.MarkedYAMLError(None, None, "tags are not allowed", self.peek_event().start_mark)
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+        self.storey += 1
+        node = super().compose_node(parent, index)
+        self.storey -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -75,7 +86,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # Only unquoted, so that a name "true" comes back from a dump.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false"), ["t", "f"])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false)\Z"), ["t", "f"])
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -122,18 +133,18 @@ def _from_package(recipe: str) -> str:
     texts = _texts()
     if recipe not in texts:
         guess = nearest(recipe, shipped()) or "; see `toughen list recipes`"
-        raise RecipeError(f"{recipe!r} is no shipped recipe{guess} (or give the path of a YAML file)")
+        raise RecipeError(f"{shown(recipe)} is no shipped recipe{guess} (or give the path of a YAML file)")
     return texts[recipe]
 
 
 def _from_file(path: Path) -> tuple[str, str, Path]:
-    path = path / "recipe.yaml" if path.is_dir() else path
     try:
+        path = path / "recipe.yaml" if path.is_dir() else path
         with path.open(encoding="utf-8") as file:
             return str(path), file.read(LONGEST + 1), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise RecipeError(f"recipe file {path} cannot be read: {reason}; check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or ("not text" if isinstance(error, UnicodeError) else "no path")
+        raise RecipeError(f"recipe file {_printed(str(path))} cannot be read: {reason}; check the path") from None
 
 
 def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -155,6 +166,9 @@ def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...]
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise RecipeError(f"{where}: base is no name, path or list of them; write `base: cifar10-free`")
+    # Another key is left to the schema, which knows no bases.
+    if slip := next((key for key in mapping if nearest(str(key), BASED).endswith("'base'?")), None):
+        raise RecipeError(f"{where}: {_printed(str(slip))}: unknown; did you mean 'base'?")
     result: dict[str, Any] = {}
     for base in bases:
         if folder is not None and _is_path(base):
@@ -205,15 +219,17 @@ def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
         path, equals, text = item.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise RecipeError(f"{item!r} is not a change; write key=value, like method.replays=4")
+            raise RecipeError(f"{shown(item)} is not a change; write key=value, like method.replays=4")
         # A name cut short, like data=hub:, which YAML would take for a mapping.
-        value: Any = text if re.fullmatch(r"\w+:", text) else parse_yaml(text, f"the value of {path}")
+        value: Any = text if re.fullmatch(r"\w+:", text) else parse_yaml(text, f"the value of {_printed(path)}")
         result = with_value(result, keys, value)
     return result
 
 
 def with_value(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """The mapping with a value laid over it at a path of keys: see `laid_over`."""
+    if len(path) > STOREYS:
+        raise RecipeError(f"{shown('.'.join(path))} is more than {STOREYS} keys deep, which no recipe is")
     for key in reversed(path):
         value = {key: value}
     return laid_over(mapping, value)
@@ -237,14 +253,19 @@ def build(mapping: Mapping[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(mapping)
     except ValidationError as error:
-        raise RecipeError("\n".join(_sentence(e, mapping) for e in error.errors())) from None
+        raise RecipeError("\n".join(map(_sentence, error.errors()))) from None
+    except RecursionError:
+        raise RecipeError(f"the recipe is nested more than {STOREYS} deep; write it flatter") from None
     data, model = recipe.data, recipe.model
     if data.extra:
         data = data.model_copy(update={"extra": data.extra.model_copy(update={"source": _absolute(data.extra.source)})})
     data = data.model_copy(update={"source": _absolute(data.source)})
     if model.weights:
         # Also of a file that is gone by now: a run that began with it goes on without.
-        model = model.model_copy(update={"weights": str(Path(model.weights).expanduser().resolve())})
+        try:
+            model = model.model_copy(update={"weights": os.path.realpath(os.path.expanduser(model.weights))})
+        except ValueError as error:
+            raise RecipeError(f"model.weights: {shown(model.weights)} is no path: {error}; give a file") from None
     return recipe.model_copy(update={"data": data, "model": model})
 
 
@@ -253,16 +274,26 @@ def _absolute(source: str) -> str:
     return source if source in DATA or not os.path.exists(path) else str(Path(path).resolve())
 
 
-def _sentence(error: Any, mapping: Mapping[str, Any]) -> str:
-    path = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
+def _sentence(error: Any) -> str:
+    path = ".".join(_printed(str(part)) for part in error["loc"])
+    message, given = error["msg"].removeprefix("Value error, "), error["input"]
+    value = "a section" if isinstance(given, dict) else "null" if given is None else shown(given)
     if error["type"] == "missing":
         message = "is missing; give it a value"
-    elif error["type"] not in ("unknown_setting", "value_error"):
-        given = error["input"]
-        shown = "a section" if isinstance(given, dict) else "null" if given is None else repr(given)
-        message = f"{message[:1].lower()}{message[1:]}; it is {shown}"
+    elif error["type"] != "unknown_setting":
+        own = error["type"] in ("value_error", "choice")
+        if not own or message.startswith("Input "):
+            message = f"{message[:1].lower()}{message[1:]}"
+        # What checks several values at once says itself which.
+        told = error["type"] == "value_error" and (value in message or isinstance(given, dict | BaseModel))
+        message = re.sub(rf"\S{{{2 * SHOWN},}}", lambda word: shown(word[0])[1:-1], message)
+        message = message if told else f"{message}; it is {value}"
     return f"{path}: {message}" if path else message
+
+
+def _printed(text: str) -> str:
+    """A key or path as it is, unless a terminal or a reader could not take it."""
+    return text if text.isprintable() and len(text) <= SHOWN else shown(text)
 
 
 def dump(recipe: Recipe) -> str:

@@ -10,6 +10,7 @@ use the one style sheet whose hashes stand in the page, and to fetch nothing.
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +46,13 @@ def parts(runs: Sequence[Path] = (), studies: Sequence[tuple[Path, Record]] = ()
     """
     if not runs and not studies:
         raise ValueError("there is nothing to report; give run folders or studies")
-    unique = {path.resolve(): path for path in runs}
+    unique = {os.path.realpath(path): path for path in runs}
     opened = [(read_run(path), f"run-{number}") for number, path in enumerate(unique.values(), 1)]
-    anchors = {run.path.resolve(): anchor for run, anchor in opened}
+    anchors = {os.path.realpath(run.path): anchor for run, anchor in opened}
     made = []
     for number, (path, found) in enumerate(studies, 1):
         counted = {name for row in found["rows"].values() for name in row["counted"]}
-        targets = {name: anchors[there] for name in counted if (there := (path / name).resolve()) in anchors}
+        targets = {name: anchors[there] for name in counted if (there := os.path.realpath(path / name)) in anchors}
         made.append(study_part(found, f"study-{number}", targets))
     if len(opened) > 1:
         made.append(comparison(opened))

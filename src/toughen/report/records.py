@@ -8,7 +8,7 @@ Accuracies are never taken from a result's text: they are computed from the tabl
 read is left out and said in `problems`, by its path in the folder, so that a page can be made of a run at any time.
 """
 
-import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from toughen import store
+from toughen.bounds import check_zip
 from toughen.outcomes import Outcomes, interval
 
 Record = Mapping[str, Any]
+DEEPEST = 32
 CORRUPTED_MAIN = "jpeg_compression"
 """The last of the 15 main corruptions in the papers' order."""
 
@@ -170,8 +172,8 @@ def read_run(path: Path) -> Run:
     results = sorted(path.glob("evaluation/*/result.json"))
     if not (path / "recipe.yaml").is_file() and not results:
         raise ValueError(f"{path} is no run folder: it has no recipe.yaml and no evaluation; give a run or a study")
-    run = Run(path, path.resolve().name)
-    run.recipe_text = _read(run, path / "recipe.yaml", lambda file: file.read_text(encoding="utf-8")) or ""
+    run = Run(path, os.path.basename(os.path.realpath(path)))
+    run.recipe_text = _read(run, path / "recipe.yaml", lambda file: store.read_limited(file).decode()) or ""
     run.recipe = _read(run, path / "recipe.yaml", _yaml) or {}
     run.summary = _read(run, path / "summary.json", _mapping)
     run.metrics = _read(run, path / "metrics.jsonl", _lines) or []
@@ -199,7 +201,7 @@ def _read(run: Run, path: Path, reader: Callable[[Path], Any]) -> Any:
         return None
     try:
         return reader(path)
-    except (ValueError, KeyError, TypeError, LookupError, AttributeError, OSError, ArithmeticError) as error:
+    except Exception as error:  # noqa: BLE001  # damaged and hostile files make their readers raise anything
         where = path.relative_to(run.path).as_posix()
         # The same folder elsewhere must give the same page, so no path above it is named.
         why = str(error).replace(str(path), path.name).replace(str(run.path), run.name)
@@ -218,7 +220,14 @@ def _yaml(path: Path) -> Record:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = store.read_limited(path).decode()
+        # A few lines of aliases stand for a text without end.
+        depth = 0
+        for token in yaml.scan(text):
+            depth += type(token).__name__.endswith("StartToken") - type(token).__name__.endswith("EndToken")
+            if isinstance(token, yaml.AliasToken) or depth > DEEPEST:
+                raise ValueError(f"{path} has aliases, or is nested more than {DEEPEST} deep")
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(value, dict):
@@ -228,7 +237,7 @@ def _yaml(path: Path) -> Record:
 
 def _lines(path: Path) -> list[Record]:
     """The whole lines of a log, of which a running run may be writing another."""
-    data = path.read_bytes()
+    data = store.read_limited(path)
     whole = data[: data.rfind(b"\n") + 1]
     return [record for line in whole.splitlines() if isinstance(record := store.decode(line, path), dict)]
 
@@ -293,9 +302,10 @@ def _analysis(path: Path, wanted: Mapping[str, tuple[str, str]]) -> dict[str, An
         found = dict(store.read_json(path))
     else:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            check_zip(path)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 stored = dict(arrays)
-            record = json.loads(stored.pop("record").tobytes().decode())
+            record = store.decode(stored.pop("record").tobytes(), path)
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"not an .npz file of toughen's ({error})") from None
         found = {**record, **stored}

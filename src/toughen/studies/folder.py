@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from toughen import store
 
@@ -42,6 +44,79 @@ class Task:
         return re.sub(r"[^\w.-]+", "-", f"{self.kind}-{self.name}")
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[\w+-][\w.+-]*$", max_length=255)]
+"""A folder's name, and nothing that leads elsewhere."""
+
+Suite = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
+"""A name in the list of suites. A user may name a file with a suite of their own; a study's file may not."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Column(_Strict):
+    what: str
+    suite: Suite | None = None
+    attack: str | None = None
+    source: str | None = None
+
+
+class _Measure(_Strict):
+    column: _Column
+    limit: int | None
+    folder: Name | Literal[""]
+    published: list[dict[str, Any]]
+
+
+class _Row(_Strict):
+    label: str
+    error: str | None
+    trainings: list[Name]
+    pick: str
+    weights: Name | None
+    sources: list[str]
+    notes: list[str]
+    measures: dict[str, _Measure]
+
+
+class _Training(_Strict):
+    recipe: str
+    steps: int
+
+
+class _Asked(_Strict):
+    name: str
+    title: str
+    scale: str
+    notes: list[str]
+    columns: dict[str, dict[str, Any]]
+    rows: dict[str, _Row]
+    trainings: dict[Name, _Training]
+
+
+def check(asked: object, path: Path) -> None:
+    """Refuse what `begin` does not write: its names become folders, and its suites are run.
+
+    Args:
+        asked: what `study.json` holds.
+        path: of the file.
+
+    Raises:
+        ValueError: names the first fault.
+    """
+    try:
+        found = _Asked.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ascii(".".join(map(str, first["loc"])))[1:-1][:200]
+        raise ValueError(f"{path} is no study of toughen's ({place}: {first['msg']}); run the study again") from None
+    for key, row in found.rows.items():
+        unknown = [*(set(row.trainings) - found.trainings.keys()), *(set(row.sources) - found.rows.keys())]
+        if unknown:
+            raise ValueError(f"{path} is no study of toughen's ({key!a} needs {unknown[0]!a}, which is not there)")
+
+
 class StudyFolder:
     """A folder with a study in it.
 
@@ -54,6 +129,7 @@ class StudyFolder:
         if not (path / STUDY).is_file():
             raise ValueError(f"{path} holds no study; give the folder of a toughen study run")
         self.asked: dict[str, Any] = store.read_json(path / STUDY)
+        check(self.asked, path / STUDY)
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:

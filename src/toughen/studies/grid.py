@@ -148,6 +148,9 @@ def _recipes(
     for given in (study.set, row.set, size.set, size.rows.get(name, {})):
         for path, value in given.items():
             mapping = with_value(mapping, path.split("."), value)
+    if not isinstance(mapping.get("data"), Mapping) or not isinstance(mapping["data"].get("extra") or {}, Mapping):
+        build(mapping)
+        raise RecipeError("data: write a section with a source, like {source: cifar10}")
     if size.set.get("data.source") and (mapping["data"]).get("extra"):
         # Where the images are others, so are the extra ones.
         mapping = with_value(mapping, ["data", "extra"], {"source": size.set["data.source"], "limit": None})

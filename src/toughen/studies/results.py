@@ -20,7 +20,20 @@ Figure = dict[str, Any]
 
 
 def collect(folder: StudyFolder) -> dict[str, Any]:
-    """Every row with its state, its figures beside the published ones, and its cost."""
+    """Every row with its state, its figures beside the published ones, and its cost.
+
+    Raises:
+        ValueError: a summary or a result in the folder is not as toughen writes it.
+    """
+    try:
+        return _collected(folder)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{folder.path} holds a summary or a result that toughen did not write so ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _collected(folder: StudyFolder) -> dict[str, Any]:
     asked = folder.asked
     return {
         "name": asked["name"],

@@ -121,7 +121,10 @@ class Row(Settings, frozen=True):
 
 
 def _params(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    joined = {**a.get("params", {}), **b.get("params", {})}
+    given = [params for params in (a.get("params"), b.get("params")) if params]
+    if not all(isinstance(params, Mapping) for params in given):
+        raise ValueError("params of cells is no mapping; write it like {m: 8}")
+    joined = {key: value for params in given for key, value in params.items()}
     return {"params": joined} if joined else {}
 
 

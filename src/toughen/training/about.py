@@ -5,6 +5,7 @@ about.changed(data.fingerprints)                 # ["test"]: the splits that hol
 About.read(about.state) == about
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -45,9 +46,20 @@ class About:
 
     @classmethod
     def read(cls, state: dict[str, Any]) -> Self:
-        """From `state`."""
-        channels, height, width = state["image_shape"]
-        return cls(**{**state, "classes": tuple(state["classes"]), "image_shape": (channels, height, width)})
+        """From `state`.
+
+        Raises:
+            ValueError: it is not what `state` gives.
+        """
+        try:
+            channels, height, width = (operator.index(side) for side in state["image_shape"])
+            classes = tuple(map(str, state["classes"]))
+            sizes = {str(name): operator.index(size) for name, size in state["sizes"].items()}
+            prints = {str(name): str(value) for name, value in state["fingerprints"].items()}
+            read = {"classes": classes, "image_shape": (channels, height, width), "sizes": sizes}
+            return cls(**{**state, **read, "fingerprints": prints})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"its data are not described as toughen does ({type(error).__name__})") from None
 
     @property
     def state(self) -> dict[str, Any]:

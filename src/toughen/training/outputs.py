@@ -30,6 +30,16 @@ ATTEMPTS = 3
 """So many checkpoints in a row may fail to be written before the run ends."""
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A checkpoint to write: its step, tensors on the CPU, state, and whose best weights it holds."""
+
+    step: int
+    tensors: Tensors
+    state: Mapping[str, Any]
+    candidates: Sequence[str]
+
+
 @dataclass
 class Outputs:
     """What a run writes, and what its checkpoints must remember of that.
@@ -59,6 +69,8 @@ class Outputs:
     _held: list[tuple[store.Log, dict[str, Any]]] = field(default_factory=list)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _writing: Future[Path] | None = None
+    # What is being written, or could not be.
+    _task: _Task | None = None
     # Best weights of a checkpoint that is not on the disk yet.
     _owed: Tensors = field(default_factory=dict)
     _failures: int = 0
@@ -127,20 +139,27 @@ class Outputs:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+        self._task = _Task(job.step, copies | self._owed, state, tuple(self.best))
+        self._begin()
+
+    def _begin(self) -> None:
+        assert self._task
+        assert self.logs
         try:
             self._drain()
         except OSError as error:
             self._failed(error)
             return
-        state |= {"metrics": self.logs[0].length, "timing": self.logs[1].length}
-        self._writing = self._thread.submit(self._put, job.step, copies | self._owed, state, list(self.best))
+        lengths = {"metrics": self.logs[0].length, "timing": self.logs[1].length}
+        self._writing = self._thread.submit(self._put, self._task, lengths)
 
-    def _put(self, step: int, tensors: Tensors, state: Mapping[str, Any], candidates: Sequence[str]) -> Path:
+    def _put(self, task: _Task, lengths: dict[str, int]) -> Path:
         for log in self.logs or ():
             log.flush()
-        groups = [f"best-{name}" for name in candidates]
-        carry = {group: (self.newest or Path()) / f"{group}.safetensors" for group in groups if group not in tensors}
-        return save_checkpoint(self.folder, step, tensors, state, carry=carry)
+        groups = [f"best-{name}" for name in task.candidates]
+        newest = self.newest or Path()
+        carry = {group: newest / f"{group}.safetensors" for group in groups if group not in task.tensors}
+        return save_checkpoint(self.folder, task.step, task.tensors, {**task.state, **lengths}, carry=carry)
 
     def wait(self) -> None:
         """Until the last checkpoint is written, or has failed, which `save` survives twice in a row.
@@ -153,23 +172,24 @@ class Outputs:
             return
         try:
             self.newest = writing.result()
-        except OSError as error:
+        except (OSError, store.Damaged) as error:
+            # Damaged is what does not read back as it was written.
             self._failed(error)
         else:
-            self._failures, self._failed_with, self._owed = 0, "", {}
+            self._failures, self._failed_with, self._owed, self._task = 0, "", {}, None
 
     def settle(self) -> None:
-        """Until the last checkpoint is written.
+        """Until the last checkpoint is written, in as many attempts as are left.
 
         Raises:
-            OSError: it is not.
-            ValueError: see `save`.
+            OSError, ValueError: see `save`.
         """
         self.wait()
-        if self._failed_with:
-            raise OSError(self._failed_with)
+        while self._failed_with:
+            self._begin()
+            self.wait()
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: OSError | store.Damaged) -> None:
         self._failures += 1
         last = f"the last good checkpoint is {self.newest.name}" if self.newest else "there is no checkpoint yet"
         self._failed_with = f"{self._said(error)}; {last}"
@@ -177,7 +197,9 @@ class Outputs:
             raise OSError(f"{self._failed_with}, and {ATTEMPTS} saves in a row have failed") from error
         self.note(f"{self._failed_with}; training goes on, and the next save tries again.")
 
-    def _said(self, error: OSError) -> str:
+    def _said(self, error: OSError | store.Damaged) -> str:
+        if isinstance(error, store.Damaged):
+            return f"CK312 {self.folder} cannot be written ({error.reason})"
         where = error.filename or self.folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(self.folder).free

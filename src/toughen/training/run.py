@@ -27,6 +27,7 @@ from toughen.training.fitting import rows_that_fit
 from toughen.training.loop import Job, train_batch
 from toughen.training.outputs import Outputs
 from toughen.training.overfitting import Watch
+from toughen.training.saved import Saved, fitting
 from toughen.training.saving import restore
 from toughen.training.selection import Accuracies, improved, validate
 from toughen.training.setup import (
@@ -86,7 +87,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         watch = Watch.over(recipe, job.method, train_split, device)
         about = About.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
-        outputs = held.enter_context(resume(job, watch, about, others, out, display))
+        outputs = held.enter_context(resume(job, watch, about, others, out, display, batches=recipe.batches))
         if job.number == recipe.batches:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
@@ -157,7 +158,7 @@ def is_unused(out: Path) -> bool:
 def begun(out: Path) -> tuple[bool, Ways | None]:
     """Whether there is no checkpoint yet that a run in the folder goes on from, and in which ways it computes."""
     found = latest_checkpoint(out, warn=lambda text: None, clean=False)
-    return found is None, Ways(**found.state["ways"]) if found and "ways" in found.state else None
+    return found is None, Saved.of(found).ways if found else None
 
 
 def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: None) -> None:
@@ -172,7 +173,9 @@ def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: 
         store.write_text(path, recipes.dump(recipe))
 
 
-def resume(job: Job, watch: Watch, about: About, extra: str | None, out: Path, display: Display) -> Outputs:
+def resume(
+    job: Job, watch: Watch, about: About, extra: str | None, out: Path, display: Display, *, batches: int
+) -> Outputs:
     """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one.
 
     Args:
@@ -182,35 +185,45 @@ def resume(job: Job, watch: Watch, about: About, extra: str | None, out: Path, d
         extra: fingerprint of the extra set, where there is one.
         out: the run folder.
         display: is told what has changed without harm.
+        batches: of the whole run.
 
     Raises:
         RecipeError: training was begun on other images.
+        Damaged: a checkpoint is whole, but not of such a run.
     """
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
     checkpoint = newest or (load_checkpoint(path) if path else None)
-    state: dict[str, Any] = {"metrics": 0, "timing": 0, "overfitting": {}, "best": {}, "seconds": 0.0}
-    if checkpoint:
-        state |= checkpoint.state
-        name, now, about = about.name, about.fingerprints, About.read(state["data"])
+    saved = Saved.of(checkpoint) if checkpoint else None
+    if checkpoint and saved:
+        saved.check_place(checkpoint, batches=batches, steps_per_batch=job.method.steps_per_batch)
+        name, now, about = about.name, about.fingerprints, About.read(saved.data)
         changed = about.changed(now)
         if seen := [name for name in changed if name != "test"]:
             which = f"the {' and '.join(seen)} images have changed"
             raise RecipeError(f"CK302 {out} was trained on other images than its data holds now ({which}); {WAY_OUT}")
         if changed:
             display.note(f"the test images of {name} have changed; training goes on, for it never looks at them")
-        if state["extra"] != extra:
+        if saved.extra != extra:
             raise RecipeError(f"CK302 {out} was trained on other images than its extra holds now; {WAY_OUT}")
-        if (threads := torch.get_num_threads()) != state["threads"]:
-            display.note(f"RN502 Resumed with {threads} threads (was {state['threads']}): close, but not bit-equal.")
-        restore(job, checkpoint)
-    vars(watch.memory).update(state["overfitting"])
+        if (threads := torch.get_num_threads()) != saved.threads:
+            display.note(f"RN502 Resumed with {threads} threads (was {saved.threads}): close, but not bit-equal.")
+        with fitting(checkpoint):
+            restore(job, checkpoint)
+        watch.memory = saved.overfitting
     logs = None
     if distributed.is_main():
-        metrics = store.Log.resume(out / "metrics.jsonl", state["metrics"])
-        logs = metrics, store.Log.resume(out / "timing.jsonl", state["timing"])
-    newest_path = checkpoint.path if checkpoint else None
-    return Outputs(out, logs, about, extra, watch, display.note, state["best"], state["seconds"], newest_path)
+        lengths = (saved.metrics, saved.timing) if saved else (0, 0)
+        metrics, timing = (out / f"{name}.jsonl" for name in ("metrics", "timing"))
+        with contextlib.ExitStack() as opened:
+            first = opened.enter_context(store.Log.resume(metrics, lengths[0]))
+            logs = first, store.Log.resume(timing, lengths[1])
+            opened.pop_all()
+    outputs = Outputs(out, logs, about, extra, watch, display.note)
+    if checkpoint and saved:
+        outputs.best, outputs.seconds = checkpoint.state["best"], saved.seconds
+        outputs.newest = checkpoint.path
+    return outputs
 
 
 def due(every: int, before: int, after: int) -> bool:

@@ -12,7 +12,9 @@ from toughen import recipes
 from toughen.checkpoint import latest_checkpoint
 from toughen.data import ImageData
 from toughen.models import Classifier
+from toughen.models.weights import fitted
 from toughen.recipes import Recipe
+from toughen.store import Damaged
 from toughen.training.about import About
 from toughen.training.setup import build_model, chosen_device, load_data
 
@@ -104,8 +106,10 @@ def open_trained(folder: Path, *, checkpoint: str = "best", weights: str | None 
         if name in there:
             raise ValueError(f"{folder} has not been validated yet, so there is no best; use --checkpoint last")
         raise ValueError(f"{folder} has no weights {name!r}; it has {', '.join(there)}")
-    about = About.read(newest.state["data"])
-    model = build_model(recipe, about)
-    model.load_state_dict(newest.tensors(group))
-    step = newest.state["best"][name]["step"] if checkpoint == "best" else newest.step
+    try:
+        about = About.read(newest.state["data"])
+        step = newest.state["best"][name]["step"] if checkpoint == "best" else newest.step
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(newest.path, f"state.json is not as toughen writes it: {error}") from None
+    model = fitted(lambda: build_model(recipe, about), newest.tensors(group), str(newest.file(group)))
     return Trained(folder, recipe, about, model.to(chosen_device(recipe.device)).eval(), step, group)

@@ -53,7 +53,11 @@ def restore(job: Job, checkpoint: Checkpoint) -> None:
     """Put a freshly built job where `capture` found one."""
     for name, model in candidates(job).items():
         sharding.load_full_state(model, checkpoint.tensors(name))
-    for name, value in checkpoint.tensors("method").items():
+    method = checkpoint.tensors("method")
+    if method.keys() != job.state.keys():
+        # What is not there would begin anew in silence, as Free's perturbation at zero.
+        raise ValueError(f"the method keeps {sorted(job.state)}, and {sorted(method)} are there")
+    for name, value in method.items():
         job.state[name].copy_(distributed.shard(value) if job.method.state_kinds[name] == "slot" else value)
     entries: dict[int, dict[str, Tensor]] = {}
     weights = stepped(job)
@@ -63,6 +67,8 @@ def restore(job: Job, checkpoint: Checkpoint) -> None:
         value = sharding.part_like(weight, value)
         # In the weight's own layout: torch's fused step takes both to be laid out alike.
         same = value.shape == weight.shape
+        if not same and value.numel() > 1:
+            raise ValueError(f"{key} of the optimizer has shape {list(value.shape)}, not {list(weight.shape)}")
         entries.setdefault(int(i), {})[name] = (
             torch.empty_like(weight, dtype=value.dtype).copy_(value) if same else value
         )

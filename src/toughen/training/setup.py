@@ -168,6 +168,7 @@ def set_up(
             classes=data.num_classes,
             extra=extra,
             workers=recipe.data.workers,
+            note=note,
             rank=distributed.rank(),
             world=distributed.world(),
         )
@@ -336,8 +337,9 @@ def build_model(recipe: Recipe, data: ImageData | About, split: Examples | None 
             **normalize,
             **settings,
         )
-    except ValueError as error:
-        raise RecipeError(f"model: {error}") from None
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # RuntimeError is what torch raises where the memory does not suffice.
+        raise RecipeError(f"model: {str(error).partition(chr(10))[0] or type(error).__name__}") from None
 
 
 def channel_statistics(split: Examples) -> dict[str, list[float]]:

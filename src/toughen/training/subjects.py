@@ -9,6 +9,7 @@ open_subject("my_model.py:build", data="photographs", size=224)
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen import exported
+from toughen.bounds import check_safetensors
 from toughen.data import ImageData, load
 from toughen.data.base import Examples, first
 from toughen.data.view import View
@@ -142,6 +144,7 @@ def is_exported(path: Path) -> bool:
     if path.suffix == ".safetensors" and path.is_file():
         from safetensors import SafetensorError, safe_open
 
+        check_safetensors(path)
         try:
             with safe_open(path, framework="pt") as opened:
                 return "toughen" in (opened.metadata() or {})
@@ -225,11 +228,16 @@ def _open_run(path: Path, checkpoint: str, weights: str | None) -> Subject:
     usual = run.weights == f"best-{run.recipe.headline}"
     variant = "" if usual else run.weights
     into = path / "evaluation"
+    # A run that was sent by somebody must not say where on this machine is written.
+    if into.is_symlink():
+        raise ValueError(f"{into} is a link to another place; replace it by a folder, or give --out")
     return Subject(run.model, run.data.test, run.data.classes, run.recipe.threat, into, variant, said=run.said)
 
 
 def _open_exported(path: Path, data: str | None, size: int | None) -> Subject:
     config = exported.read_config(path)
+    if lacking := [key for key in ("view", "threat", "data") if key not in config]:
+        raise ValueError(f"{path} does not say its {lacking[0]}; export the run again")
     if data is None:
         raise ValueError(f"{path} is a model without data; give --data, like --data {config['data']}")
     view = View(size) if size else View(**config["view"]) if config["view"] else None
@@ -328,7 +336,7 @@ def imported(reference: str) -> object:
     """
     place, _, name = reference.rpartition(":")
     # At the end, so that nothing there hides a module that is installed.
-    beside = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
+    beside = str(Path(os.path.realpath(place)).parent if place.endswith(".py") else Path.cwd())
     sys.path += [beside] if beside not in sys.path else []
     try:
         if place.endswith(".py"):
@@ -340,7 +348,9 @@ def imported(reference: str) -> object:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-    except (ImportError, FileNotFoundError, SyntaxError) as error:
+    except FileNotFoundError:
+        raise ValueError(f"{reference!r} cannot be imported: there is no {place}; check the path") from None
+    except (ImportError, SyntaxError) as error:
         raise ValueError(f"{reference!r} cannot be imported: {error}") from None
     except (Exception, SystemExit) as error:
         raise ValueError(f"{reference!r} cannot be imported: {_said(error, reference)}") from error
