@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from toughen.data import ImageData, Split
 from toughen.noise import generator
@@ -126,18 +127,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*GOALS, "overhead"], default=[*GOALS, "overhead"])
     given = parser.parse_args()
-    known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     for path in dict.fromkeys(path for goal in given.only if goal in GOALS for path in GOALS[goal]):
         load = os.getloadavg()[0]
         measured, ended = trials(path)
-        known[path] = {"measured": measured, "ended": ended, "date": str(datetime.date.today()), "load": load}
         print(f"{path}: {ended}", flush=True)
-        write(known)
+        note(path, measured, ended, load)
     if "overhead" in given.only:
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
-            measured = {"13 overhead": overhead(Path(folder))}
-        known["overhead"] = {"measured": measured, "ended": "", "date": str(datetime.date.today()), "load": load}
+            note("overhead", {"13 overhead": overhead(Path(folder))}, "", load)
+
+
+def note(path: str, measured: dict[str, list[str]], ended: str, load: float) -> None:
+    """Put the figures of a test file in the place of its earlier ones."""
+    with FileLock(Path(tempfile.gettempdir()) / "toughen-faults.lock"):
+        known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+        known[path] = {"measured": measured, "ended": ended, "date": str(datetime.date.today()), "load": load}
         write(known)
 
 

@@ -10,10 +10,11 @@ resume changes a pixel.
 import itertools
 import os
 import signal
-import time
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -225,25 +226,44 @@ class Ahead:
         Raises:
             ValueError: see `Streamed`; nothing comes from here any more.
         """
-        started = time.monotonic()
+        given_up = threading.Event()
+        alarm = threading.Timer(self._patience, self._give_up, [given_up])
+        alarm.daemon = True
+        if self._processes:
+            alarm.start()
+        try:
+            pixels = self._come(given_up)
+        finally:
+            alarm.cancel()
+        if isinstance(pixels, str):
+            raise ValueError(pixels)
+        self._done += 1
+        return pixels
+
+    def _give_up(self, given_up: threading.Event) -> None:
+        # Killed, whoever hangs cannot keep this process waiting: taking over a tensor from a worker knows no timeout.
+        given_up.set()
+        for process in self._processes:
+            process.kill()
+
+    def _come(self, given_up: threading.Event) -> Tensor | str:
         while True:
             try:
-                pixels = next(self._queue)
-            except RuntimeError as error:
+                return next(self._queue)
+            except (RuntimeError, EOFError, OSError) as error:
+                waits = str(error).startswith("DataLoader timed out")
+                if self._processes and not waits:
+                    # What a worker had begun to send ends before the worker itself has.
+                    wait([process.sentinel for process in self._processes], timeout=POLL)
+                if given_up.is_set():
+                    worker = self._done % len(self._processes)
+                    raise ValueError(self._lost(worker, f"gave no sign for {self._patience:g} s")) from error
                 dead = [worker for worker, process in enumerate(self._processes) if not process.is_alive()]
                 if dead:
                     raise ValueError(self._lost(dead[0], _ended(self._processes[dead[0]].exitcode))) from error
-                # The loader's only sign that it merely waits. Other errors of this type are bugs.
-                if not str(error).startswith("DataLoader timed out"):
+                # The loader's only sign that it merely waits. Other errors of these types are bugs.
+                if not waits:
                     raise
-                if time.monotonic() - started >= self._patience:
-                    worker = self._done % len(self._processes)
-                    raise ValueError(self._lost(worker, f"gave no sign for {self._patience:g} s")) from error
-                continue
-            if isinstance(pixels, str):
-                raise ValueError(pixels)
-            self._done += 1
-            return pixels
 
     def _lost(self, worker: int, how: str) -> str:
         row = int(self._at[worker])
@@ -251,6 +271,8 @@ class Ahead:
         for process in self._processes:
             # At once: the loader would wait five seconds for each that hangs.
             process.kill()
+        for process in self._processes:
+            process.join(POLL)
         return (
             f"DA411 Data worker {worker} {how}{where}; the same command goes on from the last checkpoint, with "
             "data.workers=0 without workers."
