@@ -1,10 +1,10 @@
 """Models whose best adversarial example is known, and small networks for what holds on any."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
+
+from toughen.testing import toys
 
 SHAPE = (2, 4, 4)
 
@@ -26,17 +26,6 @@ class Linear(nn.Module):
         return (self.weight[1 - y] - self.weight[y]).detach().reshape(len(y), *SHAPE)
 
 
-def network(norm: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A small smooth network with four classes, in inference mode, whose gradients are in use by somebody else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = nn.Sequential(nn.Conv2d(2, 6, 3), norm(), nn.SiLU(), nn.Flatten(), nn.Linear(24, 4)).to(dtype).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(2)
-    return model
-
-
 @pytest.fixture
 def linear() -> Linear:
     return Linear()
@@ -44,17 +33,13 @@ def linear() -> Linear:
 
 @pytest.fixture
 def smooth() -> nn.Module:
-    return network(nn.Identity, torch.float64)
+    return toys.network(dtype=torch.float64)
 
 
 @pytest.fixture
 def normed() -> nn.Module:
     """With BatchNorm whose running statistics are far from any batch's."""
-    model = network(lambda: nn.BatchNorm2d(6))
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            buffer.fill_(0.3 if "mean" in name else 2.0)
-    return model
+    return toys.normed()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from method_cases import CASES, Case
 from toughen import models
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
+from toughen.testing.method_subject import Waits
 from toughen.training import fast, train
 from toughen.training.fast import Graphs, Ways, by_rule, can_compile, kernels, measured
 from toughen.training.loop import Job, train_batch
@@ -314,40 +315,15 @@ def test_outside_of_a_batch_the_network_is_its_own_again():
 
 # Waiting.
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
-
-
-class Waits(TorchDispatchMode):
-    """Operations whose result the host must know: on a GPU each waits for all work before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masks = name in ("index", "index_put", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        # The one counter of a method that lies on the CPU whatever the device is.
-        on_host = (
-            name == "_local_scalar_dense" and args[0].dtype == torch.int64 and args[0].ndim == 0 and args[0] is HOST
-        )
-        if (name in WAITING and not on_host) or masks:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-HOST: Tensor | None = None
-
 
 @pytest.mark.parametrize("name", CASES)
-def test_no_step_waits_for_the_device(tiny: str, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_no_step_waits_for_the_device(tiny: str, name: str):
     job, batches = job_of(recipe_of(CASES[name]))
-    monkeypatch.setitem(globals(), "HOST", job.state.get("step"))
+    # The one counter of a method that lies on the CPU whatever the device is.
+    on_host = [job.state["step"]] if "step" in job.state else []
     for number in range(3):
         batch = batches[number]
-        with Waits() as waits:
+        with Waits(on_host) as waits:
             train_batch(job, batch)
         assert waits.seen == []
 
@@ -357,7 +333,7 @@ def test_waiting_would_be_seen():
         float(torch.ones(()))
         torch.ones(2)[torch.tensor([True, False])]
         torch.ones(2).nonzero()
-    assert waits.seen == ["_local_scalar_dense", "index", "nonzero"]
+    assert waits.seen == ["_local_scalar_dense", "index by a mask", "nonzero"]
 
 
 def test_kernels_of_a_gpu_are_chosen_and_put_back():
