@@ -46,7 +46,7 @@ GOALS = {
     "4 disk": ["tests/training/test_disk.py"],
     "5 malicious files": ["tests/test_hostile.py"],
     "6 fuzz": ["tests/test_fuzz_recipes.py", "tests/test_fuzz_commands.py"],
-    "7 ranks": ["tests/training/test_restarts.py"],
+    "7 ranks": ["tests/training/test_restarts.py", "tests/test_noise.py"],
     "8 non-finite values": ["tests/training/test_non_finite.py"],
     "9 data faults": ["tests/data/test_workers.py"],
     "11 long runs": ["tests/training/test_long_run.py"],

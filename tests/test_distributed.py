@@ -113,3 +113,16 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.M
     assert distributed.local_device(torch.device("cpu")) == torch.device("cpu")
     monkeypatch.delenv("LOCAL_RANK")
     assert distributed.local_device(torch.device("cuda")) == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("ranks", [*range(1, 5), 64])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 63, 64, 100, 101])
+def test_every_row_belongs_to_one_rank_and_none_is_padded(n: int, ranks: int, monkeypatch: pytest.MonkeyPatch):
+    rows, taken = torch.arange(n), []
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
+    for own in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda own=own: own)
+        part = distributed.shard(rows)
+        assert len(part) == distributed.slots(n)
+        taken += part.tolist()
+    assert sorted(taken) == list(range(n))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import Faults
 from toughen.noise import Stream, derive, fixed, generator
 
 SHAPE = (3, 32, 32)
@@ -137,6 +138,16 @@ def test_integer_draws(stream):
 
 def test_the_default_type_is_float32(stream):
     assert stream.uniform((2,)).dtype == stream.normal((2,)).dtype == torch.float32
+
+
+@pytest.mark.faults
+def test_keys_of_whole_runs_do_not_collide(faults: Faults):
+    """Of every seed, purpose, step, restart and example: 64 bits, so that chance makes 3e-8 of a million."""
+    examples = faults.trials(small=10, full=2000)
+    parts = itertools.product(range(2), ("attack", "augment", "start", "square", "model"), range(10), range(5))
+    keys = [derive(*part, example) for part in parts for example in range(examples)]
+    assert len(set(keys)) == len(keys) == 500 * examples
+    faults.tell("7 ranks", f"{len(keys)} keys of (seed, purpose, step, restart, example): all different")
 
 
 def test_no_two_keys_collide():
