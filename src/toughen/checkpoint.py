@@ -199,7 +199,7 @@ def _clean(folder: Path) -> None:
 
 
 def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint of a run: the one LATEST names, else the others from the newest step down.
+    """The newest whole checkpoint of a run; of damaged ones beyond the one that LATEST names nothing is said.
 
     Cleaning deletes what a killed writer left in the run folder and its checkpoints, so it needs `lock(run)` held.
 
@@ -218,23 +218,23 @@ def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = T
     if clean:
         _clean(run)
         _clean(folder)
-    names = _named_steps(folder)
+    names, beyond, failures = _named_steps(folder), set[str](), dict[str, str]()
     with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         pointed = read_limited(folder / "LATEST").decode(errors="replace").strip()
         # An unreadable pointer says nothing about the checkpoints, each of which is verified by itself.
         if _STEP.fullmatch(pointed):
-            names = [pointed, *(name for name in names if name != pointed)]
-    failures: dict[str, str] = {}
+            beyond = {name for name in names if _number(name) > _number(pointed)}
+            names = sorted({*names, pointed}, key=_number, reverse=True)
     for name in names:
         try:
             found = load_checkpoint(folder / name)
         except Damaged as error:
             failures[name] = error.reason
             continue
-        for bad, reason in failures.items():
+        for bad in [bad for bad in failures if bad not in beyond]:
             count = max(0, _number(bad) - found.step)
             steps = f"{count} step{'' if count == 1 else 's'}"
-            warn(f"CK321 {bad} is incomplete or damaged ({reason}). Using {name}; {steps} will be repeated.")
+            warn(f"CK321 {bad} is incomplete or damaged ({failures[bad]}). Using {name}; {steps} will be repeated.")
         return found
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
