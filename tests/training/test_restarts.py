@@ -27,15 +27,16 @@ def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(tmp_path: Path, faul
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
-    within = [trial for trial in trials if trial["saved"]]
     for trial in trials:
         assert [end["status"] for end in trial["ended"]] == [0, 0], trial
         assert trial["equal"]
+    # The others were told before the first batch or after the last one.
+    within = [trial for trial in trials if any("saved step" in end["said"] for end in trial["stopped"])]
     for trial in within:
         assert [end["status"] for end in trial["stopped"]] == [75, 75], trial
         said = f"RN511 SIGTERM: saved step {trial['saved']} in "
         assert all(end["said"].startswith(said) for end in trial["stopped"]), trial
-    assert within
+    assert len(within) >= number // 2
     slowest = max(end["took"] for trial in within for end in trial["stopped"])
     faults.tell(
         "2 stop signals",
