@@ -35,8 +35,8 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def both(run: Path, after: float | None) -> list[dict[str, Any]]:
-    """Train on two ranks in forks; the second one is sent SIGTERM after so many seconds."""
+def both(run: Path, at_step: int | None) -> list[dict[str, Any]]:
+    """Train on two ranks in forks; the second one is sent SIGTERM before its optimiser step of that number."""
     os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ends = []
     for rank in range(2):
@@ -44,6 +44,8 @@ def both(run: Path, after: float | None) -> list[dict[str, Any]]:
         child = os.fork()
         if child == 0:
             os.environ["RANK"] = str(rank)
+            if rank == 1 and at_step is not None:
+                at_optimiser_step(at_step, [signal.SIGTERM])
             os.dup2(to, 2)
             code = 1
             try:
@@ -58,18 +60,13 @@ def both(run: Path, after: float | None) -> list[dict[str, Any]]:
                 os._exit(code)
         os.close(to)
         ends.append((child, heard))
-    sent = time.monotonic()
-    if after is not None:
-        time.sleep(after)
-        sent = time.monotonic()
-        os.kill(ends[1][0], signal.SIGTERM)
-    found = []
+    begun, found = time.monotonic(), []
     for child, heard in ends:
         with open(heard, encoding="utf-8") as said:
             text = said.read().partition("error: ")[2]
         _, status = os.waitpid(child, 0)
         found.append(
-            {"status": os.waitstatus_to_exitcode(status), "said": text.strip(), "took": time.monotonic() - sent}
+            {"status": os.waitstatus_to_exitcode(status), "said": text.strip(), "took": time.monotonic() - begun}
         )
     return found
 
@@ -77,13 +74,11 @@ def both(run: Path, after: float | None) -> list[dict[str, Any]]:
 def stops(folder: Path, trials: int) -> None:
     # Once here, so that no fork has to import anything.
     train(recipe({"method": "natural"}), folder / "warm")
-    started = time.monotonic()
     both(folder / "whole", None)
-    length = time.monotonic() - started
     draw = random.Random("stops")
     for trial in range(trials):
         run = folder / f"stopped-{trial}"
-        stopped = both(run, draw.uniform(0.4 * length, length))
+        stopped = both(run, draw.randint(1, 44))
         saved = newest(run)
         ended = both(run, None)
         equal = digest(run) == digest(folder / "whole")
