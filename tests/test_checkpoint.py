@@ -237,10 +237,14 @@ def test_a_useless_pointer_leaves_the_newest(saving: Any, run: Path, pointer: by
 
 
 def test_a_writer_killed_before_it_could_point_at_its_checkpoint_has_not_worked_in_vain(saving: Any, run: Path) -> None:
-    (run / "checkpoints" / "LATEST").write_text("step-000000001\n")
-    found = latest_checkpoint(run, warn=saving.never)
-    assert found is not None
-    assert is_whole(saving, found, 2)
+    pointer = run / "checkpoints" / "LATEST"
+    pointer.write_text("step-000000001\n")
+    for clean, pointed in ((False, "step-000000001\n"), (True, "step-000000002\n")):
+        found = latest_checkpoint(run, warn=saving.never, clean=clean)
+        assert found is not None
+        assert is_whole(saving, found, 2)
+        assert pointer.read_text() == pointed
+    pointer.write_text("step-000000001\n")
     # After falling back there may be damaged ones beyond, of which the user has been told.
     (run / "checkpoints" / "step-000000002" / "state.json").write_text("rot")
     found = latest_checkpoint(run, warn=saving.never)

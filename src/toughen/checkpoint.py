@@ -199,17 +199,15 @@ def _clean(folder: Path) -> None:
 
 
 def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; of damaged ones beyond the one that LATEST names nothing is said.
+    """The newest whole checkpoint of a run, or None; of damaged ones beyond the one that LATEST names nothing is said.
 
-    Cleaning deletes what a killed writer left in the run folder and its checkpoints, so it needs `lock(run)` held.
+    Cleaning deletes what a killed writer left in the run folder and its checkpoints, and points LATEST where it would
+    have, so it needs `lock(run)` held.
 
     Args:
         run: the run folder.
         warn: is given one sentence (CK321) for each damaged checkpoint that is passed over.
         clean: whether to clean up first; who only reads does not.
-
-    Returns:
-        The checkpoint, or None when there is nothing to resume.
 
     Raises:
         Damaged: there are checkpoints and none is whole.
@@ -235,6 +233,8 @@ def latest_checkpoint(run: Path, *, warn: Callable[[str], None], clean: bool = T
             count = max(0, _number(bad) - found.step)
             steps = f"{count} step{'' if count == 1 else 's'}"
             warn(f"CK321 {bad} is incomplete or damaged ({failures[bad]}). Using {name}; {steps} will be repeated.")
+        if clean and name in beyond:
+            store.write_text(folder / "LATEST", name + "\n")
         return found
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
