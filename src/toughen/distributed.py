@@ -66,19 +66,15 @@ def group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         # NCCL sends plain objects through the current device, which would be the first one on every rank.
         torch.cuda.set_device(device)
-    # torchrun's own store outlives a restart, and with it the keys of processes that are dead.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    meeting, own, ranks = next(rendezvous("env://", timeout=MEETING))
-    store = PrefixStore(f"toughen/{attempt}", meeting)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=TIMEOUT)
+        _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(words in str(error) for words in _GONE):
             raise Lost(
-                f"DD601 Rank {own} lost another one, which has died or given no sign for {TIMEOUT.seconds} s. The same "
-                "command goes on from the last checkpoint; torchrun gives it by itself with --max-restarts."
+                f"DD601 Rank {os.environ['RANK']} lost another one, which has died or given no sign for "
+                f"{TIMEOUT.seconds} s. The same command goes on from the last checkpoint; torchrun gives it by itself "
+                "with --max-restarts."
             ) from error
         raise
     finally:
@@ -87,6 +83,15 @@ def group(device: torch.device) -> Iterator[None]:
         # Wrapped models hold the group, and lie in cycles: left to the end of the interpreter, the group's threads
         # now and then abort the process ("terminate called without an active exception").
         gc.collect()
+
+
+def _meet(backend: str) -> None:
+    """Find the other processes. A function, so that no name here keeps the store beyond the group."""
+    # torchrun's own store outlives a restart, and with it the keys of processes that are dead.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    meeting, own, ranks = next(rendezvous("env://", timeout=MEETING))
+    store = PrefixStore(f"toughen/{attempt}", meeting)
+    dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=TIMEOUT)
 
 
 def local_device(device: torch.device) -> torch.device:
