@@ -16,6 +16,7 @@ from toughen.models.weights import fitted
 from toughen.recipes import Recipe
 from toughen.store import Damaged
 from toughen.training.about import About
+from toughen.training.saved import Saved
 from toughen.training.setup import build_model, chosen_device, load_data
 
 
@@ -106,10 +107,11 @@ def open_trained(folder: Path, *, checkpoint: str = "best", weights: str | None 
         if name in there:
             raise ValueError(f"{folder} has not been validated yet, so there is no best; use --checkpoint last")
         raise ValueError(f"{folder} has no weights {name!r}; it has {', '.join(there)}")
+    saved = Saved.of(newest)
     try:
-        about = About.read(newest.state["data"])
-        step = newest.state["best"][name]["step"] if checkpoint == "best" else newest.step
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(newest.path, f"state.json is not as toughen writes it: {error}") from None
+        about = About.read(saved.data)
+        step = saved.best[name].step if checkpoint == "best" else newest.step
+    except (KeyError, ValueError) as error:
+        raise Damaged(newest.path, f"state.json is not a run's: {error}") from None
     model = fitted(lambda: build_model(recipe, about), newest.tensors(group), str(newest.file(group)))
     return Trained(folder, recipe, about, model.to(chosen_device(recipe.device)).eval(), step, group)
