@@ -232,6 +232,12 @@ def newest(run: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
 
 
+def cut_short(run: Path) -> bool:
+    """Whether a signal came amid the validation that is due at the newest checkpoint."""
+    state = run / "checkpoints" / f"step-{newest(run):09}" / "state.json"
+    return state.exists() and json.loads(state.read_text())["unvalidated"]
+
+
 def main(folder: Path, trials: int, name: str) -> None:
     # Once here, so that no fork has to import anything; one thread, so that forking is safe.
     train(recipe({"method": "natural"}), folder / "warm")
@@ -252,11 +258,11 @@ def main(folder: Path, trials: int, name: str) -> None:
         while True:
             first = {"at_step": 17} if len(sittings) == 0 and trial < len(runs) else {}
             again = {"after": draw.uniform(0, lengths[key])} if len(sittings) < 4 and not first else {}
-            before = newest(run)
+            before, cut = newest(run), cut_short(run)
             sitting = in_child(changes, run, number=number, **again, **first)
             if sitting.ended:
                 break
-            sittings.append({**vars(sitting), "before": before, "newest": newest(run)})
+            sittings.append({**vars(sitting), "before": before, "cut": cut, "newest": newest(run)})
         print(json.dumps({"method": key, "digest": digest(run), "sittings": sittings}), flush=True)
 
 

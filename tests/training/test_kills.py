@@ -70,7 +70,9 @@ def test_runs_that_were_told_to_stop_finish_their_batch_and_lose_nothing(tmp_pat
     assert len(within) >= 2
     for stop in within:
         assert stop["said"].startswith(f"RN511 {called}: saved step {stop['newest']} in ")
-        assert stop["newest"] > stop["before"] == stop["begun"]
+        assert stop["before"] == stop["begun"]
+        # No further only where a validation that an earlier signal had cut short was made up for, or begun at least.
+        assert stop["newest"] > stop["before"] or (stop["cut"] and stop["newest"] == stop["before"])
     for stop in stops:
         assert stop["said"].count("\n") == 1, stop["said"]
     slowest = max(stop["took"] for stop in stops)

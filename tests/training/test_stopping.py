@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from toughen.recipes import Recipe
-from toughen.training import loop, stopping, train
+from tiny_runs import digest, tiny_recipe
+from toughen.training import loop, run, selection, stopping, train
 from toughen.training.stopping import Stop, Stopped, listening
 
 
@@ -49,25 +50,57 @@ def test_handlers_are_given_back_and_a_thread_has_none():
     assert found[0].asked() == 0
 
 
-def test_a_signal_at_the_last_batch_lets_the_run_end(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe = Recipe.model_validate(
-        {
-            "data": "tiny",
-            "model": {"name": "small_cnn", "width": 2},
-            "method": "natural",
-            "threat": "linf:0.1",
-            "batch_size": 32,
-            "steps": 3,
-            "selection": {"suite": "pgd-1"},
-        }
-    )
-    original, taken = loop.set_rate, []
+def signalled(monkeypatch: pytest.MonkeyPatch, place: object, name: str, at: int) -> list[int]:
+    """SIGTERM as a function is called for the `at`-th time, from 0; the list grows with each call that returns."""
+    original, returned, calls = getattr(place, name), list[int](), iter(range(10**6))
 
-    def signalling(*given: object) -> None:
-        taken.append(1)
-        if len(taken) == 3:
+    def signalling(*given: Any, **named: Any) -> Any:
+        if next(calls) == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(*given)  # pyright: ignore[reportArgumentType]
+        found = original(*given, **named)
+        returned.append(1)
+        return found
 
-    monkeypatch.setattr(loop, "set_rate", signalling)
-    assert train(recipe, tmp_path / "run")["steps"] == 3
+    monkeypatch.setattr(place, name, signalling)
+    return returned
+
+
+# Four validations of three candidates: within the first, at the start of one, within the last.
+@pytest.mark.parametrize(("call", "step"), [(1, 15), (3, 30), (11, 48)])
+def test_a_signal_amid_a_validation_cuts_it_short_and_loses_nothing(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, step: int
+):
+    train(tiny_recipe(), tmp_path / "whole")
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        returned = signalled(patch, selection, "evaluate", call)
+        with pytest.raises(Stopped, match=f"RN511 SIGTERM: saved step {step} in "):
+            train(tiny_recipe(), out)
+        assert len(returned) == call
+    # The next sitting makes up for it first, and may be stopped amid that too.
+    with monkeypatch.context() as patch:
+        returned = signalled(patch, selection, "evaluate", 0)
+        with pytest.raises(Stopped, match=f"RN511 SIGTERM: saved step {step} in "):
+            train(tiny_recipe(), out)
+        assert not returned
+    train(tiny_recipe(), out)
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_a_signal_at_the_last_batch_leaves_the_last_validation_to_the_next_sitting(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(tiny_recipe(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signalled(patch, loop, "set_rate", 47)
+        with pytest.raises(Stopped, match="RN511 SIGTERM: saved step 48 in "):
+            train(tiny_recipe(), tmp_path / "run")
+    assert train(tiny_recipe(), tmp_path / "run")["steps"] == 48
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
+def test_a_signal_that_comes_when_nothing_is_left_to_do_stops_nothing(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    signalled(monkeypatch, run, "finish", 0)
+    assert train(tiny_recipe(), tmp_path / "run")["steps"] == 48

@@ -11,6 +11,7 @@ Three refusals in a row do, with the last good checkpoint as it was.
 
 import errno
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -53,7 +54,9 @@ class Outputs:
         watch: for catastrophic overfitting.
         note: is told what the user should know.
         best: for each candidate the step and accuracies of its best weights.
-        seconds: of training and validating, over all sittings.
+        seconds: of training and validating, over all sittings, up to the last `tick`.
+        clock: when that was.
+        unvalidated: whether the validation that is due at this step is still to come.
         newest: the last checkpoint, from which unchanged best weights are carried on.
     """
 
@@ -65,6 +68,8 @@ class Outputs:
     note: Callable[[str], None]
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    clock: float = field(default_factory=time.monotonic)
+    unvalidated: bool = False
     newest: Path | None = None
     _held: list[tuple[store.Log, dict[str, Any]]] = field(default_factory=list)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
@@ -84,6 +89,13 @@ class Outputs:
         self._thread.shutdown()
         for log in self.logs or ():
             log.close()
+
+    def tick(self) -> float:
+        """Seconds since it was last called, which are added to `seconds`."""
+        elapsed = time.monotonic() - self.clock
+        self.clock += elapsed
+        self.seconds += elapsed
+        return elapsed
 
     def write(self, metrics: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
         """A line of the log, and what the clock said; held back while the disk refuses."""
@@ -134,6 +146,7 @@ class Outputs:
             "best": {name: dict(found) for name, found in self.best.items()},
             "overfitting": asdict(self.watch.memory),
             "seconds": self.seconds,
+            "unvalidated": self.unvalidated,
             "data": self.about.state,
             "extra": self.extra,
             "threads": torch.get_num_threads(),

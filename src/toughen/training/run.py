@@ -88,7 +88,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         about = About.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
         outputs = held.enter_context(resume(job, watch, about, others, out, display, batches=recipe.batches))
-        if job.number == recipe.batches:
+        if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
         if recipe.micro_batch == "auto" and job.number == 0:
@@ -222,7 +222,7 @@ def resume(
     outputs = Outputs(out, logs, about, extra, watch, display.note)
     if checkpoint and saved:
         outputs.best, outputs.seconds = checkpoint.state["best"], saved.seconds
-        outputs.newest = checkpoint.path
+        outputs.newest, outputs.unvalidated = checkpoint.path, saved.unvalidated
     return outputs
 
 
@@ -251,8 +251,9 @@ def loop(
     """Train to the end of the budget; watch, log, validate, save and stop between batches."""
     validate_every = recipe.selection.every or max(1, job.total_steps // 10)
     check_every = outputs.watch.every
-    clock = time.monotonic()
-    images = 0
+    images, outputs.clock = 0, time.monotonic()
+    if outputs.unvalidated:
+        keep(recipe, job, outputs, validation, display, stop)
     while job.number < recipe.batches:
         before, batch = job.step, taken(batches, job.number)
         with counted(job.model, job.passes):
@@ -262,37 +263,45 @@ def loop(
         if check_every and (last or due(check_every, before, job.step)):
             job.finite.check()
             check_overfitting(job, outputs, display)
-        validating = last or due(validate_every, before, job.step)
-        saving = validating or due(recipe.save_every, before, job.step)
+        outputs.unvalidated = last or due(validate_every, before, job.step)
+        saving = outputs.unvalidated or due(recipe.save_every, before, job.step)
         logging = saving or due(recipe.log_every, before, job.step)
-        signal = 0 if last else stop.asked()
-        if not (logging or signal):
-            continue
-        job.finite.check()
+        asked = stop.asked()
+        if logging or asked:
+            job.finite.check()
         if logging:
             record = {"step": job.step, "lr": job.optimizer.param_groups[0]["lr"], **job.meters.read()}
             record |= job.method.metrics(job.state)
-            elapsed = time.monotonic() - clock
-            pace = images / max(elapsed, 1e-9)
-            outputs.write(record, {"step": job.step, "seconds": outputs.seconds + elapsed, "images_per_second": pace})
+            pace = images / max(outputs.tick(), 1e-9)
+            outputs.write(record, {"step": job.step, "seconds": outputs.seconds, "images_per_second": pace})
             display.progress(record, pace)
             images = 0
-        winners: list[str] = []
-        if validating:
-            found = validate(job, validation, threat=recipe.threat, suite=recipe.selection.suite, seed=recipe.seed)
+        if saving or asked:
+            keep(recipe, job, outputs, validation, display, stop)
+    outputs.settle()
+
+
+def keep(recipe: Recipe, job: Job, outputs: Outputs, validation: Examples, display: Display, stop: Stop) -> None:
+    """Validate where that is due and no signal comes first, save, and stop where one came.
+
+    Raises:
+        Stopped: after the checkpoint.
+    """
+    winners: list[str] = []
+    if outputs.unvalidated:
+        given = {"threat": recipe.threat, "suite": recipe.selection.suite, "seed": recipe.seed}
+        found = validate(job, validation, **given, stop=stop)
+        if found:
             display.validated(job.step, found)
             winners = note_validation(job.step, outputs, found)
-        now = time.monotonic()
-        outputs.seconds += now - clock
-        clock = now
-        if saving or signal:
-            outputs.save(job, winners=winners, slots=recipe.batch_size)
-        if signal:
-            outputs.settle()
-            raise Stopped(
-                f"RN511 {called(signal)}: saved step {job.step} in {outputs.folder}. The same command goes on."
-            )
-    outputs.settle()
+            outputs.unvalidated = False
+    outputs.tick()
+    outputs.save(job, winners=winners, slots=recipe.batch_size)
+    ended = job.number == recipe.batches and not outputs.unvalidated
+    # One that comes so late that nothing is left to do stops nothing.
+    if not ended and (signal := stop.asked()):
+        outputs.settle()
+        raise Stopped(f"RN511 {called(signal)}: saved step {job.step} in {outputs.folder}. The same command goes on.")
 
 
 def check_overfitting(job: Job, outputs: Outputs, display: Display) -> None:

@@ -56,6 +56,7 @@ class Saved(_Strict, frozen=True):
         best: by candidate.
         overfitting: what the watch remembers.
         seconds: of training and validating.
+        unvalidated: whether it was saved before the validation that is due at its step.
         data: see `About`.
         extra: fingerprint of the extra set.
         threads: of torch.
@@ -73,6 +74,7 @@ class Saved(_Strict, frozen=True):
     best: dict[str, _Best]
     overfitting: Memory = Field(default_factory=Memory)
     seconds: float
+    unvalidated: bool = False
     data: dict[str, Any]
     extra: str | None
     threads: Whole

@@ -1,11 +1,13 @@
 """Early stopping by robust accuracy on the validation split (Limits, section 3.1; Rice et al. 2020).
 
-    record = validate(job, validation, suite="pgd-40", threat=threat, seed=0)
+    record = validate(job, validation, suite="pgd-40", threat=threat, seed=0, stop=stop)
     record["weights"]       # {"clean_accuracy": 0.98, "robust_accuracy": 0.76}
 
 Robust overfitting makes the last weights worse than earlier ones, so a run keeps the best besides the last, for the
 weights and for each of their averages. The split is held out of the training set; test data is never seen here.
 """
+
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -13,8 +15,10 @@ from torch import nn
 from toughen import distributed, sharding
 from toughen.data.base import Examples
 from toughen.evaluation import evaluate
+from toughen.evaluation.progress import Status
 from toughen.threat import Threat
 from toughen.training.loop import Job
+from toughen.training.stopping import Stop
 
 Accuracies = dict[str, dict[str, float]]
 
@@ -24,8 +28,12 @@ def candidates(job: Job) -> dict[str, nn.Module]:
     return {"weights": job.model, **job.averages.models()}
 
 
-def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int) -> Accuracies:
-    """Clean and robust accuracy of every candidate.
+class _Heard(BaseException):
+    """Leaves an evaluation from within; not an `Exception`, which something on the way out may take for its own."""
+
+
+def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int, stop: Stop) -> Accuracies | None:
+    """Clean and robust accuracy of every candidate; None where a signal came first.
 
     Args:
         job: the run between two batches.
@@ -33,7 +41,13 @@ def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int
         threat: the ball.
         suite: name of the attacks.
         seed: of the attacks.
+        stop: is asked about once a second, for this may take many minutes and a scheduler gives a run but a few.
     """
+
+    def listen(_: Status) -> None:
+        if stop.heard:
+            raise _Heard
+
     result: Accuracies = {}
     # An example's number in the split keys its noise, so its outcome is the same on any number of ranks.
     images, labels, numbers = map(distributed.shard, (split.images, split.labels, torch.arange(len(split))))
@@ -41,9 +55,14 @@ def validate(job: Job, split: Examples, *, threat: Threat, suite: str, seed: int
         model = sharding.whole(candidate)
         counts = torch.zeros(2, dtype=torch.int64, device=next(model.parameters()).device)
         if len(labels):
-            found = evaluate(model, images, labels, threat=threat, suite=suite, seed=seed, index=numbers, audit=False)
-            clean, robust = round(found.clean_accuracy * found.n), round(found.robust_accuracy * found.n)
-            counts += torch.tensor([clean, robust], device=counts.device)
+            given = {"threat": threat, "suite": suite, "seed": seed, "index": numbers, "audit": False}
+            with suppress(_Heard):
+                found = evaluate(model, images, labels, **given, progress=listen)
+                clean, robust = round(found.clean_accuracy * found.n), round(found.robust_accuracy * found.n)
+                counts += torch.tensor([clean, robust], device=counts.device)
+        # A rank that heard one comes here early, and waits for the others.
+        if stop.asked():
+            return None
         clean, robust = distributed.total(counts).tolist()
         result[name] = {"clean_accuracy": clean / len(split), "robust_accuracy": robust / len(split)}
     return result

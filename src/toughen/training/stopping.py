@@ -40,25 +40,26 @@ class Stop:
 
     Attributes:
         gentle: whether a first signal waits for the end of the batch; one a second later never waits.
+        heard: the first signal that this rank has heard, or 0.
     """
 
     def __init__(self) -> None:
         self.gentle = False
-        self._heard, self._since = 0, 0.0
+        self.heard, self._since = 0, 0.0
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """The handler."""
         # Ctrl-C in a terminal reaches torchrun and a study too, which pass it on.
-        if self._heard and time.monotonic() < self._since + ECHO:
+        if self.heard and time.monotonic() < self._since + ECHO:
             return
-        if self._heard or not self.gentle:
-            where = "at once, after a second signal" if self._heard else "before the first batch of this sitting"
+        if self.heard or not self.gentle:
+            where = "at once, after a second signal" if self.heard else "before the first batch of this sitting"
             raise Stopped(f"RN511 {called(number)}: stopped {where}. The same command goes on from what is saved.")
-        self._heard, self._since = number, time.monotonic()
+        self.heard, self._since = number, time.monotonic()
 
     def asked(self) -> int:
         """The signal that any rank has heard so far, or 0; every rank calls it between the same two batches."""
-        return distributed.largest(self._heard)
+        return distributed.largest(self.heard)
 
 
 def called(number: int) -> str:
