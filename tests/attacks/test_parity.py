@@ -27,6 +27,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.fab import fab
 from toughen.attacks.square import square
 from toughen.evaluation.verify import ROUNDING
+from toughen.noise import fixed
 
 REFERENCES = json.loads((FROZEN / "references.json").read_text())
 SETTINGS: dict[str, dict[str, Any]] = REFERENCES["settings"]
@@ -88,8 +89,8 @@ def outcome(name: str, norm: str, attack: str) -> tuple[Tensor, Tensor]:
     run, runs = functools.partial(OURS[attack], threat=threat, **SETTINGS[attack]), len(rows)
     if attack in SAME_STARTS:
         x_adv = run(model, x, y, noise=Theirs(len(x), torch.Generator().manual_seed(REFERENCES["seed"])))
-        stands = classes(model, x_adv) == y
-        x_adv[stands] = run(model, x, y, restarts=runs - 1)[stands]
+        stands = (classes(model, x_adv) == y).nonzero().flatten()
+        x_adv[stands] = run(model, x[stands], y[stands], noise=fixed(len(x))[stands], restarts=runs - 1)
     else:
         x_adv = run(model, x, y, **({"restarts": runs} if attack in RANDOM else {}))
     wrong = classes(model, x_adv) != y

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.models import MODELS, Classifier, Normalize, PerImageStandardize, build
-from toughen.models.registry import find
+from toughen.models.registry import find, try_options
 from toughen.models.wide_resnet import MadryResNet, WideResNet
 
 
@@ -82,6 +82,46 @@ def test_a_builder_that_takes_anything_gets_anything(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(MODELS, "open", builder)
     build("open", num_classes=4, anything=1)
     assert seen == {"anything": 1}
+
+
+def test_a_builder_tries_its_options_once_and_no_other_builder_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[object] = []
+
+    def one(num_classes: int, in_channels: int, width: object = 1) -> nn.Module:
+        built.append(width)
+        if width == 7:
+            raise ValueError("no sevens")
+        return nn.Linear(in_channels, num_classes)
+
+    def another(num_classes: int, in_channels: int, width: object = 1) -> nn.Module:
+        built.append("another")
+        return nn.Linear(in_channels, num_classes)
+
+    monkeypatch.setitem(MODELS, "mine", one)
+    # Equal for Python, not for a builder.
+    for width in (1, True, 1.0, 1, True):
+        try_options("mine", {"width": width})
+    assert [(type(width), width) for width in built] == [(int, 1), (bool, True), (float, 1.0)]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no sevens"):
+            try_options("mine", {"width": 7})
+    assert built[3:] == [7, 7]
+    monkeypatch.setitem(MODELS, "mine", another)
+    try_options("mine", {"width": 1})
+    assert built[5:] == ["another"]
+
+
+def test_wide_resnets_of_other_sizes_are_tried_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[int, int]] = []
+
+    def wide(num_classes: int, in_channels: int, depth: int, width: int) -> nn.Module:
+        built.append((depth, width))
+        return nn.Linear(in_channels, num_classes)
+
+    monkeypatch.setitem(MODELS, "wrn-D-W", wide)
+    for name in ("wrn-10-1", "wrn-16-1", "wrn-10-1"):
+        try_options(name, {})
+    assert built == [(10, 1), (16, 1)]
 
 
 def test_an_exact_key_wins_over_the_pattern(monkeypatch: pytest.MonkeyPatch) -> None:

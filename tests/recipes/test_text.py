@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from toughen import recipes
 from toughen.methods import Free
 from toughen.recipes import RecipeError, dump, load
-from toughen.recipes.text import build, change, parse_yaml
+from toughen.recipes.text import build, change, parse_yaml, read
 from toughen.threat import L2, Linf
 
 BASE = {"data": "mnist5k", "model": "small_cnn", "method": "free", "threat": "linf:0.1", "steps": 8}
@@ -131,6 +131,14 @@ def test_another_method_starts_its_section_anew_and_a_setting_keeps_the_rest():
     assert isinstance(method, Free)
     assert method.replays == 4
     assert load("cifar10-free", ["method=natural"]).method.steps_per_batch == 1
+
+
+def test_what_is_changed_in_a_recipe_that_was_read_stays_out_of_the_next():
+    first = read("mnist-free")
+    first["method"]["replays"] = 99
+    first["data"] = "gone"
+    assert read("mnist-free")["method"]["replays"] != 99
+    assert build(read("mnist-free")) == load("mnist-free")
 
 
 def test_a_name_cut_short_is_a_text():

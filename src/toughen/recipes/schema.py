@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from toughen.averaging import average_name
@@ -19,6 +18,7 @@ from toughen.data.view import View
 from toughen.evaluation import suites
 from toughen.methods.wrapper import AnyMethod, nested
 from toughen.models.registry import find as find_model
+from toughen.models.registry import try_options
 from toughen.naming import (
     Count,
     Decay,
@@ -131,10 +131,8 @@ class ModelSpec(NamedCall, frozen=True):
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
-        # On the meta device: no memory and no random numbers, but the builder's own checks of its options.
         try:
-            with torch.device("meta"):
-                self.find(self.name)(num_classes=10, in_channels=3, **self.settings)
+            try_options(self.name, self.settings)
         except (TypeError, RuntimeError, ArithmeticError) as error:
             given, said = [f"{key}={shown(value)}" for key, value in self.settings.items()], str(error).partition("\n")
             raise ValueError(f"{self.name} cannot be built with {', '.join(given)}: {said[0]}; give others") from None

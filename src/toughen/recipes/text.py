@@ -7,6 +7,7 @@ Example:
 A file with `base: cifar10-free`, or with several bases in a list, says only what it changes: see `laid_over`.
 """
 
+import copy
 import functools
 import os
 import re
@@ -106,6 +107,10 @@ def parse_yaml(text: str, where: str) -> Any:
         raise RecipeError(f"{where} is not readable as YAML; see `toughen list recipes` for examples") from None
 
 
+_parse_shipped = functools.cache(parse_yaml)
+"""Once for each shipped text: hundreds of recipes lie over the same few bases."""
+
+
 @functools.cache
 def _texts() -> dict[str, str]:
     folder = resources.files("toughen.recipes")
@@ -159,7 +164,7 @@ def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...]
     chain = (*above, where)
     if len(chain) > DEEPEST:
         raise RecipeError(f"{chain[0]} has more than {DEEPEST - 1} bases one below the other; put some into one file")
-    mapping = parse_yaml(text, where)
+    mapping = parse_yaml(text, where) if folder is not None else copy.deepcopy(_parse_shipped(text, where))
     if not isinstance(mapping, dict):
         raise RecipeError(f"{where} holds no mapping; write lines like `data: mnist5k`")
     bases = mapping.pop("base", [])
@@ -167,7 +172,8 @@ def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise RecipeError(f"{where}: base is no name, path or list of them; write `base: cifar10-free`")
     # Another key is left to the schema, which knows no bases.
-    if slip := next((key for key in mapping if nearest(str(key), BASED).endswith("'base'?")), None):
+    known = Recipe.model_fields
+    if slip := next((k for k in mapping if k not in known and nearest(str(k), BASED).endswith("'base'?")), None):
         raise RecipeError(f"{where}: {_printed(str(slip))}: unknown; did you mean 'base'?")
     result: dict[str, Any] = {}
     for base in bases:
