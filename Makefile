@@ -40,7 +40,7 @@ demo: $(READY)  ## train natural and robust classifiers on real digits and compa
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2
 
-faults: $(READY)  ## every goal of reliability in full: kills, damage, full disks, hostile files, fuzz (an hour)
+faults: $(READY)  ## every goal of reliability in full: kills, damage, full disks, hostile files, fuzz; the suite 20 times (4 hours)
 	$(BIN)/python benchmarks/faults.py
 
 lint: $(READY)  ## formatting, lint and types; fails on any finding

@@ -1,10 +1,12 @@
 """Every goal of reliability in full: kills, signals, damage, full disks, hostile files, fuzz, seeded bugs; and cost.
 
-    make faults                                  # about an hour on two cores
+    make faults                                  # about an hour on two cores, and three for the suite twenty times
     python benchmarks/faults.py --only "1 exact resume" "overhead"
+    python benchmarks/faults.py --only suite     # another twenty times; each counts as soon as it has ended
 
 The trials are those of the tests marked `faults`, more of them; a goal whose test fails is written down as failed. Then
 what checkpoints cost a WRN-28-10: the time that training waits for one, and that of hashing and writing beside it.
+Last the whole suite again and again: a test that fails once in twenty times is a fault of the test, or of ours.
 Writes `results/faults.md`, in which goals that were not asked for stay as they are in `results/faults.json`.
 """
 
@@ -52,9 +54,12 @@ GOALS = {
     "11 long runs": ["tests/training/test_long_run.py"],
     "12 the tests can fail": ["tests/test_seeded_bugs.py"],
 }
+OTHERS = ["overhead", "suite"]
 BATCH = 8
 """Of the step that checkpoints are compared with; at 128 it takes sixteen times as long, and a checkpoint does not."""
 SAVE_EVERY = 500
+TIMES = 20
+"""That the suite is run."""
 
 
 def trials(path: str) -> tuple[dict[str, list[str]], str]:
@@ -122,10 +127,38 @@ def overhead(folder: Path) -> list[str]:
     ]
 
 
+def repeat() -> None:
+    """The whole suite, `TIMES` times; what failed in each."""
+    for _ in range(TIMES):
+        load, started = os.getloadavg()[0], time.monotonic()
+        command = [sys.executable, "-m", "pytest", "-n", "2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+        if done.returncode and not failed:
+            failed = [f"exit code {done.returncode}"]
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        run = {"commit": commit.stdout.strip(), "seconds": round(time.monotonic() - started), "failed": failed}
+        print(f"suite: {run}", flush=True)
+        runs = [*figures().get("suite", {}).get("runs", []), run]
+        note("suite", {"12 the tests can fail": [in_a_row(runs)]}, f"{len(runs)} runs", load, runs=runs)
+
+
+def in_a_row(runs: list[dict[str, Any]]) -> str:
+    """How often the suite has passed since it last failed, and what had failed before."""
+    bad = [place for place, run in enumerate(runs) if run["failed"]]
+    good = runs[bad[-1] + 1 :] if bad else runs
+    seconds, commits = [run["seconds"] for run in good], list(dict.fromkeys(run["commit"] for run in good))
+    names = ", ".join(f"`{name}`" for place in bad for name in runs[place]["failed"])
+    before = f"; of {len(runs) - len(good)} runs before that {len(bad)} failed: {names}" if bad else ""
+    took = f", in {min(seconds)} to {max(seconds)} s" if seconds else ""
+    return f"The whole suite {len(good)} times in a row without a failure{took} ({', '.join(commits)}){before}"
+
+
 def main() -> None:
     """Run the trials and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*GOALS, "overhead"], default=[*GOALS, "overhead"])
+    parser.add_argument("--only", nargs="+", choices=[*GOALS, *OTHERS], default=[*GOALS, *OTHERS])
     given = parser.parse_args()
     for path in dict.fromkeys(path for goal in given.only if goal in GOALS for path in GOALS[goal]):
         load = os.getloadavg()[0]
@@ -136,14 +169,20 @@ def main() -> None:
         load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory() as folder:
             note("overhead", {"13 overhead": overhead(Path(folder))}, "", load)
+    if "suite" in given.only:
+        repeat()
 
 
-def note(path: str, measured: dict[str, list[str]], ended: str, load: float) -> None:
+def figures() -> dict[str, dict[str, Any]]:
+    """What was measured so far, by test file."""
+    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+
+
+def note(path: str, measured: dict[str, list[str]], ended: str, load: float, **more: Any) -> None:
     """Put the figures of a test file in the place of its earlier ones."""
     with FileLock(Path(tempfile.gettempdir()) / "toughen-faults.lock"):
-        known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-        known[path] = {"measured": measured, "ended": ended, "date": str(datetime.date.today()), "load": load}
-        write(known)
+        now = {"measured": measured, "ended": ended, "date": str(datetime.date.today()), "load": load}
+        write(figures() | {path: now | more})
 
 
 def write(known: dict[str, dict[str, Any]]) -> None:
