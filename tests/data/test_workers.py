@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +188,84 @@ def test_after_a_failure_the_same_batch_can_be_asked_for_again(tmp_path):
     assert torch.equal(batches[0].x, expected)
 
 
+def test_workers_end_where_their_feed_does(tmp_path):
+    split, before = stored_photographs(tmp_path), children()
+    # What watches over a batch and is not waited for would keep them in most of ten times.
+    for _ in range(10):
+        feed = feeds.feed_of(
+            split,
+            lambda number: feeds.Rows(torch.tensor([number]), 0, torch.tensor([0])),
+            seed=0,
+            device=torch.device("cpu"),
+            workers=1,
+        )
+        assert feed[0].shape == (1, 3, 16, 16)
+        del feed
+        assert children() == before
+
+
+class Dying:
+    """A killed process whose files are closed and which its parent cannot collect yet."""
+
+    sentinel, exitcode, collected = 7, -signal.SIGKILL, False
+
+    def is_alive(self) -> bool:
+        return not self.collected
+
+    def kill(self) -> None:
+        pass
+
+    def join(self, timeout: float) -> None:
+        self.collected = True
+
+
+def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
+    def torn() -> Iterator[torch.Tensor]:
+        yield torch.zeros(1)
+        raise EOFError
+
+    plan = feeds.Rows(torch.tensor([0]), 0, torch.tensor([0]))
+    ahead = feeds.Ahead(stored_photographs(tmp_path), lambda number: plan, 0, 0, 0, 60, pinned=False)
+    monkeypatch.setattr(feeds, "wait", lambda sentinels, timeout: sentinels)
+    monkeypatch.setattr(ahead, "_queue", torn())
+    monkeypatch.setattr(ahead, "_processes", [Dying()])
+    assert ahead.taken().tolist() == [0]
+    with pytest.raises(ValueError, match=r"DA411 Data worker 0 was killed \(signal 9"):
+        ahead.taken()
+
+
 def test_an_error_of_ours_in_a_worker_stays_one(tmp_path, monkeypatch):
-    """It is no hanging worker, and no batch is passed over for it."""
-    stored = stored_photographs(tmp_path, 8)
+    """It is no hanging worker, and no batch is passed over for it; and whoever keeps it keeps no workers."""
+    stored, before = stored_photographs(tmp_path, 8), children()
     monkeypatch.setattr(type(stored), "random", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     batches = Batches(stored, torch.arange(8), batch_size=4, seed=0, device="cpu", workers=1)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError, match="a bug") as kept:
         batches[0]
+    assert children() == before
+    assert kept.traceback
+
+
+def test_an_image_that_is_broken_twice_ends_the_workers(tmp_path):
+    stored, before = stored_photographs(tmp_path, 8), children()
+    (tmp_path / "002.jpg").write_bytes(b"")
+    batches = Batches(stored, torch.arange(8), batch_size=8, seed=0, device="cpu", workers=1)
+    with pytest.raises(ValueError, match="DA412") as kept:
+        batches[0]
+    assert children() == before
+    assert kept.traceback
+
+
+def test_an_error_that_ends_a_run_keeps_no_workers(folder, tmp_path, monkeypatch):
+    before = children()
+
+    def failing(job: Any, batch: Any) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(run_module, "train_batch", failing)
+    with pytest.raises(ArithmeticError) as kept:
+        run_module.train(recipe(folder), tmp_path / "run")
+    assert children() == before
+    assert kept.traceback
 
 
 # --- images that change under a run

@@ -161,6 +161,11 @@ class Batches:
         """Batches per epoch."""
         return self._parts[0].order.batches
 
+    def close(self) -> None:
+        """End the processes that decode ahead; another batch that is asked for makes them begin anew."""
+        for part in self._parts:
+            part.close()
+
     @property
     def smallest(self) -> int:
         """Rows of the smallest global batch."""

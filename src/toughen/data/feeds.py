@@ -71,6 +71,10 @@ class Feed(Protocol):
         """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`."""
         ...
 
+    def close(self) -> None:
+        """End what works for this feed; who asks for a batch again makes it begin anew."""
+        ...
+
 
 def feed_of(
     split: Examples,
@@ -119,6 +123,9 @@ class Resident:
         """The rows, as they are."""
         return self.images[self.plan(number).rows]
 
+    def close(self) -> None:
+        """Nothing works ahead here."""
+
 
 class Streamed:
     """Pixels that workers decode while the batches before are trained on.
@@ -152,23 +159,25 @@ class Streamed:
         """
         if number != self._next:
             self._begin(number)
-        pixels, fault = None, ""
         try:
             pixels = self._taken()
         except ValueError as error:
-            fault = str(error)
-        # Outside of the handler, whose error would keep the old workers.
-        if pixels is None:
             # A file server may have had a bad moment, and a machine too little memory.
             self._begin(number)
             pixels = self._taken()
-            self._note(f"{fault.rstrip('.')}; it was decoded again, and training goes on.")
+            self._note(f"{str(error).rstrip('.')}; it was decoded again, and training goes on.")
         self._next = number + 1
         return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
+    def close(self) -> None:
+        """End the workers, whoever still holds this feed: an error that came through here does, by its traceback."""
+        ahead, self._ahead, self._next = self._ahead, None, None
+        if ahead:
+            ahead.close()
+
     def _begin(self, number: int) -> None:
         # The old workers end before new ones begin, which would inherit, and keep open, the pipes between them.
-        self._next = self._ahead = None
+        self.close()
         pinned = self._device.type == "cuda"
         self._ahead = Ahead(self._split, self._plan, self._seed, number, self._workers, self._patience, pinned=pinned)
         self._next = number
@@ -177,9 +186,9 @@ class Streamed:
         assert self._ahead is not None
         try:
             return self._ahead.taken()
-        except ValueError:
+        except Exception:
             # Whoever asks for this number again gets new workers.
-            self._next = self._ahead = None
+            self.close()
             raise
 
 
@@ -235,10 +244,20 @@ class Ahead:
             pixels = self._come(given_up)
         finally:
             alarm.cancel()
+            if self._processes:
+                # Its thread holds these workers: not waited for, it could be the one that ends them, later.
+                alarm.join()
         if isinstance(pixels, str):
             raise ValueError(pixels)
         self._done += 1
         return pixels
+
+    def close(self) -> None:
+        """End the workers; nothing comes from here any more."""
+        if self._processes:
+            # What the loader's iterator does when its last reference goes, which may be long after.
+            getattr(self._queue, "_shutdown_workers")()  # noqa: B009
+            self._processes = []
 
     def _give_up(self, given_up: threading.Event) -> None:
         # Killed, whoever hangs cannot keep this process waiting: taking over a tensor from a worker knows no timeout.
@@ -253,8 +272,12 @@ class Ahead:
             except (RuntimeError, EOFError, OSError) as error:
                 waits = str(error).startswith("DataLoader timed out")
                 if self._processes and not waits:
-                    # What a worker had begun to send ends before the worker itself has.
-                    wait([process.sentinel for process in self._processes], timeout=POLL)
+                    # What a worker had begun to send ends before the worker itself has; and its sentinel, which is a
+                    # file of its own too, a moment before it counts as dead.
+                    ended = wait([process.sentinel for process in self._processes], timeout=POLL)
+                    for process in self._processes:
+                        if process.sentinel in ended:
+                            process.join(POLL)
                 if given_up.is_set():
                     worker = self._done % len(self._processes)
                     raise ValueError(self._lost(worker, f"gave no sign for {self._patience:g} s")) from error

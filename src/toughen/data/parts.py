@@ -106,3 +106,7 @@ class Part:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
         chosen = self.order.rows(number).rows
         return self._feed[number], self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
+
+    def close(self) -> None:
+        """End the processes that decode for it."""
+        self._feed.close()

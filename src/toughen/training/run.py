@@ -88,6 +88,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         about = About.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
         outputs = held.enter_context(resume(job, watch, about, others, out, display, batches=recipe.batches))
+        held.callback(batches.close)
         if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
