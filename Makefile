@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format clean bench bench-step bench-peers bench-growth bench-methods \
+.PHONY: help setup setup-bench demo test lint format clean bench bench-gpu bench-step bench-peers bench-growth bench-methods \
 	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
 	bench-streaming bench-label bench-corruptions bench-real bench-studies faults
 
@@ -51,6 +51,9 @@ lint: $(READY)  ## formatting, lint and types; fails on any finding
 format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-gpu: $(READY)  ## on a GPU: its rates, our steps in each way, a step kernel by kernel, other libraries'
+	$(BIN)/python benchmarks/gpu.py steps profile peers
 
 bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
 	$(BIN)/python benchmarks/step_cost.py

@@ -3,10 +3,12 @@
     make setup-bench                                         # once; then with .venv/bench/bin/python:
     python benchmarks/evaluation.py robust ours pyautoattack
     python benchmarks/evaluation.py free=runs/free adaptive ours --eps 8/255
+    python benchmarks/evaluation.py resnet18 ours adaptive pyautoattack --device cuda
     python benchmarks/evaluation.py report
 
-Two tools are timed side by side, one process and one thread each, started together, so that whatever else the machine
-does meets both. Verdicts, passes and times go to `benchmarks/results/` as JSON; `report` makes a table of them.
+Tools are timed side by side, one process and one thread each, started together, so that whatever else the machine does
+meets all; on a GPU one after the other, each alone with it, by the clock on the wall. Verdicts, passes and times go to
+`benchmarks/results/` as JSON; `report` makes a table of them.
 """
 
 import argparse
@@ -87,7 +89,8 @@ def pyautoattack_standard(model: nn.Module, x: Tensor, y: Tensor, eps: float) ->
     """AutoAttack, standard, by the packaged port."""
     from pyautoattack import AutoAttack  # pyright: ignore[reportMissingImports]
 
-    found = AutoAttack(model, norm="Linf", eps=eps, device="cpu", seed=0).run_standard_evaluation(x, y, batch_size=250)
+    attack = AutoAttack(model, norm="Linf", eps=eps, device=str(x.device), seed=0)
+    found = attack.run_standard_evaluation(x, y, batch_size=250)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -107,12 +110,18 @@ OURS = {"ours": "autoattack", "adaptive": "adaptive"}
 
 
 def measure(tool: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> dict[str, Any]:
-    """Verdict of every example, passes and seconds of processor time of one tool."""
+    """Verdict of every example, passes and seconds of one tool: of processor time, on a GPU of all time."""
     assert isinstance(threat.eps, float)
-    started, passes, curve = time.process_time(), Passes(), []
+    cuda = x.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    if cuda:
+        # The first pass of a process fetches the GPU's libraries.
+        predict(model, x[:1])
+        torch.cuda.synchronize()
+    started, passes, curve = clock(), Passes(), []
     if tool in OURS:
         found = evaluate(model, x, y, threat=threat, suite=OURS[tool], batch_size=250)
-        seconds, table = time.process_time() - started, found.outcomes
+        seconds, table = clock() - started, found.outcomes
         broken = set(table.index[~table.survived].tolist())
         robust = [i not in broken for i in range(len(x))]
         marginal = sorted(set(table.index[table.marginal].tolist()))
@@ -122,7 +131,9 @@ def measure(tool: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -
     else:
         with evaluating(model), frozen(model), counted(model, passes):
             x_adv = REFERENCES[tool](model, x, y, threat.eps)
-        seconds = time.process_time() - started
+            if cuda:
+                torch.cuda.synchronize()
+        seconds = clock() - started
         with evaluating(model):
             logits = predict(model, x_adv)
             clean = predict(model, x).argmax(1) == y
@@ -146,32 +157,50 @@ def measure(tool: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -
         "threat": str(threat),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a tool",
+        "machine": machine(cuda=cuda),
     }
+
+
+def machine(*, cuda: bool) -> str:
+    """What a tool had to itself."""
+    return torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores, one thread a tool"
 
 
 def worker(arguments: argparse.Namespace) -> None:
     """One tool on one model, in a process of its own."""
     torch.set_num_threads(1)
-    name = arguments.model.partition("=")[0]
-    result = measure(arguments.tools[0], *subject(arguments)) | {"model": name}
+    model, x, y, threat = subject(arguments)
+    device = arguments.device
+    result = measure(arguments.tools[0], model.to(device), x.to(device), y.to(device), threat)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}-{arguments.tools[0]}.json").write_text(json.dumps(result) + "\n")
+    results_of(arguments)[0].write_text(json.dumps(result | {"model": name_of(arguments)}) + "\n")
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """What the model is called in the results, where figures of a GPU stand apart."""
+    return arguments.model.partition("=")[0] + ("" if arguments.device == "cpu" else f"-{arguments.device}")
+
+
+def results_of(arguments: argparse.Namespace) -> list[Path]:
+    """The file of each tool."""
+    return [RESULTS / f"{name_of(arguments)}-{tool}.json" for tool in arguments.tools]
 
 
 def side_by_side(arguments: argparse.Namespace) -> None:
-    """All tools at once, one process and one thread each."""
+    """All tools at once, one process and one thread each; on a GPU one by one."""
     shared = ["--n", str(arguments.n), "--data", arguments.data, "--eps", arguments.eps, "--split", arguments.split]
+    shared += ["--device", arguments.device]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([sys.executable, __file__, "--worker", arguments.model, tool, *shared], env=environment)
-        for tool in arguments.tools
-    ]
+    running = []
+    for tool in arguments.tools:
+        command = [sys.executable, __file__, "--worker", arguments.model, tool, *shared]
+        running.append(subprocess.Popen(command, env=environment))
+        if arguments.device != "cpu":
+            running[-1].wait()
     failed = [process.args for process in running if process.wait() != 0]
     if failed:
         raise SystemExit(f"failed: {failed}")
-    for tool in arguments.tools:
-        path = RESULTS / f"{arguments.model.partition('=')[0]}-{tool}.json"
+    for path in results_of(arguments):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"beside": arguments.tools}) + "\n")
 
 
@@ -269,6 +298,7 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="data of resnet18")
     parser.add_argument("--eps", default="8/255", help="radius for a run folder")
     parser.add_argument("--split", default="test", choices=["train", "test"], help="of a run folder's data")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worker", action="store_true")
     arguments = parser.parse_args()
     if arguments.model == "report":

@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -42,21 +42,24 @@ class Setting:
         network: name of the network.
         data: random images.
         batch_size: examples in a step.
+        device: where all of it happens.
     """
 
     network: str
     data: ImageData
     batch_size: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def net(self) -> nn.Module:
         """The network, weights random."""
-        return models.build(self.network, num_classes=10, in_channels=3).train()
+        return models.build(self.network, num_classes=10, in_channels=3).train().to(self.device)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """A batch that is already there."""
         split = self.data.train
         assert isinstance(split, Split)
-        return split.images[: self.batch_size].float() / 255, split.labels[: self.batch_size]
+        x, y = split.images[: self.batch_size].float() / 255, split.labels[: self.batch_size]
+        return x.to(self.device), y.to(self.device)
 
 
 def images(n: int) -> ImageData:
@@ -83,7 +86,7 @@ def ours(method: str) -> Callable[[Setting], Step]:
             }
         )
         n = len(setting.data.train)
-        job, batches = set_up(recipe, setting.data, setting.data.train, torch.arange(n), torch.device("cpu"))
+        job, batches = set_up(recipe, setting.data, setting.data.train, torch.arange(n), setting.device)
         return lambda: train_batch(job, batches[job.number])
 
     return make
@@ -158,7 +161,7 @@ def art_classifier(setting: Setting) -> Any:
         input_shape=(3, 32, 32),
         nb_classes=10,
         clip_values=(0.0, 1.0),
-        device_type="cpu",
+        device_type="cpu" if setting.device.type == "cpu" else "gpu",
     )
 
 
@@ -169,7 +172,7 @@ def art_madry(setting: Setting) -> Step:
         art_classifier(setting), nb_epochs=1, batch_size=setting.batch_size, eps=EPS, eps_step=STEP_SIZE, max_iter=STEPS
     )
     trainer.attack.set_params(batch_size=setting.batch_size)
-    x, y = (tensor.numpy() for tensor in setting.batch())
+    x, y = (tensor.cpu().numpy() for tensor in setting.batch())
     return silent(lambda: trainer.fit(x, y))
 
 
@@ -188,7 +191,7 @@ def art_trades(setting: Setting) -> Step:
         verbose=False,
     )
     trainer = trainers.AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
-    x, y = (tensor.numpy() for tensor in setting.batch())
+    x, y = (tensor.cpu().numpy() for tensor in setting.batch())
     return silent(lambda: trainer.fit(x, y, batch_size=setting.batch_size, nb_epochs=1))
 
 
@@ -208,18 +211,18 @@ class OnlyImages(nn.Module):
 def madrylab(setting: Setting) -> Step:
     """`AttackerModel` of MadryLab's robustness in the loop of its trainer, which does not import.
 
-    It moves everything to a GPU, so `Tensor.cuda` does nothing here. The last iterate is taken and the start random,
-    as in all others; by its defaults the best iterate is, for one forward pass more.
+    It moves everything to a GPU, so `Tensor.cuda` goes to the setting's device here. The last iterate is taken and the
+    start random, as in all others; by its defaults the best iterate is, for one forward pass more.
     """
     attacker = importlib.import_module("robustness.attacker")
     dataset = mock.Mock(mean=torch.zeros(3), std=torch.ones(3))
-    model = attacker.AttackerModel(OnlyImages(setting.net()), dataset).train()
+    model = attacker.AttackerModel(OnlyImages(setting.net()), dataset).train().to(setting.device)
     x, y = setting.batch()
     optimizer = sgd(model)
     attack = {"constraint": "inf", "eps": EPS, "step_size": STEP_SIZE, "iterations": STEPS}
 
     def step() -> None:
-        with mock.patch.object(Tensor, "cuda", lambda tensor, *_, **__: tensor):
+        with mock.patch.object(Tensor, "cuda", lambda tensor, *_, **__: tensor.to(setting.device)):
             logits, _ = model(x, target=y, make_adv=True, random_start=True, use_best=False, **attack)
         loss = F.cross_entropy(logits, y)
         loss.item()
