@@ -1,9 +1,14 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 import toughen
+from toughen import cli
+from toughen.evaluation.ledger import identity_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +34,21 @@ def test_every_public_name_is_there():
     for name in toughen.__all__:
         assert getattr(toughen, name) is not None
     assert set(toughen.__all__) <= set(dir(toughen))
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch):
+    assert metadata.version("toughen") == toughen.__version__
+    version = metadata.version
+
+    def of_others(name: str) -> str:
+        if name == "toughen":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", of_others)
+    assert identity_of()["version"] == toughen.__version__
+    shown = CliRunner().invoke(cli.app, ["--version"])
+    assert shown.output == f"toughen {toughen.__version__}\n"
 
 
 FLOORS = [

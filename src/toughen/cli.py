@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from toughen import __version__
 from toughen.arguments import Arguments
 from toughen.cli_study import app as study
 from toughen.command import console, plain_errors, show_warnings_briefly
@@ -36,9 +37,7 @@ app.add_typer(study, name="study")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"toughen {version('toughen')}")
+        print(f"toughen {__version__}")
         raise typer.Exit()
 
 

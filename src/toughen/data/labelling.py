@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toughen import store
+from toughen import __version__, store
 from toughen.batched import Batched, predict
 from toughen.data.base import to_float
 from toughen.data.duplicates import BOUND, Pool, Reference, squared_limit
@@ -110,7 +110,7 @@ def label(
     if not len(pool):
         raise ValueError("The pool holds no image; give one with images.")
     request = {
-        "version": importlib.metadata.version("toughen"),
+        "version": __version__,
         "pool": {"images": len(pool), "fingerprint": fingerprint(pool)},
         "test": {"images": len(test_images), "fingerprint": _hash(test_images)},
         "scorer": _hash_model(scorer),
@@ -287,7 +287,8 @@ def _chosen_and_written(
         "labeller_agrees": float(agreeing.mean()) if labeller else None,
         "files": {name: hash_file(job.out / name) for name in [*files, DUPLICATES, PERCEPTUAL]},
         "versions": {
-            name: importlib.metadata.version(name) for name in ("toughen", "torch", "numpy", "pillow", "pyarrow")
+            "toughen": __version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow", "pyarrow")},
         },
     }
 

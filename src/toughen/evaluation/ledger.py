@@ -16,7 +16,6 @@ their settings, the seed and the size of a unit. Another one is refused by name 
 
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from toughen import distributed, store
+from toughen import __version__, distributed, store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.result import RESULT
@@ -64,7 +63,7 @@ _CALLED = {
 
 def identity_of(**parts: Any) -> Identity:
     """What an evaluation is of, as it will be read back from JSON: the parts, and the version of toughen."""
-    return store.decode(store.encode({"version": importlib.metadata.version("toughen"), **parts}), Path("identity"))
+    return store.decode(store.encode({"version": __version__, **parts}), Path("identity"))
 
 
 def hash_model(model: nn.Module) -> str:

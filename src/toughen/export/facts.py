@@ -5,14 +5,13 @@ facts.evaluations[0].robust_interval            # the worst case that was measur
 """
 
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from toughen import recipes, store
+from toughen import __version__, recipes, store
 from toughen.checkpoint import Checkpoint, latest_checkpoint
 from toughen.evaluation import Evaluation
 from toughen.evaluation.ledger import hash_model
@@ -54,7 +53,7 @@ class Facts:
         options = {key: model[key] for key in run.recipe.model.settings}
         return {
             "format": FORMAT,
-            "toughen": metadata.version("toughen"),
+            "toughen": __version__,
             "architecture": {"name": model["name"], "options": options},
             "num_classes": data.num_classes,
             "in_channels": data.channels,
