@@ -39,6 +39,11 @@ class Diverged(RuntimeError):
     """Ranks no longer hold the same weights (DD602)."""
 
 
+def cores() -> int:
+    """Processor cores that this process may use; ranks of one machine share them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def rank() -> int:
     """This process's number, 0 when alone."""
     return dist.get_rank() if dist.is_initialized() else 0

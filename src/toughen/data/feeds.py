@@ -8,7 +8,6 @@ resume changes a pixel.
 """
 
 import itertools
-import os
 import signal
 import threading
 import warnings
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from toughen.data.base import Examples
 from toughen.data.stored import Stored
-from toughen.distributed import TIMEOUT
+from toughen.distributed import TIMEOUT, cores
 from toughen.noise import derive
 
 MOST_WORKERS = 8
@@ -105,11 +104,6 @@ def feed_of(
     # Twice in a row, and the other ranks still wait.
     patience = min(PATIENCE, TIMEOUT.total_seconds() / 3) if world > 1 else PATIENCE
     return Streamed(split, plan, seed, device, workers, patience=patience, note=note)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, eq=False)

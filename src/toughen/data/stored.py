@@ -7,7 +7,6 @@ two it holds. Its pixels are those of the centre view; random views are drawn by
     test.take(torch.arange(100)).images              # (100, 3, 224, 224) uint8
 """
 
-import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from toughen.data.encoded import Encoded
 from toughen.data.view import UNSCALED, View, to_rgb, unscaled
+from toughen.distributed import cores
 
 # What Pillow raises on broken images, format by format.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -80,7 +80,7 @@ class Stored:
             pixels[number] = self.centre(number).transpose(2, 0, 1)
 
         # Pillow decodes and resizes photographs outside the interpreter's lock.
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(fill, range(len(self))):
                 pass
         return torch.from_numpy(pixels)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from toughen.data import cache
 from toughen.data.base import Examples
-from toughen.data.feeds import cores
 from toughen.data.files import BY_SIZE
 from toughen.data.stored import Stored
+from toughen.distributed import cores
 
 BLOCK = 512
 """Images between two signs of life."""

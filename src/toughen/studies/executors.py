@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from toughen.distributed import cores
 from toughen.studies.folder import StudyFolder
 from toughen.studies.text import StudyError
 
@@ -71,8 +72,7 @@ def _environment(number: int, jobs: int) -> dict[str, str]:
     gpus = visible_gpus()
     if gpus:
         return {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+    return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))}
 
 
 def visible_gpus() -> Sequence[str]:
