@@ -17,9 +17,9 @@ manifest. The same call on the same folder goes on where the last one ended, and
 """
 
 import hashlib
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,10 +286,7 @@ def _chosen_and_written(
         "labelled_by": "labeller" if labeller else "scorer",
         "labeller_agrees": float(agreeing.mean()) if labeller else None,
         "files": {name: hash_file(job.out / name) for name in [*files, DUPLICATES, PERCEPTUAL]},
-        "versions": {
-            "toughen": __version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow", "pyarrow")},
-        },
+        "versions": {"toughen": __version__} | {key: version(key) for key in ("torch", "numpy", "pillow", "pyarrow")},
     }
 
 
