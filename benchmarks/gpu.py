@@ -31,11 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from peer_steps import ENTRANTS, PGD, Setting, images
+from step_cost import recipe_of
 from toughen.counting import counted
 from toughen.data import Batches
 from toughen.modes import backends
 from toughen.recipes import Recipe
-from toughen.recipes.text import build
 from toughen.training.fast import Ways, kernels
 from toughen.training.loop import Job, train_batch
 from toughen.training.setup import set_up
@@ -48,10 +48,10 @@ WAYS = {
     "bf16, folded": Ways(**FAST, folded=True),
     "bf16, graphs": Ways(**FAST, compiled=True),
 }
-METHODS: dict[str, Any] = {
-    "natural": "natural",
-    "pgd-10": {"name": "adversarial", "attack": PGD},
-    "free-8": {"name": "free", "replays": 8},
+METHODS: dict[str, dict[str, Any]] = {
+    "natural": {"method": "natural"},
+    "pgd-10": {"method": {"name": "adversarial", "attack": PGD}},
+    "free-8": {"method": {"name": "free", "replays": 8}},
 }
 CASES = [
     ("wrn-34-10", "pgd-10", 128),
@@ -114,21 +114,6 @@ def ceilings(bench: Bench) -> tuple[float, float]:
     return 2 * n**3 / bench.seconds(lambda: a @ b), 2 * length / bench.seconds(lambda: target.copy_(source))
 
 
-def recipe_of(network: str, method: str, batch_size: int) -> Recipe:
-    """A step to be measured, as a recipe that never ends."""
-    return build(
-        {
-            "data": {"source": "random", "pad": 4, "flip": True},
-            "model": network,
-            "threat": "linf:8/255",
-            "method": METHODS[method],
-            "batch_size": batch_size,
-            "steps": 10**6,
-            "optimizer": {"lr": 0.01, "weight_decay": 5e-4},
-        }
-    )
-
-
 def set_up_on(device: torch.device, recipe: Recipe, ways: Ways) -> tuple[Job, Batches]:
     """A job of random images, and its batches."""
     data = images(max(4 * recipe.batch_size, 64))
@@ -155,7 +140,7 @@ class Flops(TorchDispatchMode):
 def flops(bench: Bench, network: str, method: str) -> float:
     """Floating-point operations of an optimiser step for one image: matrix products alone, a multiply-add being two."""
     size = 4
-    job, batches = set_up_on(bench.device, recipe_of(network, method, size), Ways())
+    job, batches = set_up_on(bench.device, recipe_of(network, size, METHODS[method]), Ways())
     with Flops() as counter:
         train_batch(job, batches[0])
     return counter.total / size / job.method.steps_per_batch
@@ -181,7 +166,7 @@ def steps(bench: Bench) -> Iterator[dict[str, Any]]:
         for name, ways in WAYS.items():
             if bench.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(bench.device)
-            recipe = recipe_of(network, method, size)
+            recipe = recipe_of(network, size, METHODS[method])
             job, batches = set_up_on(bench.device, recipe, ways)
             step, per_batch = training(job, batches), job.method.steps_per_batch
             with kernels(recipe, ways):
@@ -213,7 +198,7 @@ def profiled(bench: Bench) -> Iterator[dict[str, Any]]:
     """The first case in the last way, kernel by kernel: what is no matrix work, and how long the device was idle."""
     network, method, size = bench.cases[0]
     name, ways = list(WAYS.items())[-1]
-    recipe = recipe_of(network, method, size)
+    recipe = recipe_of(network, size, METHODS[method])
     job, batches = set_up_on(bench.device, recipe, ways)
     step, cuda, count = training(job, batches), bench.device.type == "cuda", 3
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toughen.data import Batches, ImageData, Split
-from toughen.noise import generator
+from peer_steps import images
+from toughen.data import Batches, ImageData
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
 from toughen.training.loop import train_batch
@@ -46,13 +46,6 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "bilateral": ({"method": "bilateral"}, 1.10),
     "interpolated-7": ({"method": {"name": "interpolated"}}, 1.10),
 }
-
-
-def images(n: int) -> ImageData:
-    """Random CIFAR-shaped images: what they show does not change what a step costs."""
-    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=generator("benchmark"), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(n) % 10)
-    return ImageData("random", split, None, split, tuple("0123456789"))
 
 
 def recipe_of(model: str, batch_size: int, changes: dict[str, Any]) -> Recipe:
