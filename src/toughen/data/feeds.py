@@ -249,8 +249,7 @@ class Ahead:
     def close(self) -> None:
         """End the workers; nothing comes from here any more."""
         if self._processes:
-            # What the loader's iterator does when its last reference goes, which may be long after.
-            getattr(self._queue, "_shutdown_workers")()  # noqa: B009
+            _shut(self._queue)
             self._processes = []
 
     def _give_up(self, given_up: threading.Event) -> None:
@@ -301,6 +300,11 @@ def _ended(code: int | None) -> str:
         return f"ended (exit code {code})"
     often = {signal.SIGKILL: ", often out of memory", signal.SIGBUS: ", often out of shared memory"}
     return f"was killed (signal {-code}{often.get(signal.Signals(-code), '')})"
+
+
+def _shut(queue: Any) -> None:
+    """What the loader's iterator does when its last reference goes, which may be long after."""
+    queue._shutdown_workers()
 
 
 def _unwatched(queue: Any) -> None:
