@@ -1,6 +1,6 @@
 """What a GPU makes of it: its rates, our steps beside them, one step in kernels, other libraries, and the speed-runs.
 
-    python benchmarks/gpu.py steps profile peers                         # random images; ten minutes on an H200
+    python benchmarks/gpu.py steps profile peers                         # on random images
     python benchmarks/gpu.py speedrun --data DIR --recipe cifar10-speedrun-46 --suite pgd-50 --seeds 0 1 2
     python benchmarks/gpu.py steps profile peers speedrun --toy          # a minute on a CPU: does it run
 
