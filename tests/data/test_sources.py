@@ -273,7 +273,6 @@ def test_the_download_leaves_the_settings_of_datasets_alone():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.is_dir(), reason=f"{CIFAR} is not there")
-@pytest.mark.skip(reason="decoding CIFAR-10 takes about eight seconds; run by hand")
 def test_cifar10():
     data = load(str(CIFAR))
     assert data.train.labels.bincount().tolist() == [5000] * 10
