@@ -168,6 +168,19 @@ def test_l2_draws_fill_the_ball(d):
     torch.testing.assert_close(delta.T @ delta / n, torch.eye(d).double() * eps**2 / (d + 2), rtol=0, atol=0.003)
 
 
+@pytest.mark.parametrize(("n", "shape"), [(2000, (1, 1, 1)), (2000, (1, 3, 3)), (200, (2, 5, 7)), (4, (3, 105, 105))])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ball", BALLS)
+def test_a_draw_does_not_depend_on_the_place_in_the_batch(ball, dtype, n, shape):
+    """Bit for bit, wherever the batch is cut: what fills a processor's vectors, and what is left over, changes then."""
+    x, eps = torch.zeros(n, *shape, dtype=dtype), torch.linspace(0.1, 3, n)
+    whole = ball(eps).sample(x, many(n))
+    for start in range(min(n, 18)):
+        for end in (start + 1, start + 2, start + 7, n):
+            rows = slice(start, end)
+            assert torch.equal(ball(eps[rows]).sample(x[rows], many(n)[rows]), whole[rows]), rows
+
+
 def test_linf_draws_fill_the_cube():
     n, d, eps = 20_000, 4, 8 / 255
     delta = Linf(eps).sample(torch.zeros(n, d, 1, 1), many(n)).flatten(1).double() / eps

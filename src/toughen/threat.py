@@ -159,10 +159,15 @@ class L2(Threat):
         return torch.where(norm > eps, delta / torch.where(norm > 0, norm, 1.0) * eps, delta)
 
     def sample(self, x: Tensor, noise: Stream) -> Tensor:
-        """A uniform direction (a normalised Gaussian) with length eps u^(1/d), which is uniform in the ball."""
-        direction = self.steepest(noise.child("direction").normal(tuple(x.shape[1:]), dtype=x.dtype).to(x.device))
-        u = (noise.child("length").uniform((1,) * (x.ndim - 1), dtype=x.dtype).to(x.device) + 1) / 2
-        return direction * u.pow(1 / max(1, x[0].numel() if len(x) else 1)) * per_example(self.eps, x)
+        """Uniform in the ball: a uniform point on the sphere of d + 2 dimensions, less two of its coordinates.
+
+        Harman and Lacko 2010. The usual length, u^(1/d), takes a power, whose last bit depends on an example's place in
+        the batch.
+        """
+        image = noise.child("direction").normal(tuple(x.shape[1:]), dtype=x.dtype)
+        dropped = noise.child("length").normal((2,), dtype=x.dtype)
+        point = self.steepest(torch.cat([image.flatten(1), dropped], 1).to(x.device))
+        return point[:, :-2].reshape(x.shape) * per_example(self.eps, x)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """grad / ||grad||_2."""

@@ -70,9 +70,10 @@ def label_by_hand(kind: str, f: Tensor, c: int, largest: int | None) -> Tensor:
 def delta_by_hand(threat: Threat, noise: Stream) -> Tensor:
     if isinstance(threat, Linf):
         return EPS * noise.uniform(SHAPE, dtype=torch.float64)
-    direction = noise.child("direction").normal(SHAPE, dtype=torch.float64)
-    u = (noise.child("length").uniform((1, 1, 1), dtype=torch.float64) + 1) / 2
-    return EPS * direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * u ** (1 / 64)
+    image = noise.child("direction").normal(SHAPE, dtype=torch.float64)
+    dropped = noise.child("length").normal((2,), dtype=torch.float64)
+    square = image.square().sum((1, 2, 3)) + dropped.square().sum(1)
+    return EPS * image / square.sqrt().reshape(-1, 1, 1, 1)
 
 
 def step_by_hand(model: nn.Module, one: Batch, threat: Threat, target: str, labels: str, mode: str, largest=None):
