@@ -11,6 +11,9 @@
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |
 | folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `fusion.Folding` |
 
+On a CPU some networks must do without channels_last and graphs, for torch would write outside of its memory: see
+`training.narrow`.
+
 What bf16 changes, measured on 64 CIFAR-10 images at initial weights: the loss by less than 0.05 %; the gradient by the
 weights keeps a cosine of 0.94 (PreActResNet-18), 0.98 (WRN-16-4) or 0.9998 (a network without BatchNorm) with that of
 float32; of the input gradient's signs, which are what an attack takes, 87, 90 and 98 % stay.
@@ -38,6 +41,7 @@ from toughen.methods import Spec
 from toughen.models import Classifier
 from toughen.modes import backends, running
 from toughen.recipes import Recipe
+from toughen.training.narrow import REASON
 
 WORTH_COMPILING = 1000
 """Batches after which compiling, some minutes, has paid for itself."""
@@ -73,7 +77,12 @@ class Ways:
 
 
 def chosen_ways(
-    recipe: Recipe, model: Classifier, shape: Sequence[int], device: torch.device, note: Callable[[str], None]
+    recipe: Recipe,
+    model: Classifier,
+    shape: Sequence[int],
+    device: torch.device,
+    note: Callable[[str], None],
+    narrow: bool,
 ) -> Ways:
     """In which ways a run computes, on all ranks the first one's choice; told to `note` but for the rule on the CPU.
 
@@ -83,13 +92,14 @@ def chosen_ways(
         shape: of this rank's rows of a batch, (N, C, H, W).
         device: of the model.
         note: is told of the choice.
+        narrow: whether it must do without channels last and graphs, see `training.narrow`.
     """
     ways = by_rule(recipe, device)
     if recipe.fast == "measure":
         rows = recipe.micro_batch if isinstance(recipe.micro_batch, int) else shape[0]
         images = torch.zeros(min(rows, shape[0]), *shape[1:], device=device)
         # Every rank measures, so that all are as busy as they will be.
-        ways, said = distributed.from_main(by_measuring(recipe, model, images))
+        ways, said = distributed.from_main(by_measuring(recipe, model, images, narrow))
         note(said)
     elif device.type != "cpu":
         note(f"computing in {ways} (fast: rule)")
@@ -111,11 +121,11 @@ def by_rule(recipe: Recipe, device: torch.device) -> Ways:
     )
 
 
-def by_measuring(recipe: Recipe, model: Classifier, images: Tensor) -> tuple[Ways, str]:
+def by_measuring(recipe: Recipe, model: Classifier, images: Tensor, narrow: bool) -> tuple[Ways, str]:
     """The ways that were fastest on this device, see `measured`; a precision that the recipe names is kept."""
     bf16 = {"auto": (False, True), "fp32": (False,), "bf16": (True,)}[recipe.precision]
     y = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    found, said = measured(model, images, y, bf16=bf16, compiles=can_compile(recipe))
+    found, said = measured(model, images, y, bf16=bf16, compiles=can_compile(recipe), narrow=narrow)
     return replace(found, tf32=images.device.type == "cuda", folded=not found.compiled), said
 
 
@@ -124,7 +134,9 @@ def can_compile(recipe: Recipe) -> bool:
     return not recipe.method.second_derivatives and not recipe.activation_checkpointing
 
 
-def measured(model: Classifier, x: Tensor, y: Tensor, *, bf16: Sequence[bool], compiles: bool) -> tuple[Ways, str]:
+def measured(
+    model: Classifier, x: Tensor, y: Tensor, *, bf16: Sequence[bool], compiles: bool, narrow: bool = False
+) -> tuple[Ways, str]:
     """The fastest ways for a natural step of a model on a batch, and what was measured, in a sentence.
 
     Args:
@@ -133,11 +145,13 @@ def measured(model: Classifier, x: Tensor, y: Tensor, *, bf16: Sequence[bool], c
         y: classes (N,).
         bf16: which of float32 (False) and bfloat16 (True) may be taken.
         compiles: whether compiled graphs are tried, on top of the best without.
+        narrow: whether channels last and graphs are not even tried, for that alone could end the process.
     """
-    tried = [Ways(bf16=low, channels_last=last) for low in bf16 for last in (False, True)]
+    layouts = (False,) if narrow else (False, True)
+    tried = [Ways(bf16=low, channels_last=last) for low in bf16 for last in layouts]
     seconds = _timed(model, x, y, tried)
     best = min(tried, key=lambda ways: seconds[ways])
-    if compiles:
+    if compiles and not narrow:
         with_graphs = replace(best, compiled=True)
         try:
             seconds |= _timed(model, x, y, [with_graphs])
@@ -148,7 +162,8 @@ def measured(model: Classifier, x: Tensor, y: Tensor, *, bf16: Sequence[bool], c
     if seconds[best] > (1 - MARGIN) * seconds[plain]:
         best = plain
     shown = "; ".join(f"{ways} {1000 * took:.0f} ms" for ways, took in seconds.items() if took < float("inf"))
-    return best, f"measured a natural step: {shown}; taken: {best}"
+    left_out = f"; neither channels_last nor graphs were tried: {REASON}" if narrow else ""
+    return best, f"measured a natural step: {shown}{left_out}; taken: {best}"
 
 
 def _timed(model: Classifier, x: Tensor, y: Tensor, tried: Sequence[Ways]) -> dict[Ways, float]:

@@ -29,6 +29,7 @@ from toughen.training.about import About
 from toughen.training.fast import Graphs, Ways, chosen_ways, folding_of, laid_out
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
+from toughen.training.narrow import REASON, narrow
 from toughen.training.recompute import blocks
 from toughen.training.start import check_start, expected_normalization, start
 
@@ -186,7 +187,15 @@ def set_up(
             raise RecipeError(str(error)) from None
     check_ranks_have_rows(recipe, model, batches.smallest)
     slots = distributed.slots(recipe.batch_size)
-    ways = ways or chosen_ways(recipe, model, (slots, *data.image_shape), device, note)
+    try:
+        without = narrow(model, data.image_shape, device, dtype)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from None
+    ways = ways or chosen_ways(recipe, model, (slots, *data.image_shape), device, note, without)
+    if without and (ways.channels_last or ways.compiled):
+        # A run that began elsewhere, on a GPU say.
+        ways = replace(ways, channels_last=False, compiled=False)
+        note(f"computing in {ways} from here on: {REASON}")
     together = recipe.batchnorm == "synchronised" and synchronises(model, device)
     spread = recipe.sharding == "full" and distributed.world() > 1
     if together:
