@@ -30,10 +30,9 @@ def test_a_section_has_every_member_with_its_first_line(section: str):
 
 def test_recipes_with_the_first_line_of_their_files():
     lines, texts = catalogue("recipes"), recipes.shipped()
-    originals = [name for name in texts if not (name.endswith("-small") and name.removesuffix("-small") in texts)]
-    assert names(lines) == originals
-    for line, name in zip(lines[1:], originals, strict=True):
-        twin = " [also as -small]" if f"{name}-small" in texts else ""
+    assert names(lines) == [*texts]
+    for line, name in zip(lines[1:], texts, strict=True):
+        twin = "" if name.startswith(("mnist-", "finetune")) else " [also as -small]"
         assert line.endswith(texts[name].splitlines()[0].removeprefix("# ") + twin)
     assert "  cifar10-trades " in "\n".join(lines)
     assert "cifar10-trades-small" not in "\n".join(lines)

@@ -24,8 +24,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    # No twins: the stand-ins are the recipes themselves.
-    Path("mine.yaml").write_text(STUDY + "scales: {toy: {twins: false}}\n")
+    Path("mine.yaml").write_text(STUDY)
     return "mine.yaml"
 
 

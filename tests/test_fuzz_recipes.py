@@ -26,7 +26,7 @@ from fuzzed_recipes import (
 )
 from toughen.attacks import ATTACKS
 from toughen.methods import METHODS
-from toughen.recipes import Recipe, RecipeError, dump, load, shipped
+from toughen.recipes import Recipe, RecipeError, dump, load, shipped, twinned
 from toughen.recipes.text import build, change, parse_yaml, read
 from toughen.schedule import SCHEDULES
 from toughen.threat import Linf
@@ -110,7 +110,7 @@ def test_valid_recipes_come_back_from_their_dump(faults):
     n = faults.trials(small=25, full=1200)
     for draw in drawn("valid", n):
         comes_back(build(whole(draw)))
-    names = list(shipped())[:: faults.trials(small=20, full=1)] if not faults.full else list(shipped())
+    names = [*shipped(), *(f"{name}-small" for name in twinned())][:: faults.trials(small=20, full=1)]
     for name in names:
         comes_back(load(name))
     faults.tell(GOAL, f"{n} drawn and {len(names)} shipped recipes: all equal after load(dump())")

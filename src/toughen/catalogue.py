@@ -17,9 +17,6 @@ from toughen.models import MODELS
 from toughen.naming import known
 from toughen.threat import Linf
 
-SMALL = "-small"
-"""ends the name of a recipe's twin for a small network and few images"""
-
 
 def first_line(member: object) -> str:
     """The first line of a member's documentation, or nothing."""
@@ -28,15 +25,12 @@ def first_line(member: object) -> str:
 
 
 def _recipes() -> dict[str, str]:
-    """Each recipe with its first line; a small twin in the row of its original."""
-    texts = recipes.shipped()
-    rows = {}
-    for name, text in texts.items():
-        if name.endswith(SMALL) and name.removesuffix(SMALL) in texts:
-            continue
-        twin = " [also as -small]" if name + SMALL in texts else ""
-        rows[name] = text.partition("\n")[0].removeprefix("#").strip() + twin
-    return rows
+    """Each recipe with its first line, and whether it has a twin for a small network and few images."""
+    twinned = set(recipes.twinned())
+    return {
+        name: text.partition("\n")[0].removeprefix("#").strip() + (" [also as -small]" if name in twinned else "")
+        for name, text in recipes.shipped().items()
+    }
 
 
 def _methods() -> dict[str, str]:

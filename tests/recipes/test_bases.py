@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from toughen.recipes import RecipeError, dump, load, shipped
-from toughen.recipes.text import change, laid_over, parse_yaml
+from toughen.recipes.overlay import laid_over
+from toughen.recipes.text import change, parse_yaml
 
 BASE = """
 data: {source: mnist5k, flip: true}
@@ -139,15 +140,11 @@ def test_a_shipped_name_is_a_base_in_a_users_file_even_beside_a_folder_of_that_n
 
 def test_parts_are_bases_and_no_recipes(tmp_path: Path):
     assert not [name for name in shipped() if name.startswith("_")]
-    assert load(put(tmp_path, mine="base: [cifar10-pgd, _small]\nname: mine\n")).model.name == "small_cnn"
-    mine = load(put(tmp_path, mine="base: [imagenet-xie, _small_photographs]\nname: mine\n"))
-    assert (mine.data.size, mine.data.limit, mine.optimizer.lr_batch_size, mine.steps) == (64, None, None, 160)
     mine = load(put(tmp_path, mine="base: [cifar10-trades, _limits_extra]\nname: mine\n"))
     assert mine.data.extra is not None
     assert (mine.data.extra.labelled, mine.data.extra.limit, mine.batch_size) == (0.5, 500_000, 1024)
-    for part in ("_small", "_small_photographs", "_limits_extra"):
-        with pytest.raises(RecipeError, match="method: is missing"):
-            load(part)
+    with pytest.raises(RecipeError, match="method: is missing"):
+        load("_limits_extra")
 
 
 def test_bases_that_lead_nowhere(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +19,16 @@ from toughen.recipes.text import build, parse_yaml
 from toughen.training.loop import train_batch
 from toughen.training.setup import load_pseudo_labelled, set_up, splits
 
+FOLDER = Path(recipes.__file__).parent
 TEXTS = recipes.shipped()
 SHIPPED = sorted(TEXTS)
-TWINS = [name for name in SHIPPED if name.endswith("-small")]
-# Those of no paper have no twin either.
+# These have no twin besides.
 OWN = {"finetune", "mnist-free", "mnist-natural", "mnist-pgd"}
-PAPERS = [name for name in SHIPPED if name not in TWINS and name not in OWN]
+PAPERS = [name for name in SHIPPED if name not in OWN]
+TWINS = [f"{name}-small" for name in PAPERS]
 PHOTOGRAPHS = [name for name in PAPERS if name.startswith("imagenet-")]
 MIXED = [name for name in PAPERS if "-extra-" in name or name == "cifar10-rst"]
-# The first ones, which say all by themselves and train on all images.
+# The first ones, which have settings of their own and train on all images.
 OLD = {"cifar10-free-small", "cifar10-natural-small", "cifar10-pgd-small"}
 # What a twin may change of its method: how long it takes, never what it does.
 LENGTHS = {"steps", "step_size", "warmup", "replays"}
@@ -38,7 +39,7 @@ def loaded(name: str) -> Recipe:
     return recipes.load(name)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED + TWINS)
 def test_a_recipe_loads_is_called_like_its_file_and_comes_back_from_its_dump(name: str):
     recipe = loaded(name)
     again = build(parse_yaml(dump(recipe), "dump"))
@@ -48,9 +49,10 @@ def test_a_recipe_loads_is_called_like_its_file_and_comes_back_from_its_dump(nam
 
 
 def test_each_line_with_a_figure_says_where_it_is_from():
-    part = (resources.files("toughen.recipes") / "_limits_extra.yaml").read_text(encoding="utf-8")
+    part = (FOLDER / "limits" / "_limits_extra.yaml").read_text(encoding="utf-8")
     for name, text in {"_limits_extra": part, **{name: TEXTS[name] for name in PAPERS}}.items():
-        for line in text.splitlines():
+        # What a recipe has for its twin is ours.
+        for line in text.partition("\nsmall:")[0].splitlines():
             setting, mark, source = line.partition("#")
             value = setting.partition(":")[2]
             if re.search(r"(?<![\w-])[0-9]", value) and not setting.startswith(("name:", "seed:", "base:")):
@@ -58,17 +60,29 @@ def test_each_line_with_a_figure_says_where_it_is_from():
                 assert source.strip(), (name, line)
 
 
+def test_recipes_lie_in_folders_under_names_that_are_unique_and_no_twins():
+    files = [path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml")]
+    assert {len(path.parts) for path in files} == {2}
+    assert sorted(path.stem for path in files) == sorted([*SHIPPED, "_limits_extra"])
+    assert not [name for name in SHIPPED if name.endswith("-small")]
+    # The package says whose figures lie where.
+    assert recipes.__doc__ is not None
+    for folder in {path.parts[0] for path in files}:
+        assert re.search(rf"\n    .*\b{folder}\b", recipes.__doc__), folder
+
+
 def test_every_line_is_short_and_every_recipe_has_a_line_of_its_own_in_the_list():
     for name, text in TEXTS.items():
         assert text.startswith("# "), name
         assert all(len(line) <= 120 and line == line.rstrip() for line in text.splitlines()), name
     lines = catalogue("recipes")[1:]
-    assert [line.split()[0] for line in lines] == [name for name in SHIPPED if name not in TWINS]
+    assert [line.split()[0] for line in lines] == SHIPPED
+    assert [line.split()[0] for line in lines if line.endswith(" [also as -small]")] == PAPERS
     assert len({line.split(maxsplit=1)[1] for line in lines}) == len(lines)
 
 
 def test_the_cost_of_each_is_known():
-    for name in SHIPPED:
+    for name in SHIPPED + TWINS:
         recipe = loaded(name)
         assert recipe.natural_steps >= recipe.total_steps
         if name in TWINS and name not in OLD:
@@ -86,7 +100,7 @@ def mechanism(method: Method) -> dict[str, Any]:
 
 
 def test_every_recipe_of_a_paper_has_a_twin_and_every_twin_its_recipe():
-    assert {name.removesuffix("-small") for name in TWINS} == set(PAPERS)
+    assert recipes.twinned() == PAPERS
 
 
 def but_for_numbers(data: DataSettings) -> dict[str, Any]:
@@ -98,8 +112,7 @@ def but_for_numbers(data: DataSettings) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_is_its_recipe_but_smaller(name: str):
-    original = name.removesuffix("-small")
-    small, full = loaded(name), loaded(original)
+    small, full = loaded(name), loaded(name.removesuffix("-small"))
     assert small.model.name == "small_cnn"
     assert small.steps < full.steps
     assert small.data.source == full.data.source
@@ -117,20 +130,16 @@ def test_a_twin_is_its_recipe_but_smaller(name: str):
     assert small.data.extra is None or small.data.extra.limit is None
     if full.model.settings.get("activation") == "silu":
         assert small.model.settings["activation"] == "silu"
-    part = "_small_photographs" if original in PHOTOGRAPHS else "_small"
-    assert parse_yaml(TEXTS[name], name)["base"] == [original, part]
 
 
 def test_what_a_recipe_needs_is_in_its_first_line():
-    assert [name for name in SHIPPED if loaded(name).data.extra] == sorted([*MIXED, *(f"{n}-small" for n in MIXED)])
+    assert [name for name in SHIPPED if loaded(name).data.extra] == MIXED
     assert [name for name in PAPERS if loaded(name).data.size] == PHOTOGRAPHS
     for name in SHIPPED:
         first, recipe = TEXTS[name].partition("\n")[0], loaded(name)
         if recipe.data.extra:
             assert recipe.data.extra.source == "./extra"
             assert first.endswith(" Needs ./extra."), name
-        if recipe.data.size and name in TWINS:
-            assert first.endswith(" Or data=FOLDER."), name
 
 
 def attack_of(recipe: Recipe) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Example:
     recipe = load("cifar10-free", ["method.replays=4", "threat=linf:4/255"])
     text = dump(recipe)                          # starts the same run again
 
-A file with `base: cifar10-free`, or with several bases in a list, says only what it changes: see `laid_over`.
+A file with `base: cifar10-free`, or with several bases in a list, says only what it changes: see `laid_over`. Every
+recipe has a small twin, `cifar10-free-small` or `mine-small.yaml`, by a rule: see `toughen.recipes.twins`.
 """
 
 import copy
@@ -14,36 +15,24 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from toughen.data import DATA
 from toughen.naming import SHOWN, nearest, shown
+from toughen.recipes import twins
+from toughen.recipes.overlay import laid_over
 from toughen.recipes.schema import Recipe
 
 # A recipe has 40 lines; what is larger or deeper than this is something else.
 LONGEST = 1 << 20
 STOREYS = 32
 DEEPEST = 10
-# The sections that text may stand for, and the field that it then is.
-PRIMARY = {
-    "data": "source",
-    "model": "name",
-    "method": "name",
-    "schedule": "name",
-    "attack": "name",
-    "selector": "name",
-    "selection": "suite",
-    "extra": "source",
-}
-# The sections themselves lie in none.
-TOP = ""
-# A section whose other fields belong to its name, so that another name starts it anew.
-TAGGED = ("model", "method", "schedule", "attack", "selector")
 # What a file may say at its top.
-BASED = ("base", *Recipe.model_fields)
+BESIDE = ("base", twins.SECTION)
+BASED = (*BESIDE, *Recipe.model_fields)
 # A file of this kind is a part for others to build on, no recipe by itself.
 PART = "_"
 
@@ -111,111 +100,139 @@ _parse_shipped = functools.cache(parse_yaml)
 """Once for each shipped text: hundreds of recipes lie over the same few bases."""
 
 
+class _File(NamedTuple):
+    """What a name or path stands for.
+
+    Attributes:
+        where: its name or path.
+        text: what it holds.
+        folder: where its bases' relative paths start; None for a shipped recipe, whose bases are shipped too.
+        small: whether its twin is meant.
+    """
+
+    where: str
+    text: str
+    folder: Path | None
+    small: bool
+
+
 @functools.cache
 def _texts() -> dict[str, str]:
-    folder = resources.files("toughen.recipes")
-    files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
-    return {name: files[name].read_text(encoding="utf-8") for name in sorted(files)}
+    folders = (folder for folder in resources.files("toughen.recipes").iterdir() if folder.is_dir())
+    files = (file for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml"))
+    texts = {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
+    return dict(sorted(texts.items()))
 
 
 def shipped() -> dict[str, str]:
-    """The recipes that come with the package: name -> text."""
+    """The recipes that come with the package: name -> text. Their twins have none: see `twinned`."""
     return {name: text for name, text in _texts().items() if not name.startswith(PART)}
 
 
-def read(recipe: str) -> dict[str, Any]:
-    """The mapping that a shipped recipe's name or a file's path stands for, laid over its bases."""
-    if _is_path(recipe) or os.path.exists(recipe):
-        return _resolved(*_from_file(Path(recipe)))
-    return _resolved(recipe, _from_package(recipe), None)
+def twinned() -> list[str]:
+    """The shipped recipes with a twin besides: all that are not small themselves and start from no trained weights."""
+    read_in = {name: read(name) for name in shipped()}
+    return [n for n, recipe in read_in.items() if not (twins.is_small(recipe) or twins.starts_from_weights(recipe))]
+
+
+def read(recipe: str, *, small: bool = False) -> dict[str, Any]:
+    """The mapping that a shipped recipe's name or a file's path stands for, laid over its bases.
+
+    Args:
+        recipe: a name or path, of a twin too.
+        small: the recipe's twin in any case.
+
+    Raises:
+        RecipeError: there is no such recipe, it is none, or has no twin.
+    """
+    found = _from_file(Path(recipe)) if _is_path(recipe) or os.path.exists(recipe) else _from_package(recipe)
+    return _resolved(found._replace(small=small or found.small))
 
 
 def _is_path(recipe: str) -> bool:
     return recipe.endswith((".yaml", ".yml")) or "/" in recipe or os.sep in recipe
 
 
-def _from_package(recipe: str) -> str:
+def _from_package(recipe: str) -> _File:
     texts = _texts()
-    if recipe not in texts:
-        guess = nearest(recipe, shipped()) or "; see `toughen list recipes`"
+    original = recipe.removesuffix(twins.ENDING)
+    name = recipe if recipe in texts else original
+    if name not in texts:
+        guess = nearest(recipe, [*shipped(), *(f"{name}{twins.ENDING}" for name in twinned())])
+        guess = guess or "; see `toughen list recipes`"
         raise RecipeError(f"{shown(recipe)} is no shipped recipe{guess} (or give the path of a YAML file)")
-    return texts[recipe]
+    return _File(name, texts[name], None, name != recipe)
 
 
-def _from_file(path: Path) -> tuple[str, str, Path]:
+def _from_file(path: Path) -> _File:
     try:
-        path = path / "recipe.yaml" if path.is_dir() else path
+        original = path.with_stem(path.stem.removesuffix(twins.ENDING)) if path.suffix else path
+        small = not os.path.exists(path) and os.path.exists(original)
+        path = original if small else path / "recipe.yaml" if path.is_dir() else path
         with path.open(encoding="utf-8") as file:
-            return str(path), file.read(LONGEST + 1), path.parent
+            return _File(str(path), file.read(LONGEST + 1), path.parent, small)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or ("not text" if isinstance(error, UnicodeError) else "no path")
         raise RecipeError(f"recipe file {_printed(str(path))} cannot be read: {reason}; check the path") from None
 
 
-def _resolved(where: str, text: str, folder: Path | None, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's mapping over those of its bases.
+def _resolved(file: _File, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's mapping over those of its bases, or its twin's.
 
     Args:
-        where: its name or path.
-        text: what it holds.
-        folder: where its bases' relative paths start; None for a shipped recipe, whose bases are shipped too.
+        file: the recipe.
         above: the recipes that build on it, the outermost first.
     """
+    where, _, folder, small = file
     chain = (*above, where)
     if len(chain) > DEEPEST:
         raise RecipeError(f"{chain[0]} has more than {DEEPEST - 1} bases one below the other; put some into one file")
+    mapping, bases, own = _parts(file)
+    result: dict[str, Any] = {}
+    for base in bases:
+        found = _from_file(folder / base) if folder is not None and _is_path(base) else _within(where, base)
+        found = found._replace(where=os.path.normpath(found.where))
+        if found.where in map(os.path.normpath, chain):
+            raise RecipeError(f"{where}: base {base} leads back to {found.where}; leave one of these bases out")
+        result = laid_over(result, _resolved(found, chain))
+    result = laid_over(result, mapping)
+    return _twin(where, result, own) if small else result
+
+
+def _parts(file: _File) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """What a recipe says of itself, the names of its bases, and what it says of its twin."""
+    where, text, folder, _ = file
     mapping = parse_yaml(text, where) if folder is not None else copy.deepcopy(_parse_shipped(text, where))
     if not isinstance(mapping, dict):
         raise RecipeError(f"{where} holds no mapping; write lines like `data: mnist5k`")
-    bases = mapping.pop("base", [])
+    bases, own = mapping.pop("base", []), mapping.pop(twins.SECTION, {})
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise RecipeError(f"{where}: base is no name, path or list of them; write `base: cifar10-free`")
-    # Another key is left to the schema, which knows no bases.
-    known = Recipe.model_fields
-    if slip := next((k for k in mapping if k not in known and nearest(str(k), BASED).endswith("'base'?")), None):
-        raise RecipeError(f"{where}: {_printed(str(slip))}: unknown; did you mean 'base'?")
-    result: dict[str, Any] = {}
-    for base in bases:
-        if folder is not None and _is_path(base):
-            found, held, inside = _from_file(folder / base)
-            found = os.path.normpath(found)
-        else:
-            found, held, inside = base, _within(where, base), None
-        if found in map(os.path.normpath, chain):
-            raise RecipeError(f"{where}: base {base} leads back to {found}; leave one of these bases out")
-        result = laid_over(result, _resolved(found, held, inside, chain))
-    return laid_over(result, mapping)
+    if not isinstance(own, dict):
+        raise RecipeError(f"{where}: {twins.SECTION} is no section; write it like `small: {{steps: 800}}`")
+    # Another key is left to the schema, which knows neither.
+    for key in map(str, mapping):
+        guess = nearest(key, BASED) if key not in Recipe.model_fields else ""
+        if guess.endswith(tuple(f"{known!r}?" for known in BESIDE)):
+            raise RecipeError(f"{where}: {_printed(key)}: unknown{guess}")
+    return mapping, bases, own
 
 
-def _within(where: str, base: str) -> str:
+def _within(where: str, base: str) -> _File:
     try:
         return _from_package(base)
     except RecipeError as error:
         raise RecipeError(f"{where}: base {error}") from None
 
 
-def laid_over(base: Mapping[str, Any], mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with every value of the mapping in place of its own, section by section.
-
-    Text in place of a section sets its main field and keeps the rest, but another model, method, schedule or attack
-    starts its section anew.
-    """
-    return _over(base, mapping, TOP)
-
-
-def _over(base: Mapping[str, Any], mapping: Mapping[str, Any], section: str) -> dict[str, Any]:
-    return {**base, **{key: _laid(key, base.get(key), value, section) for key, value in mapping.items()}}
-
-
-def _laid(key: str, before: Any, value: Any, section: str) -> Any:
-    # IAAT's method has a selection too, which is a word.
-    if (main := PRIMARY.get(key)) and (key != "selection" or section == TOP):
-        before, value = ({main: given} if isinstance(given, str) else given for given in (before, value))
-    if not (isinstance(before, dict) and isinstance(value, dict)):
-        return value
-    renamed = key in TAGGED and value.get("name", before.get("name")) != before.get("name")
-    return value if renamed else _over(before, value, key)
+def _twin(where: str, mapping: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    if twins.starts_from_weights(mapping) and not twins.is_small(mapping):
+        raise RecipeError(
+            f"{where} has no small twin, for it starts from trained weights, which fit no other network; take {where} "
+            "itself, with fewer steps, like steps=200"
+        )
+    return twins.twin(mapping, own)
 
 
 def change(mapping: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from toughen.studies.published import Cell, find
 from toughen.studies.schema import Column, Row, Scale, Study
 from toughen.studies.text import StudyError
 
-TWIN = "-small"
 TELLS_CLEAN = ("robust", "corruptions", "mce")
 """Figures whose evaluation holds clean accuracy too."""
 
@@ -144,7 +143,7 @@ def _recipes(
     source = row.recipe or study.base
     assert source is not None
     source = size.recipes.get(source, source)
-    mapping = dict(read(_twin(source) if size.twins and source not in size.recipes.values() else source))
+    mapping = read(source, small=size.twins and source not in size.recipes.values())
     for given in (study.set, row.set, size.set, size.rows.get(name, {})):
         for path, value in given.items():
             mapping = with_value(mapping, path.split("."), value)
@@ -166,14 +165,6 @@ def _check_weights(row: Row, found: Iterable[Recipe]) -> None:
     for recipe in found:
         if row.weights:
             known(row.weights, ("weights", *map(average_name, recipe.averages)), f"weights of {recipe.name}")
-
-
-def _twin(source: str) -> str:
-    if source.endswith(TWIN):
-        return source
-    if source + TWIN not in recipes.shipped():
-        raise RecipeError(f"{source} has no twin {source + TWIN}; give the row a recipe of this size, or no twins")
-    return source + TWIN
 
 
 def _key(recipe: Recipe, keys: dict[str, str]) -> str:

@@ -132,7 +132,7 @@ class Scale(Settings, frozen=True):
     """A size at which a study runs.
 
     Attributes:
-        twins: take each recipe's `-small` twin.
+        twins: take each recipe's small twin (`recipes.twins`).
         recipes: other recipes in place of some.
         set: changes to every row's recipe, after the row's own.
         rows: changes to some rows' recipes, after these.
