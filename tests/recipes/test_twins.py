@@ -140,6 +140,7 @@ def test_every_attack_of_a_method_however_deep():
         ("instance_adaptive", 160, 64),
         ("{name: adversarial, attack: rs_fgsm}", 1000, 250),
         ("{name: adversarial, alignment: 0.2, attack: fgsm}", 250, 100),
+        ("{name: adversarial, alignment: 0, attack: fgsm}", 1000, 250),
         ("{name: label_smoothing, method: {name: mixup, method: natural}}", 1600, 400),
     ],
 )

@@ -47,7 +47,7 @@ PER_CLASS, SIDE = 100, 64
 # Pairs: for images as they are, and for photographs, which a recipe gives a size.
 BUDGETS = {"natural": (1600, 400), "free": (1600, 400), "bilateral": (600, 160), "instance_adaptive": (160, 64)}
 ONE_STEP, DEAREST, OTHERS = (1000, 250), (250, 100), (350, 160)
-"""Optimiser steps by method, for a like cost: 1,000 to 2,000 natural steps, and 160 to 1,500."""
+"""Optimiser steps by method, for a like cost: up to 2,000 natural steps, and 500."""
 ATTACK_STEPS = {"attack": (5, 3), "selector": (5, 2)}
 REPLAYS = 4
 """Few steps in all, so that fewer replays see more images."""
@@ -96,7 +96,7 @@ def _budget(recipe: Mapping[str, Any]) -> tuple[int, int]:
     while "method" in method:
         method = section(method, "method")
     # A gradient of gradients, and a step of the weights for each step.
-    if method.get("alignment") or recipe.get("weight_perturbation"):
+    if _number(method.get("alignment")) or recipe.get("weight_perturbation"):
         return DEAREST
     if section(method, "attack").get("name") in ("fgsm", "rs_fgsm"):
         return ONE_STEP
