@@ -68,7 +68,7 @@ class LinearProblem:
 def linear_problem(
     seed: int = 0, *, n: int = 300, dtype: torch.dtype = torch.float32, inner: bool = False
 ) -> LinearProblem:
-    """The linear problem of RELIABILITY G11: weights randn / sqrt(768) x 8, a small bias, x uniform.
+    """The linear problem of docs/methods/black_box.md: weights randn / sqrt(768) x 8, a small bias, x uniform.
 
     Args:
         seed: of the draws.

@@ -45,7 +45,7 @@ class Around(nn.Module):
 
 
 def linear(seed: int = 0, *, n: int = 300, dtype: torch.dtype = torch.float32) -> SetUp:
-    """The linear problem of RELIABILITY G11, on images of 256 levels; labels are the model's own."""
+    """The linear problem of docs/methods/black_box.md, on images of 256 levels; labels are the model's own."""
     problem = linear_problem(seed, n=n, dtype=dtype)
     return SetUp(problem.model.eval(), problem.x, problem.y, Linf(EPS))
 

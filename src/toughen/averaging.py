@@ -1,10 +1,11 @@
-"""Exponential moving averages of the weights, several decay rates in one run (Limits, section 4.5.1).
+"""Exponential moving averages of the weights, several decay rates in one run (Gowal et al. 2020, section 4.5.1).
 
     averages = Averages(model, decays=(0.995, 0.999))
     averages.update(model, step=0)              # after each optimiser step, counted from 0
 
 theta' <- tau theta' + (1 - tau) theta from theta'_0 = theta_0. An average does not influence training. BatchNorm's
-buffers are not averaged: those of the raw model are copied, as the paper's code evaluates theta' (facts: METHODS 1.9).
+buffers are not averaged: those of the raw model are copied, as the paper's code evaluates theta'
+(docs/methods/weights.md, Weight averaging).
 With a warm start, as in the paper's released code, tau is min(tau, (1 + t) / (10 + t)) at step t.
 """
 

@@ -5,6 +5,7 @@
     targeted(cross_entropy, target)(logits, y)  # a targeted attack is a loss: ascending it nears the target
 
 All of them compute in float32 at least: under bf16 autocast the logits come in bf16, whose steps near 8 are 1/16.
+docs/methods/losses.md says who uses which, docs/methods/README.md what papers are called Free, Limits and Bilateral.
 In training an example may have no label, written as class -1 or as a row of zeros; its cross-entropy and margin are 0.
 """
 
@@ -63,8 +64,8 @@ def probabilities(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k != y} logits_k - logits_y: positive exactly where the classifier is wrong.
 
-    The "CW" loss of PGD attacks (Carlini & Wagner 2017, f_6 with confidence 0; Free, table 1 "CW"; Limits, section
-    4.2.1 "margin") without its clipping at zero, so that broken examples go on rising.
+    The "CW" loss of PGD attacks (Carlini & Wagner 2017, f_6 with confidence 0; the papers Free, table 1 "CW", and
+    Limits, section 4.2.1 "margin") without its clipping at zero, so that broken examples go on rising.
 
     Args:
         logits: (N, K), K >= 2.

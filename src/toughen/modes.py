@@ -59,14 +59,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
     """The state of a model during an attack: parameters frozen and BatchNorm as named.
 
-    Code bases differ in this habit and papers do not say (facts: METHODS 1.0), so it is a named choice.
+    Code bases differ in this habit and papers rarely say, so it is a named choice: see docs/methods/README.md,
+    BatchNorm during an attack.
 
     In inference mode a model that is being trained runs folded, see `fusion.Folding`.
 
     Args:
         model: the classifier.
         attack_bn: "eval", inference mode for the whole model (TRADES, MART); "train", the model's own training mode,
-            running statistics moved by every pass (Madry, Free, IAAT); "batch", inference mode but BatchNorm on the
+            running statistics moved by every pass (Madry et al., IAAT); "batch", inference mode but BatchNorm on the
             batch's statistics, running ones untouched (Gowal et al.'s release).
 
     Raises:

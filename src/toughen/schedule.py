@@ -4,7 +4,8 @@
     rate = base_rate * factor(step / steps)
 
 The share counts optimiser steps and lies in [0, 1): a recipe keeps its shape when its budget changes, and a resumed run
-needs nothing but its step. A new schedule is a function here and one line in `SCHEDULES`.
+needs nothing but its step. A new schedule is a function here and one line in `SCHEDULES`. Who uses which is on
+docs/methods/weights.md, Schedules, and what papers Free and Limits are on docs/methods/README.md, Papers.
 """
 
 import bisect

@@ -1,8 +1,8 @@
 """Threat models: the sets of perturbations that an adversary may choose from.
 
-`Linf(eps)` and `L2(eps)` are the balls {delta : ||delta|| <= eps} of Madry et al. 2018 (Free, section 3), and hold all
-that an attack must know of a norm: how large a perturbation is, the nearest allowed one, a random one, and the
-direction of steepest ascent.
+`Linf(eps)` and `L2(eps)` are the balls {delta : ||delta|| <= eps} of Madry et al. 2018, and hold all that an attack
+must know of a norm: how large a perturbation is, the nearest allowed one, a random one, and the direction of steepest
+ascent.
 
     threat = Linf(8 / 255)                      # or parse("linf:8/255"); eps may be a tensor (N,), one radius each
     delta = threat.project(delta + step_size * threat.steepest(grad))
@@ -98,7 +98,7 @@ class Threat:
         return ball
 
     def scaled(self, factor: float) -> Self:
-        """The same ball with `factor` times the radius (Limits, section 4.2.2 trains at 1.1 and 1.2 times)."""
+        """The same ball with `factor` times the radius (Gowal et al. 2020, section 4.2.2, train at 1.1 and 1.2)."""
         return type(self)(self.eps * factor)
 
     def size(self, delta: Tensor) -> Tensor:

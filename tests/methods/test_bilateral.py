@@ -1,4 +1,4 @@
-"""Bilateral training against its equations (facts: METHODS 1.13), written out here from the same draws, in float64."""
+"""Bilateral training against its equations (docs/methods/bilateral.md), written out here in float64, same draws."""
 
 import copy
 import itertools

@@ -41,7 +41,7 @@ def losses_of(row: Tensor) -> list[float]:
 
 
 def by_hand(row: Tensor, c: int, heuristic: str, beta: float, largest: int | None = None) -> list[float]:
-    """The equations of METHODS 1.13 as they stand there: main, and supplement (equations 2 and 4)."""
+    """The equations of docs/methods/bilateral.md as they stand there: main, and supplement (equations 2 and 4)."""
     v = losses_of(row)
     wrong = sorted((k for k in range(len(v)) if k != c), key=lambda k: v[k], reverse=True)
     wrong = wrong[: len(wrong) if largest is None else largest]

@@ -68,7 +68,7 @@ def test_every_row_expands(name: str, scale: str):
 def test_every_cell_is_reproduced_or_has_a_reason_and_never_both():
     found, why = coverage(), reasons()
     assert [cell.id for cell in paper() if (cell.id in found) == (cell.id in why)] == []
-    # Four models of others, clean and attacked, and two times: METHODS, section 3, has 267 cells.
+    # Four models of others, clean and attacked, and two times: the paper has 267 cells in all.
     left_out = collections.Counter(cell.record["table"] for cell in paper() if cell.id in why)
     assert left_out == {"Table 5": 8, "Sec. 3.1/4.4 text": 2}
     assert sum(cell.id in found for cell in paper()) == 257

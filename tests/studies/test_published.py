@@ -7,7 +7,7 @@ from toughen.studies.published import cells, check_filter, find
 
 def test_all_793_cells_are_there_once_each_with_its_unit():
     assert len(cells()) == len({cell.id for cell in cells()}) == 793
-    # METHODS, section 3.
+    # Cells of each paper's tables and texts, counted by hand when they were typed off.
     papers = collections.Counter(cell.record["seed"] for cell in cells())
     assert papers == {"001": 214, "002": 267, "003": 221, "004": 91}
     units = collections.Counter("%" if cell.unit == "%" else cell.unit == "minutes" for cell in cells())

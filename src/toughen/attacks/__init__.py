@@ -1,4 +1,8 @@
-"""Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv."""
+"""Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv.
+
+docs/methods/README.md has a page for each family: its equations, settings, deviations and traps. There stands too which
+papers are called Free, Limits, IAAT and Bilateral.
+"""
 
 from toughen.attacks.adam_pgd import adam_pgd
 from toughen.attacks.apgd import apgd, apgd_targeted

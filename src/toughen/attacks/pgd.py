@@ -62,7 +62,8 @@ def pgd(
         restarts: independent starts.
         keep: which end point of several restarts. "any_success": the first that is misclassified, after which the
             example is attacked no further; the highest loss where none is. "highest_loss": the highest loss after
-            all restarts, which is how Free's tables read (facts: METHODS 2.1) and may lose a success.
+            all restarts, which is how Free's tables read (docs/methods/evaluation.md, Restarts) and may
+            lose a success.
         loss: "cross_entropy"; "margin", or "margin-0" and "margin-50", which stop rising there (the papers' CW);
             "dlr"; "kl" (from the model's clean probabilities); or (logits, y) -> (N,).
         attack_bn: BatchNorm during the attack, "eval", "train" or "batch".

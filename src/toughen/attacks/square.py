@@ -12,14 +12,15 @@ Deviations from the paper's algorithms and code:
 
 - A square can lie on any place of the image; their code never reaches the last row and column. An example tries no
   place of a size twice before it has tried them all, where they draw independently: that is worth 5 of 100 breakable
-  examples at 500 queries (RELIABILITY G11), most of it from single pixels, of which independent draws miss a third.
+  examples at 500 queries (docs/methods/black_box.md, How strong they are), most of it from single pixels, of which
+  independent draws miss a third.
 - A square of the Linf ball that would change nothing is put with the opposite signs. The paper's code draws again
   until something changes, the PyTorch ports waste the query: with one channel that is half of all single pixels.
 - In the L2 ball, orientation is drawn per example (per batch in the ports), and what the window is given comes out of
   the norm that is there, so that no query rescales the whole image.
 - p follows the schedule stretched to the number of queries, as in the paper. AutoAttack switches this off, and so does
   the suite of that name (`stretch`): with few queries its squares stay large, which is why it finds 63 where others
-  find 96 of 170 with 500 (RELIABILITY G11).
+  find 96 of 170 with 500 on the same problem.
 """
 
 import math

@@ -4,6 +4,9 @@ Example:
     data = load("mnist5k")
     train, validation, index = held_out(data, seed=0)
     batches = Batches(train, index, batch_size=128, seed=0, device="cpu", pad=2)      # batches[17] is a Batch
+
+Extra, pseudo-labelled images: docs/methods/extra_data.md. Papers are called Free, Limits, IAAT and Bilateral as in
+docs/methods/README.md, Papers.
 """
 
 from toughen.data.augment import augment, flip, pad_and_crop

@@ -79,7 +79,7 @@ class Batches:
     With `repeats` R that one time is R rows of the same batch, each with a crop and mirroring of its own: a batch of B
     rows holds B / R examples, and an epoch has R times as many batches. The rows of an example stand side by side, so
     that ranks, which take every world-th row, share them out. This is the `emulated_workers` of Gowal et al.'s release
-    (facts: METHODS 1.10). Deviation: there each device has all rows of its examples.
+    (docs/methods/extra_data.md, Batch repetition). Deviation: there each device has all rows of its examples.
 
     With an `extra` set every batch has the same number of training and of extra examples, training examples first. Both
     sets are gone through in orders of their own; the examples at the end of an order that would make a short batch wait

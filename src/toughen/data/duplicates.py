@@ -1,8 +1,9 @@
 """Which images of a pool are also in a test set: exactly by distance, and by likeness to the eye.
 
 Extra training data must not hold test images. What counts is the L2 distance over all pixels; Carmon et al. 2019 drop
-images within 2000/255 of any test image, pixels in [0, 1] (facts: METHODS 1.8). Copies that were brightened, mirrored
-or compressed lie further away: they are found by the correlation of low frequencies, to be reported, not removed.
+images within 2000/255 of any test image, pixels in [0, 1] (docs/methods/extra_data.md). Copies that were brightened,
+mirrored or compressed lie further away: they are found by the correlation of low frequencies, to be reported, not
+removed.
 
     found = near(pool, test_images)                  # the nearest test image of each, and how far it is
     copies = found.within(2000 / 255)                # (N,) bool

@@ -54,7 +54,7 @@ Progress = Callable[[str, int, int], None]
 """(what is done, how much of it, of how much)"""
 
 THRESHOLD = 2000 / 255
-"""Distance of Carmon et al. 2019 for 32x32 images (facts: METHODS 1.8)."""
+"""Distance of Carmon et al. 2019 for 32x32 images (docs/methods/extra_data.md, How a set is chosen)."""
 
 MANIFEST = "manifest.json"
 SCORES = "scores"

@@ -2,8 +2,8 @@
 
 A classifier scores every image; of each class that it predicts, the surest N / K are taken. That is the choice of
 Carmon et al. 2019 and of Gowal et al. 2020, whose sets of 200,000, 500,000 and 1,000,000 images hold one another
-(facts: METHODS 1.8). Carmon's classifier has an eleventh class for images that show none of the ten; what it puts there
-is out.
+(docs/methods/extra_data.md, How a set is chosen). Carmon's classifier has an eleventh class for images that show none
+of the ten; what it puts there is out.
 
     predicted, scores = judged(logits)                        # logits (N, K) or, with a foreign class, (N, K + 1)
     choice = choose(scores, predicted, counts=(200, 500), classes=10)

@@ -4,6 +4,9 @@ Example:
     evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="autoattack")
     evaluation.clean_accuracy, evaluation.robust_accuracy, evaluation.unreliable
     evaluation.write(Path("runs/mine/evaluation"))
+
+Whose protocol each suite is: docs/methods/evaluation.md. Papers are called Free, Limits, IAAT and Bilateral as in
+docs/methods/README.md, Papers.
 """
 
 from toughen.evaluation.audit import audit

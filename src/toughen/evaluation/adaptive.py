@@ -63,7 +63,8 @@ ROUNDS = (
     Round(0.03, 60, -1, restarts=25),
     Round(0.03, 60, -2, restarts=25),
 )
-"""Shares and steps are those of Adaptive Auto Attack's code (facts: METHODS 2.6)."""
+"""Shares and steps are those of Adaptive Auto Attack's code, whose last round has 50 restarts of one start rule
+(docs/methods/multi_targeted.md, The suite adaptive)."""
 
 
 @dataclass(frozen=True)

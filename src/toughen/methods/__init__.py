@@ -1,4 +1,10 @@
-"""Training methods: frozen objects that say what one batch asks of the optimiser."""
+"""Training methods: frozen objects that say what one batch asks of the optimiser.
+
+Four papers go by short names, here and everywhere: Free (Shafahi et al. 2019, "Adversarial training for free!"), Limits
+(Gowal et al. 2020, "Uncovering the limits of adversarial training"), IAAT (Balaji et al. 2019, "Instance adaptive
+adversarial training") and Bilateral (Wang & Zhang 2019, "Bilateral adversarial training"). docs/methods/README.md cites
+them in full, and has a page for each method: its equation, settings, deviations and traps.
+"""
 
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Kind, Method, Objective, Robust, Seen, Spec, State, classes_only

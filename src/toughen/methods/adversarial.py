@@ -6,8 +6,9 @@
     AdversarialTraining(attack=AttackSpec(name="fgsm"), noise_scale=2)                  # N-FGSM
     AdversarialTraining(attack=AttackSpec(name="fgsm"), alignment=0.2)                  # GradAlign
 
-The inner losses of Limits, section 4.2.1, are the attack's `loss`: AT-XENT "cross_entropy", AT-KL "kl" (from the clean
-prediction, computed by a forward pass of its own), AT-MARGIN "margin". The outer loss is the cross-entropy in each.
+The inner losses of Limits (Gowal et al. 2020), section 4.2.1, are the attack's `loss`: AT-XENT "cross_entropy", AT-KL
+"kl" (from the clean prediction, computed by a forward pass of its own), AT-MARGIN "margin". The outer loss is the
+cross-entropy in each. (docs/methods/adversarial.md has the equations and traps of all of them.)
 """
 
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ class AdversarialTraining(Robust, frozen=True):
         name: "adversarial".
         attack: the inner maximisation; its `attack_bn` says what BatchNorm does meanwhile. Deviation from Madry's
             code, which attacks in training mode: "eval" unless given. A `step_size` in pixel units is not scaled by
-            `radius_scale`: Limits, section 4.2.2, keeps silent on it (facts: METHODS 1.7).
+            `radius_scale`: Limits, section 4.2.2, keeps silent on it.
         noise_scale: k, how far the noise reaches, in radii of the ball; in the L2 ball it is uniform in k times that.
         alignment: lambda; 0 for no regulariser.
     """

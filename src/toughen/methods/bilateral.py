@@ -4,8 +4,8 @@
     Bilateral(threat=Linf(8 / 255), labels="none")                      # R-MC: the image adversary alone
     Bilateral(threat=Linf(8 / 255), beta=11, largest=9)                 # R-MC-LA9, for CIFAR-100
 
-Its published robustness is in part gradient masking: of 58.6 % under 100 x PGD-100 at eps 4/255 AutoAttack leaves
-29.35 % (facts: METHODS 1.13). Judge such a model by AutoAttack.
+Its published robustness is in part gradient masking: a model trained at 4/255 has 58.6 % under 100 x PGD-100 at 8/255
+and 29.35 % under AutoAttack (docs/methods/bilateral.md, Traps). Judge such a model by AutoAttack.
 """
 
 from collections.abc import Iterator
@@ -76,13 +76,14 @@ def last_weight(model: nn.Module, classes: int) -> Tensor:
 
 
 class Bilateral(Robust, frozen=True):
-    """minimise mean cross_entropy(model(x'), y') with x' and y' moved against the model (facts: METHODS 1.13).
+    """minimise mean cross_entropy(model(x'), y') with x' and y' moved against the model.
 
         x' = clip(x + project(delta - eps steepest(grad_x CE(f(x + delta), t)))),   delta uniform in the ball
 
-    y' is `adversarial_labels` of f(x). Three forward and two backward passes, of which one is the input's alone; a
-    random target with labels "none" needs no f(x), so two and two. With labels "none" it is, bit for bit,
-    `AdversarialTraining` on `targeted_pgd` of one step of eps from an unclipped start, for the targets that both know.
+    y' is `adversarial_labels` of f(x); docs/methods/bilateral.md has all equations. Three forward and two backward
+    passes, of which one is the input's alone; a random target with labels "none" needs no f(x), so two and two. With
+    labels "none" it is, bit for bit, `AdversarialTraining` on `targeted_pgd` of one step of eps from an unclipped
+    start, for the targets that both know.
 
     The papers' "+" (R-MC-LA+) is defined nowhere. The figures that the released code reports are those of the "+" row
     at eps 4/255 and near it at 8/255; what sets that code apart from Madry's, on which it builds, is attack and label

@@ -1,4 +1,4 @@
-"""Free adversarial training (Free, algorithm 2): one backward pass updates the weights and the perturbation.
+"""Free adversarial training (Free: Shafahi et al. 2019, algorithm 2): one backward pass for weights and perturbation.
 
     Free(threat=Linf(8 / 255), replays=8)
 

@@ -1,4 +1,4 @@
-"""Instance-adaptive adversarial training (IAAT): a radius for each training example, as large as it can bear.
+"""Instance-adaptive training (IAAT: Balaji et al. 2019): a radius for each training example, as large as it can bear.
 
     InstanceAdaptive(threat=Linf(8 / 255), warmup=3910)         # ten epochs of CIFAR-10 at batches of 128
 

@@ -25,10 +25,11 @@ class Interpolated(Robust, frozen=True):
     """minimise the mean of 1/2 [ce(model(mix(x)), mix(y)) + ce(model(mix'(x_adv)), mix'(y))], x_adv = attack(x, y).
 
     The attack sees unmixed images and labels. mix and mix' draw a lambda ~ Beta(alpha, alpha) and a permutation each,
-    as the code of ndb796/Pytorch-Adversarial-Training-CIFAR does, from which the settings are (facts: METHODS 1.12).
-    Deviations from it: it forwards the clean half before the attack, here both halves follow one another after it;
-    and it attacks in training mode, which is `attack_bn: train` here. BatchNorm's running statistics move with each
-    half. The cost of a batch is K + 2 forwards, K input and 2 full backwards.
+    as the code of ndb796/Pytorch-Adversarial-Training-CIFAR does, from which the settings are (but for the attack's
+    steps of 0.00784, which the shipped recipe gives). Deviations from it: it forwards the clean half before the attack,
+    here both halves follow one another after it; and it attacks in training mode, which is `attack_bn: train` here.
+    BatchNorm's running statistics move with each half. The cost of a batch is K + 2 forwards, K input and 2 full
+    backwards.
 
     Attributes:
         name: "interpolated".

@@ -1,4 +1,4 @@
-"""The label adversary: labels moved against the model, as bilateral adversarial training learns from (Bilateral).
+"""The label adversary: labels moved against the model, of bilateral training (Bilateral: Wang & Zhang 2019).
 
     labels = adversarial_labels(model(x), y, beta=9)       # (N, K) probabilities; the true class keeps the most
 
@@ -24,10 +24,10 @@ Heuristic = Literal["main", "supplement"]
 def main_shares(v: Tensor, gamma: float) -> Tensor:
     """s_k = (v_k - v_MC + gamma) / D with D = sum_k (v_k - v_MC + gamma): the most confusing class gets the least.
 
-    D is the main paper's sum_k v_k - n (v_MC - gamma) (facts: METHODS 1.13), summed term by term, of which none is
-    below gamma. So every share is positive for any logits, a confidently wrong prediction's too. What needs
-    v_MC > gamma is only the supplement's inequality 9, that y'_MC is smaller here than under `supplement_shares`;
-    where p_MC > exp(-gamma) it is larger.
+    D is the main paper's sum_k v_k - n (v_MC - gamma), summed term by term, of which none is below gamma (see
+    docs/methods/bilateral.md, The label adversary). So every share is positive for any logits, a confidently wrong
+    prediction's too. What needs v_MC > gamma is only the supplement's inequality 9, that y'_MC is smaller here than
+    under `supplement_shares`; where p_MC > exp(-gamma) it is larger.
 
     Args:
         v: losses (N, n) of the classes that receive mass, v_MC being the smallest of them.

@@ -3,8 +3,9 @@
     LabelSmoothing(method=Trades())                         # 0.1 on all labels
     LabelSmoothing(method=Trades(), labelled=0)             # on extra, pseudo-labelled images alone
 
-Gowal et al.'s release smooths the labels of extra images by 0.1 and no others; Limits, section 4.3.2, tried both
-"independently" and found no gain (facts: METHODS 1.8 and 1.10).
+Limits (Gowal et al. 2020), section 4.3.2, tried both "independently" and found no gain; the code that its authors
+released a year later smooths the labels of extra images by 0.1 and no others (docs/methods/label_smoothing.md,
+Sources).
 """
 
 from dataclasses import replace

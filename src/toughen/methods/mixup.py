@@ -2,10 +2,10 @@
 
     Mixup(alpha=1.4, method=AdversarialTraining(attack=AttackSpec(name="pgd", steps=10)))
 
-Around adversarial training it is the "mix first, then attack the mixed loss" of Rice et al.'s code for 2020 (alpha 1.4
-there; facts: METHODS 1.12). The other order, attack first, is `Interpolated`. Be warned that models trained so look
-better than they are: IAAT, table 8, has them at 42.6 % under PGD-10 and 38.5 % under PGD-1000, so believe no short
-attack.
+Around adversarial training it is the "mix first, then attack the mixed loss" of the code of Rice et al. 2020, with
+alpha 1.4. The other order, attack first, is `Interpolated` (docs/methods/mixup.md, Two readings). Be warned that models
+trained so look better than they are: IAAT (Balaji et al. 2019), table 8, has them at 42.6 % under PGD-10 and 38.5 %
+under PGD-1000, so believe no short attack.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Natural training, and natural training with replay (Free, section 4 and figure 1).
+"""Natural training, and natural training with replay (Free: Shafahi et al. 2019, section 4 and figure 1).
 
 Example:
     Natural()                       # the usual thing

@@ -1,4 +1,4 @@
-"""One radius for each training example: its memory, and the rules of IAAT by which it moves.
+"""One radius for each training example: its memory, and the rules of IAAT (Balaji et al. 2019) by which it moves.
 
     eps = recalled(memory, batch.index, unseen=8 / 255)
     candidate = three_way(eps, gamma, withstands_wider, withstands_same)

@@ -1,7 +1,7 @@
 """TRADES (Zhang et al. 2019): the clean loss, and a price on how far an attack moves the prediction.
 
     Trades(beta=6)                                                  # TRADES-KL, the original
-    Trades(inner="cross_entropy")                                   # TRADES-XENT of the Limits paper's table 2
+    Trades(inner="cross_entropy")                                   # TRADES-XENT of Limits (Gowal et al. 2020), table 2
     Trades(attack=AttackSpec(name="pgd", steps=10, step_size=0.007, random_start="gaussian"), threat=Linf(0.031))
 
 The last has the settings of the authors' code. With beta = 0 it is `Natural()`.

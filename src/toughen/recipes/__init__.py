@@ -11,6 +11,9 @@ Each shipped recipe is a YAML file in the folder of the paper whose figures it h
     own                       of no paper: digits, fine-tuning, speed-runs
 
 Beside each recipe stands its small twin, `NAME-small`, by the rule in `twins`.
+
+Each line of a shipped recipe says where its value comes from. Four papers go by short names there: Free, Limits, IAAT
+and Bilateral; docs/methods/README.md, Papers, cites them. A file's name (`config.py`) is one of the authors' code.
 """
 
 from toughen.recipes.schema import Recipe
