@@ -1,4 +1,4 @@
-"""SPSA (Uesato et al. 2018): gradient ascent with a gradient that is estimated from logits alone.
+"""SPSA (Uesato et al. 2018): a black-box attack, ascent along a gradient that is estimated from logits alone.
 
 Along random directions v of signs, (f(x + delta v) - f(x - delta v)) / (2 delta) v has the gradient as its mean up to
 the third derivatives of f, so that the mean over many directions shows the way even where backpropagation shows none.

@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al. 2020): random search that asks a model for logits only.
+"""Square Attack (Andriushchenko et al. 2020): a black-box attack, random search that asks a model for logits only.
 
 A query changes the pixels of a random square, and the change stays where it raises the margin, max_{k != y} z_k - z_y.
 The squares shrink as the queries go by.

@@ -1,8 +1,8 @@
 """The audit: can a robust accuracy be believed? Looks at the model, the images and whether attacks get through.
 
-A gradient that is NaN, zero or unrelated to the output makes every attack that follows it look weak and the model look
-robust; wrong preprocessing, labels or modes make the figure one of something else. The audit looks for these at little
-cost, tries the remedy where one is known, and says what it saw.
+Gradient masking: a gradient that is NaN, zero or unrelated to the output makes every attack that follows it look weak
+and the model look robust; wrong preprocessing, labels or modes make the figure one of something else. The audit looks
+for these at little cost, tries the remedy where one is known, and says what it saw.
 
     found = audit(model, x, y, threat=Linf(8 / 255))
     found = found.after(evaluation.outcomes)                 # what shows only beside an evaluation

@@ -272,8 +272,8 @@ class Recipe(Settings, frozen=True):
         threat: the ball, like linf:8/255, for training and for evaluation.
         batch_size: images in a batch, over all ranks together.
         micro_batch: images of each rank in one pass; a larger batch goes through the model in parts, whose gradients
-            add up: the same step in less memory, but for BatchNorm, which then knows the parts alone. null for all of
-            them; "auto" finds the most that a GPU can hold, and the run keeps to it.
+            add up (gradient accumulation): the same step in less memory, but for BatchNorm, which then knows the parts
+            alone. null for all of them; "auto" finds the most that a GPU can hold, and the run keeps to it.
         activation_checkpointing: compute what the model's blocks hold again in each backward pass, in place of keeping
             it: the same bits and far less memory for a third more work.
         steps: the budget in optimiser steps, replays included; rounded up to whole batches.
@@ -292,7 +292,8 @@ class Recipe(Settings, frozen=True):
             for models that are too large for a device (see `toughen.sharding`).
         fast: how a run chooses what makes it faster (`training.fast` has the table): "rule", by the device, where a
             CPU computes as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
-        precision: "fp32", or "bf16" for autocast in training; "auto" leaves it to `fast`. Evaluation is always fp32.
+        precision: "fp32", or "bf16" for mixed precision (autocast) in training; "auto" leaves it to `fast`.
+            Evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.
         seed: of every random draw.
         log_every: optimiser steps between lines of the log, rounded up to whole batches.

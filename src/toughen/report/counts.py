@@ -67,7 +67,7 @@ def by_class(found: Ends) -> dict[int, ClassRow]:
 
 
 def confusion(found: Ends, classes: int) -> np.ndarray:
-    """How many examples of each class end up in each, (classes, classes): rows true, columns predicted."""
+    """The confusion matrix under attack, (classes, classes): rows true classes, columns where their examples end up."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (found.label, found.end), 1)
     return counts

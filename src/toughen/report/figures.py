@@ -139,7 +139,7 @@ def per_class(key: str, names: Sequence[str], rows: Sequence[ClassRow]) -> Figur
 
 
 def confused(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """Where images go in the worst case: rows true classes, columns predictions, shares of the row."""
+    """The confusion matrix in the worst case: rows true classes, columns predictions, shares of the row."""
     title = "Where attacked images go"
     size = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

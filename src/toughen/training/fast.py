@@ -5,7 +5,7 @@
 
 | way | by rule | what it changes |
 | --- | --- | --- |
-| bf16 autocast | GPUs that compute in it | convolutions and matrix products, the attack's too, in 8 bits of precision |
+| bf16 autocast | GPUs that compute in it | mixed precision: convolutions and products, the attack's too, in 8 bits |
 | channels_last | GPUs | nothing but the order of sums |
 | compiled graphs | GPUs, for 1,000 batches and more | fused kernels: the order of sums |
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |

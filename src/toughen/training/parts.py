@@ -1,4 +1,4 @@
-"""A batch in parts, where the whole is too large for the memory: the method runs on each, the optimiser once on all.
+"""Gradient accumulation: a batch in parts, where the memory is too small for it; the optimiser steps once on all.
 
     with divided(method, batch, state, rows=128) as parts:
         for objectives in zip(*(part.method.losses(model, part.batch, part.state) for part in parts)):
