@@ -63,7 +63,7 @@ ROUNDS = (
     Round(0.03, 60, -1, restarts=25),
     Round(0.03, 60, -2, restarts=25),
 )
-"""Shares and steps are those of Adaptive Auto Attack's code, whose last round has 50 restarts of one start rule
+"""Shares and steps are those of Adaptive Auto Attack's code, whose last round of 50 restarts is two of 25 here
 (docs/methods/multi_targeted.md, The suite adaptive)."""
 
 
