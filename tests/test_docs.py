@@ -1,5 +1,6 @@
 """The pages of docs: links and sections resolve, every method and attack has its place, and defaults are the code's."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,11 @@ def test_the_index_leads_to_the_page_of_every_method_and_attack(name: str):
     rows = [row for row in (ROOT / INDEX).read_text(encoding="utf-8").splitlines() if re.match(rf"\| .*`{name}`", row)]
     (page,) = {target for row in rows for target in re.findall(r"\]\((\w+\.md)\)", row)}
     assert f"`{name}`" in (DOCS / "methods" / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_module_of_a_method_names_its_page(name: str):
+    assert f"docs/methods/{name}.md" in (inspect.getdoc(inspect.getmodule(METHODS[name])) or "")
 
 
 def test_every_page_is_in_the_index():

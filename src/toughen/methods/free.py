@@ -9,7 +9,7 @@ step, and that of the perturbation, for an ascent step of full size eps:
 
 delta belongs to the slot in the batch, not to the image: it is zero once, before the first minibatch, and never reset,
 so that the next minibatch starts from the perturbation of the last. Later codes read the algorithm otherwise; their
-readings are options, and what they differ in is said there.
+readings are options, and what they differ in is said there. Official settings and traps: docs/methods/free.md.
 """
 
 from collections.abc import Iterator, Mapping

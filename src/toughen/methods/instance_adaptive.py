@@ -7,6 +7,8 @@ the attack the radius moves a tenth of the way there, otherwise towards eps - ga
 attack with the radius found, but on the clean image where it gets even that wrong (algorithm 1, line 11).
 
     minimise sum over S+ of loss(PGD(x_i, y_i, eps_i), y_i) + sum over S- of loss(x_i, y_i)
+
+Where the paper and its code differ, side by side: docs/methods/instance_adaptive.md, The paper and its code.
 """
 
 from collections.abc import Iterator, Mapping

@@ -4,7 +4,8 @@ Example:
     Interpolated(attack=AttackSpec(name="pgd", steps=7, step_size=2 / 255))
 
 Other codes mean by "mixup adversarial training" the other order, mix and then attack: that is
-`Mixup(method=AdversarialTraining())`. Of its robust accuracy believe no short attack (see `mixup`).
+`Mixup(method=AdversarialTraining())`. Of its robust accuracy believe no short attack (see `mixup`). More:
+docs/methods/interpolated.md.
 """
 
 from collections.abc import Iterator

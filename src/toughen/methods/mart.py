@@ -2,6 +2,8 @@
 
 Example:
     Mart(attack=AttackSpec(name="pgd", steps=10, step_size=0.007, random_start="gaussian"), threat=Linf(0.031))
+
+Equation, settings and traps: docs/methods/mart.md.
 """
 
 from collections.abc import Iterator

@@ -3,6 +3,8 @@
 Example:
     Natural()                       # the usual thing
     Natural(replays=8)              # each minibatch 8 times in a row: Free without an adversary
+
+The whole of it: docs/methods/natural.md.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@
     Trades(inner="cross_entropy")                                   # TRADES-XENT of Limits (Gowal et al. 2020), table 2
     Trades(attack=AttackSpec(name="pgd", steps=10, step_size=0.007, random_start="gaussian"), threat=Linf(0.031))
 
-The last has the settings of the authors' code. With beta = 0 it is `Natural()`.
+The last has the settings of the authors' code. With beta = 0 it is `Natural()`. More: docs/methods/trades.md.
 """
 
 from collections.abc import Iterator
