@@ -145,6 +145,12 @@ class Method(Settings, frozen=True):
         return batches * self.passes().natural_steps
 
 
+METHODS: dict[str, type[Method]] = {}
+"""Every method by name: those of this package, which `registry.py` lists, and yours, as in `METHODS["mine"] = Mine`.
+
+It stands here, below the methods, because a method may have another as a field, by name (`wrapper.AnyMethod`)."""
+
+
 class Robust(Method, frozen=True):
     """A method that trains within a ball.
 

@@ -1,7 +1,7 @@
-"""Every training method by name. A new one is its own file and one line here."""
+"""The training methods of this package by name. A new one is its own file and one line here."""
 
 from toughen.methods.adversarial import AdversarialTraining
-from toughen.methods.base import Method
+from toughen.methods.base import METHODS
 from toughen.methods.bilateral import Bilateral
 from toughen.methods.free import Free
 from toughen.methods.instance_adaptive import InstanceAdaptive
@@ -12,15 +12,17 @@ from toughen.methods.mixup import Mixup
 from toughen.methods.natural import Natural
 from toughen.methods.trades import Trades
 
-METHODS: dict[str, type[Method]] = {
-    "natural": Natural,
-    "adversarial": AdversarialTraining,
-    "free": Free,
-    "trades": Trades,
-    "mart": Mart,
-    "instance_adaptive": InstanceAdaptive,
-    "bilateral": Bilateral,
-    "interpolated": Interpolated,
-    "mixup": Mixup,
-    "label_smoothing": LabelSmoothing,
-}
+METHODS.update(
+    {
+        "natural": Natural,
+        "adversarial": AdversarialTraining,
+        "free": Free,
+        "trades": Trades,
+        "mart": Mart,
+        "instance_adaptive": InstanceAdaptive,
+        "bilateral": Bilateral,
+        "interpolated": Interpolated,
+        "mixup": Mixup,
+        "label_smoothing": LabelSmoothing,
+    }
+)

@@ -17,15 +17,12 @@ from torch import nn
 
 from toughen.data import Batch
 from toughen.methods.adversarial import AdversarialTraining
-from toughen.methods.base import Kind, Method, Objective, Seen, Spec, State
+from toughen.methods.base import METHODS, Kind, Method, Objective, Seen, Spec, State
 from toughen.naming import known, named
 from toughen.threat import Threat
 
 
 def _by_name(value: Any) -> Any:
-    # Imported when it is needed: the registry holds the wrappers of this package.
-    from toughen.methods.registry import METHODS
-
     if isinstance(value, Method):
         return value
     settings = named(value)
@@ -58,8 +55,6 @@ class Wrapper(Method, frozen=True):
     @field_validator("method")
     @classmethod
     def _takes_probabilities(cls, method: Method) -> Method:
-        from toughen.methods.registry import METHODS
-
         if not method.soft_labels:
             allowed = ", ".join(name for name, other in METHODS.items() if other.soft_labels)
             raise ValueError(f"{method.name} needs class numbers, not probabilities, as labels; wrap one of {allowed}")
