@@ -55,7 +55,7 @@ SPECS = {
     **{label: settings for label, settings in VARIANTS.items() if settings["name"] in ATTACKS},
 }
 # These look for the worst point of the ball and let nobody leave; others return a broken example where it broke.
-STAY = {"fgsm", "r_fgsm", "rs_fgsm", "bim", "mi_fgsm", "pgd", "adam_pgd", "targeted_pgd"}
+STAY = {"fgsm", "r_fgsm", "rs_fgsm", "bim", "mi_fgsm", "ni_fgsm", "pgd", "adam_pgd", "targeted_pgd"}
 # Their steps have a length of their own, which need not reach the surface.
 SHY = {"carlini_wagner_linf", "spsa"}
 ONE_NORM = {"carlini_wagner": "l2", "carlini_wagner_linf": "linf"}

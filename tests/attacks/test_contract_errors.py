@@ -52,6 +52,7 @@ FEW = [
     ("pgd", 2, "loss dlr needs at least 3 classes, the model has 2; use loss: margin"),
     ("bim", 2, "loss dlr needs at least 3 classes"),
     ("mi_fgsm", 2, "loss dlr needs at least 3 classes"),
+    ("ni_fgsm", 2, "loss dlr needs at least 3 classes"),
     ("targeted_pgd", 2, "loss dlr needs at least 3 classes"),
     ("apgd", 2, "dlr needs at least 3 classes, the model has 2"),
     ("apgd_targeted", 3, "dlr needs at least 4 classes, the model has 3"),

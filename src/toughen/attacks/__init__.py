@@ -13,6 +13,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
 from toughen.attacks.multi_targeted import multi_targeted
+from toughen.attacks.ni_fgsm import ni_fgsm
 from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm, rs_fgsm
 from toughen.attacks.registry import ATTACKS
 from toughen.attacks.spec import AttackSpec
@@ -38,6 +39,7 @@ __all__ = [
     "mi_fgsm",
     "minimal_norm",
     "multi_targeted",
+    "ni_fgsm",
     "pgd",
     "r_fgsm",
     "rs_fgsm",

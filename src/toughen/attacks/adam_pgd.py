@@ -8,7 +8,7 @@ running square, as Adam (Kingma & Ba 2015, algorithm 1) would move a weight, and
 
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import Gathered, Start, from_starts
+from toughen.attacks.ascent import Gathered, Rule, Start, from_starts
 from toughen.attacks.contract import LossName, attack
 from toughen.modes import AttackBN
 from toughen.naming import Count, OpenShare, Positive
@@ -83,7 +83,7 @@ def adam_pgd(
         loss=loss,
         attack_bn=attack_bn,
         noise=noise,
-        rule=_adam,
+        rule=Rule(_adam),
     )
 
 

@@ -1,10 +1,10 @@
-"""Projected steepest ascent: the one loop behind FGSM, R+FGSM, BIM, MI-FGSM, PGD and the targeted attacks.
+"""Projected steepest ascent: the one loop behind FGSM, R+FGSM, BIM, MI-FGSM, NI-FGSM, PGD and the targeted attacks.
 
     x_adv <- clip_[0,1](x + project(x_adv - x + step_size * steepest(grad loss(model(x_adv), y))))
 
-What differs between these attacks is where they start, how far and how often they step, and what they ascend: arguments
-all of them, never copies of the loop. An attack made of several starts is a function that runs one of them, given to
-`best_of`.
+What differs between these attacks is where they start, how far and how often they step, what they ascend, and what a
+gradient makes of a step (`Rule`): arguments all of them, never copies of the loop. Most need one of two functions:
+`from_image`, for an attack that starts at the image, and `from_starts`, for one with random starts and restarts.
 
     objective = objective_of(model, x, y, "margin")
     x_adv = ascend(model, x, objective, threat=Linf(8 / 255), steps=20, step_size=2 / 255, start=x)
@@ -14,11 +14,13 @@ every public code: each step is also clipped to [0, 1].
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.contract import StepSize, lengths
 from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.modes import AttackBN, attacking
@@ -31,9 +33,23 @@ in the ball, so that the first gradient may be taken outside [0, 1] (IAAT's and 
 x + 0.001 N(0, I), unclipped (TRADES' and MART's code). What a step returns is clipped in any case."""
 
 Gathered = tuple[Any, ...]
-Rule = Callable[[Tensor, Gathered], tuple[Tensor, Gathered]]
-"""(gradient (N, C, H, W), what the step before has left, nothing at the first) -> (what a step of length 1 adds, what
-is left for the next)"""
+"""What a rule keeps from step to step, such as a momentum (N, C, H, W); empty before the first."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a gradient makes of a step, and where that gradient is taken.
+
+    Attributes:
+        step: (gradient (N, C, H, W), what is kept) -> (what a step of length 1 adds, what is kept for the next).
+        ahead: what is kept -> how far from the iterate, in steps of length 1, the next gradient is taken
+            (N, C, H, W), for Nesterov's momentum. That point is neither projected nor clipped. None, and the first
+            gradient in any case: at the iterate.
+    """
+
+    step: Callable[[Tensor, Gathered], tuple[Tensor, Gathered]]
+    ahead: Callable[[Gathered], Tensor] | None = None
+
 
 Run = Callable[[Tensor | None, int], tuple[Tensor, Objective]]
 """(rows, or None for all; number of the start) -> end points of these rows, and what they are compared by"""
@@ -60,16 +76,18 @@ def ascend(
         steps: number of steps, each one forward and one backward pass.
         step_size: length of a step in the threat's norm, a number or (N,), or one of these for every step.
         start: perturbed images to start from, (N, C, H, W); they need not lie in the ball.
-        rule: what a gradient makes of a step. Default: the direction of steepest ascent.
+        rule: what a gradient makes of a step, and where it is taken. Default: the direction of steepest ascent, at
+            the iterate.
 
     Returns:
         The last iterate (N, C, H, W), in the ball and in [0, 1].
     """
     x_adv, gathered, rule = start, (), rule or steepest(threat)
-    lengths = list(step_size) if isinstance(step_size, Sequence) else [per_example(step_size, x)] * steps
-    for length in lengths:
-        _, grad, _ = value_and_grad(model, x_adv, objective)
-        step, gathered = rule(grad, gathered)
+    sizes = list(step_size) if isinstance(step_size, Sequence) else [per_example(step_size, x)] * steps
+    for length in sizes:
+        at = x_adv + per_example(length, x) * rule.ahead(gathered) if rule.ahead and gathered else x_adv
+        _, grad, _ = value_and_grad(model, at, objective)
+        step, gathered = rule.step(grad, gathered)
         x_adv = _moved(x_adv.detach(), x, step, threat, length)
     return x_adv.detach()
 
@@ -86,7 +104,7 @@ def _moved(x_adv: Tensor, x: Tensor, step: Tensor, threat: Threat, length: Radiu
 
 def steepest(threat: Threat) -> Rule:
     """A step in the direction in which the loss rises most for its length in the threat's norm."""
-    return lambda grad, gathered: (threat.steepest(grad), ())
+    return Rule(lambda grad, gathered: (threat.steepest(grad), ()))
 
 
 def momentum(threat: Threat, decay: float) -> Rule:
@@ -97,11 +115,11 @@ def momentum(threat: Threat, decay: float) -> Rule:
     if not decay:
         return steepest(threat)
 
-    def rule(grad: Tensor, gathered: Gathered) -> tuple[Tensor, Gathered]:
+    def step(grad: Tensor, gathered: Gathered) -> tuple[Tensor, Gathered]:
         g = decay * gathered[0] + _unit_l1(grad) if gathered else _unit_l1(grad)
         return threat.steepest(g), (g,)
 
-    return rule
+    return Rule(step)
 
 
 def _unit_l1(grad: Tensor) -> Tensor:
@@ -161,6 +179,42 @@ def objective_of(model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, rows:
         return loss(whole, y)[positions]
 
     return own
+
+
+def from_image(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: int,
+    step_size: StepSize,
+    loss: str | Loss,
+    attack_bn: AttackBN,
+    rule: Rule | None = None,
+) -> Tensor:
+    """The ascent of a named loss from the image itself: one start, no random draws.
+
+    Args:
+        model: classifier, put into the mode of an attack here and back into its own.
+        x: clean images (N, C, H, W).
+        y: classes (N,) or probabilities (N, K).
+        threat: the ball.
+        steps: see `ascend`.
+        step_size: a number or (N,), or a function of the step; None: eps / steps, which just reaches the ball's
+            surface.
+        loss: its name in `losses.LOSSES`, or (logits, y) -> (N,).
+        attack_bn: see `modes.attacking`.
+        rule: see `ascend`.
+
+    Raises:
+        ValueError: for a loss without a gradient at the image, and for a step size as `contract.lengths` says.
+    """
+    refuse_kl(loss)
+    sizes = lengths(threat.eps / steps if step_size is None else step_size, steps, len(x))
+    with attacking(model, attack_bn):
+        objective = objective_of(model, x, y, loss)
+        return ascend(model, x, objective, threat=threat, steps=steps, step_size=sizes, start=x, rule=rule)
 
 
 def from_starts(

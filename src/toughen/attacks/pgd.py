@@ -11,18 +11,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import (
-    Rule,
     Start,
     ascend,
     default_step,
+    from_image,
     from_starts,
     momentum,
     objective_of,
     refuse_kl,
-    steepest,
 )
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
-from toughen.losses import Loss
 from toughen.modes import AttackBN, attacking
 from toughen.naming import Count, NonNegative, Positive, Share
 from toughen.noise import Stream, fixed
@@ -209,7 +207,7 @@ def bim(
 
     The default step is eps / steps, which just reaches the ball's surface.
     """
-    return _from_the_image(model, x, y, threat, steps, step_size, steepest(threat), loss, attack_bn)
+    return from_image(model, x, y, threat=threat, steps=steps, step_size=step_size, loss=loss, attack_bn=attack_bn)
 
 
 @attack
@@ -241,23 +239,14 @@ def mi_fgsm(
         loss: see `pgd`.
         attack_bn: see `pgd`.
     """
-    rule = momentum(threat, decay)
-    return _from_the_image(model, x, y, threat, steps, step_size, rule, loss, attack_bn)
-
-
-def _from_the_image(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    steps: int,
-    step_size: StepSize,
-    rule: Rule,
-    loss: str | Loss,
-    attack_bn: AttackBN,
-) -> Tensor:
-    refuse_kl(loss)
-    step = lengths(threat.eps / steps if step_size is None else step_size, steps, len(x))
-    with attacking(model, attack_bn):
-        objective = objective_of(model, x, y, loss)
-        return ascend(model, x, objective, threat=threat, steps=steps, step_size=step, start=x, rule=rule)
+    return from_image(
+        model,
+        x,
+        y,
+        threat=threat,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+        attack_bn=attack_bn,
+        rule=momentum(threat, decay),
+    )

@@ -8,6 +8,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
 from toughen.attacks.multi_targeted import multi_targeted
+from toughen.attacks.ni_fgsm import ni_fgsm
 from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm, rs_fgsm
 from toughen.attacks.spsa import spsa
 from toughen.attacks.square import square
@@ -19,6 +20,7 @@ ATTACKS: dict[str, Attack] = {
     "rs_fgsm": rs_fgsm,
     "bim": bim,
     "mi_fgsm": mi_fgsm,
+    "ni_fgsm": ni_fgsm,
     "pgd": pgd,
     "adam_pgd": adam_pgd,
     "targeted_pgd": targeted_pgd,
