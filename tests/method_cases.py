@@ -14,14 +14,18 @@ class Case:
     """A form of a method.
 
     Attributes:
-        settings: of the method, its name among them.
+        settings: of the method, its name among them: as little work as lets a promise be broken.
         tracked: forward passes of a batch that move the running statistics of BatchNorm.
-        unlabelled: "zero", examples without a label cost nothing; "regulariser", they count in the regulariser.
+        unlabelled: the setting by whose weight an example without a label counts, such as "beta" or "method.beta": its
+            loss is that weight times something positive. None: it costs nothing.
+        mixes: images are mixed with others of the batch, so that the labels of these count too.
+        recipe: other settings of a recipe that the form needs.
     """
 
     settings: dict[str, Any]
     tracked: int = 1
-    unlabelled: str = "zero"
+    unlabelled: str | None = None
+    mixes: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,14 +54,13 @@ CASES: dict[str, Case] = {
     "free": Case({"name": "free", "replays": 3}, tracked=3),
     "free-batch": Case({"name": "free", "replays": 2, "memory": "batch"}, tracked=2),
     "free-image": Case({"name": "free", "replays": 2, "memory": "image", "clip_delta": True}, tracked=2),
-    "trades": Case({"name": "trades", "attack": PGD}, tracked=2, unlabelled="regulariser"),
-    "trades-xent": Case(
-        {"name": "trades", "attack": PGD, "inner": "cross_entropy"}, tracked=2, unlabelled="regulariser"
-    ),
-    "trades-margin": Case({"name": "trades", "attack": PGD, "inner": "margin"}, tracked=2, unlabelled="regulariser"),
-    "trades-fused": Case({"name": "trades", "attack": PGD, "forward": "fused"}, unlabelled="regulariser"),
+    "trades": Case({"name": "trades", "attack": PGD}, tracked=2, unlabelled="beta"),
+    "trades-xent": Case({"name": "trades", "attack": PGD, "inner": "cross_entropy"}, tracked=2, unlabelled="beta"),
+    "trades-margin": Case({"name": "trades", "attack": PGD, "inner": "margin"}, tracked=2, unlabelled="beta"),
+    "trades-fused": Case({"name": "trades", "attack": PGD, "forward": "fused"}, unlabelled="beta"),
     "trades-clean": Case({"name": "trades", "beta": 0}),
-    "mart": Case({"name": "mart", "attack": PGD}, tracked=2, unlabelled="regulariser"),
+    "mart": Case({"name": "mart", "attack": PGD}, tracked=2, unlabelled="beta"),
+    "mart-boosted": Case({"name": "mart", "attack": PGD, "beta": 0}),
     "instance-adaptive": Case(_adaptive()),
     "instance-adaptive-code": Case(
         _adaptive(misclassified="decay", step_rule="scaled", attack={**PGD, "random_start": "unclipped"})
@@ -69,13 +72,13 @@ CASES: dict[str, Case] = {
     "bilateral-supplement": Case({"name": "bilateral", "labels": "supplement", "target": "random", "largest": 2}),
     "bilateral-image-only": Case({"name": "bilateral", "labels": "none", "target": "mosa", "attack_bn": "batch"}),
     "bilateral-train": Case({"name": "bilateral", "target": "mix", "attack_bn": "train"}, tracked=3),
-    "mixup": Case({"name": "mixup", "method": {"name": "adversarial", "attack": PGD}}),
-    "mixup-free": Case({"name": "mixup", "method": {"name": "free", "replays": 2}}, tracked=2),
-    "interpolated": Case({"name": "interpolated", "attack": PGD}, tracked=2),
+    "mixup": Case({"name": "mixup", "method": {"name": "adversarial", "attack": PGD}}, mixes=True),
+    "mixup-free": Case({"name": "mixup", "method": {"name": "free", "replays": 2}}, tracked=2, mixes=True),
+    "interpolated": Case({"name": "interpolated", "attack": PGD}, tracked=2, mixes=True),
     "label-smoothing": Case(
-        {"name": "label_smoothing", "method": {"name": "trades", "attack": PGD}}, tracked=2, unlabelled="regulariser"
+        {"name": "label_smoothing", "method": {"name": "trades", "attack": PGD}}, tracked=2, unlabelled="method.beta"
     ),
     "weight-perturbation": Case(
-        {"name": "trades", "attack": PGD}, tracked=2, unlabelled="regulariser", recipe={"weight_perturbation": {}}
+        {"name": "trades", "attack": PGD}, tracked=2, unlabelled="beta", recipe={"weight_perturbation": {}}
     ),
 }

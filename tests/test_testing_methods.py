@@ -123,6 +123,14 @@ class Unlabelled(Faulty, frozen=True):
         yield lambda: nn.functional.cross_entropy(model(batch.x), batch.y, reduction="none")
 
 
+class ClassZero(Faulty, frozen=True):
+    """An example without a label is trained on as one of class 0."""
+
+    def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
+        y = batch.y.clamp(min=0) if batch.y.ndim == 1 else batch.y
+        yield lambda: cross_entropy(model(batch.x), y)
+
+
 class Keeping(Faulty, frozen=True):
     """Keeps something for each training example, as it should; a subclass does not."""
 
@@ -210,6 +218,7 @@ BAD_METHODS: dict[str, tuple[type[Method], str, str]] = {
     "another-cost": (Extra, "passes", "forwards are 2 where passes() says 1"),
     "probabilities": (HardAlone, "probabilities", "losses differ by"),
     "unlabelled": (Unlabelled, "without a label", "IndexError"),
+    "unlabelled-as-class-0": (ClassZero, "without a label", "with a row of zeros in place of class -1"),
     "by-row": (ByRow, "positions", "seen has changed for examples that were not in the batch"),
     "own-rank-alone": (OwnRankAlone, "two ranks", "on rank 0"),
     "replaced": (Replacing, "state in place", "seen was replaced"),

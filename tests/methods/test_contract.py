@@ -71,19 +71,34 @@ def test_probabilities_are_refused_in_a_sentence_that_names_the_method(case: Cas
             sgd_steps(method, network(), [soft], method.typical_state(spec()))
 
 
+def losses_without(rows: slice, method: Method) -> list[torch.Tensor]:
+    """The losses of every step on a batch of which these rows have no label."""
+    one = batch()
+    y = one.y.clone()
+    y[rows] = -1
+    return sgd_steps(method, network(), [replace(one, y=y)], method.typical_state(spec()))
+
+
+def weighed(method: Method, setting: str, factor: float) -> Method:
+    """The method with one of its weights multiplied; a dotted name is one of the method inside."""
+    name, _, inner = setting.partition(".")
+    value = getattr(method, name)
+    return method.model_copy(update={name: weighed(value, inner, factor) if inner else factor * value})
+
+
 @everyone
-def test_examples_without_a_label(case: Case):
-    method, one = method_of(case), batch()
-    missing = replace(one, y=torch.where(torch.arange(N) < 2, -1, one.y))
-    (first, *_) = sgd_steps(method, network(), [missing], method.typical_state(spec()))
-    assert first.isfinite().all()
-    if method.name == "mixup":
-        return  # their partners' labels count
-    if case.unlabelled == "zero" and method.name != "interpolated" and not getattr(method, "alignment", 0):
-        assert (first[:2] == 0).all()
-    elif case.unlabelled == "regulariser":
-        assert (first[:2] > 0).all()
-    assert (first[2:] > 0).all()
+def test_an_example_without_a_label_costs_its_regulariser_alone(case: Case):
+    """And where there is none, or its weight is 0, exactly nothing; as many times more as its weight is."""
+    method = method_of(case)
+    rows = slice(0, N if case.mixes else 2)
+    found = losses_without(rows, method)
+    if case.unlabelled is None:
+        assert all((losses[rows] == 0).all() for losses in found)
+    else:
+        assert (found[0][rows] > 0).all()
+        assert torch.equal(losses_without(rows, weighed(method, case.unlabelled, 2))[0][rows], 2 * found[0][rows])
+        assert (losses_without(rows, weighed(method, case.unlabelled, 0))[0][rows] == 0).all()
+    assert all((losses[rows.stop :] > 0).all() for losses in found)
 
 
 @everyone

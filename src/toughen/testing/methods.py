@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from toughen import distributed
 from toughen.counting import counted
 from toughen.data import Batch
+from toughen.losses import probabilities as as_probabilities
 from toughen.methods import Method, State
 from toughen.testing import toys
 from toughen.testing.method_subject import Subject, Waits, descent, normed, spec, train
@@ -172,13 +173,25 @@ def probabilities(one: Subject) -> None:
     expect(all(x.isfinite().all() for x in losses(mixed)), "losses of mixed labels are not finite")
 
 
-@methods.promise("take toughen.losses.cross_entropy, which gives such an example a loss of 0")
+@methods.promise(
+    "take toughen.losses.cross_entropy, which gives such an example a loss of 0, and mask other losses of the label "
+    "with toughen.losses.labelled(y)"
+)
 def without_a_label(one: Subject) -> None:
-    """Examples without a label, of class -1, do no harm."""
-    hard = toys.batch()
-    missing = replace(hard, y=torch.where(torch.arange(toys.BATCH) < 2, -1, hard.y))
-    for losses in train(one.method, normed(), [missing], one.method.typical_state(spec())):
-        expect(losses.isfinite().all(), "losses are not finite")
+    """Examples without a label do no harm, be it written as class -1 or as a row of zeros."""
+    method, hard = one.method, toys.batch()
+    missing = torch.where(torch.arange(toys.BATCH) < 2, -1, hard.y)
+
+    def losses(y: Tensor) -> list[Tensor]:
+        return train(method, normed(), [replace(hard, y=y)], method.typical_state(spec()))
+
+    found = losses(missing)
+    expect(all(x.isfinite().all() for x in found), "losses are not finite")
+    if method.soft_labels:
+        zeros = as_probabilities(missing, toys.CLASSES, torch.float64)
+        for a, b in zip(found, losses(zeros), strict=True):
+            gap = float((a - b).abs().max())
+            expect(gap <= ROUNDING, f"with a row of zeros in place of class -1 losses differ by {gap:.2g}")
 
 
 @methods.promise("make it all in `init`, on spec.device, and name each tensor in `state_kinds`")
