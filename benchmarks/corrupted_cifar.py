@@ -23,11 +23,11 @@ from rich.console import Console
 
 from toughen.corruptions import CORRUPTIONS, MAIN
 from toughen.data import load
-from toughen.evaluation.corruption_result import CorruptionResult
-from toughen.evaluation.corruptions import corruption_accuracy
-from toughen.evaluation.progress import Status
-from toughen.report.corruptions import corruption_table
-from toughen.training.runs import open_run
+from toughen.evaluation.corruption.evaluate import corruption_accuracy
+from toughen.evaluation.corruption.result import CorruptionResult
+from toughen.evaluation.time_left import Status
+from toughen.report.terminal.corruptions import corruption_table
+from toughen.workflows.run_folder import open_run
 
 
 def check(folder: Path) -> str:

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toughen.batched import predict
-from toughen.counting import Passes, counted
 from toughen.evaluation import evaluate
+from toughen.models.batched import predict
+from toughen.models.cost import Passes, counted
 from toughen.modes import evaluating, frozen
 from toughen.threat import Linf, Threat
 
@@ -67,8 +67,8 @@ def resnet18(n: int, data: str) -> Subject:
 
 def run_folder(folder: str, n: int, eps: str, split: str) -> Subject:
     """A run, on the first images of one of its splits."""
-    from toughen.naming import parse_number
-    from toughen.training.runs import open_run
+    from toughen.settings import parse_number
+    from toughen.workflows.run_folder import open_run
 
     run = open_run(Path(folder))
     images = getattr(run.data, split)

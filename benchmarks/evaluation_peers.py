@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
-from toughen.batched import predict
-from toughen.counting import Passes, counted
 from toughen.evaluation import evaluate
+from toughen.models.batched import predict
+from toughen.models.cost import Passes, counted
 from toughen.modes import evaluating
 from toughen.threat import Linf
 

@@ -29,13 +29,13 @@ import torch
 from filelock import FileLock
 
 from toughen.data import ImageData, Split
+from toughen.data.dataset_card import DatasetCard
 from toughen.noise import generator
 from toughen.recipes.text import build
-from toughen.training import outputs as outputs_module
-from toughen.training.about import About
+from toughen.training import checkpointer as outputs_module
+from toughen.training.catastrophic_overfitting import OverfittingMonitor
+from toughen.training.checkpointer import Checkpointer
 from toughen.training.loop import train_batch
-from toughen.training.outputs import Outputs
-from toughen.training.overfitting import Watch
 from toughen.training.setup import set_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,13 +44,13 @@ FIGURES = RESULT.with_suffix(".json")
 GOALS = {
     "1 exact resume": ["tests/training/test_kills.py"],
     "2 stop signals": ["tests/training/test_kills.py", "tests/training/test_restarts.py"],
-    "3 damage": ["tests/test_damage.py"],
+    "3 damage": ["tests/storage/test_damage.py"],
     "4 disk": ["tests/training/test_disk.py"],
     "5 malicious files": ["tests/test_hostile.py"],
-    "6 fuzz": ["tests/test_fuzz_recipes.py", "tests/test_fuzz_commands.py"],
+    "6 fuzz": ["tests/recipes/test_fuzz_recipes.py", "tests/cli/test_fuzz_commands.py"],
     "7 ranks": ["tests/training/test_restarts.py", "tests/test_noise.py"],
     "8 non-finite values": ["tests/training/test_non_finite.py"],
-    "9 data faults": ["tests/data/test_workers.py"],
+    "9 data faults": ["tests/data/loading/test_workers.py"],
     "11 long runs": ["tests/training/test_long_run.py"],
     "12 the tests can fail": ["tests/test_seeded_bugs.py"],
 }
@@ -90,7 +90,10 @@ def overhead(folder: Path) -> list[str]:
     asked |= {"method": "natural", "batch_size": BATCH, "steps": 10**6, "averages": [0.995]}
     recipe = build({**asked, "optimizer": {"lr": 0.01}})
     job, batches = set_up(recipe, data, split, torch.arange(64), torch.device("cpu"))
-    about, watch = About.of(data, trained=64, validated=0), Watch.over(recipe, job.method, split, torch.device("cpu"))
+    about, watch = (
+        DatasetCard.of(data, trained=64, validated=0),
+        OverfittingMonitor.over(recipe, job.method, split, torch.device("cpu")),
+    )
     steps, waits, writes = [], [], []
     original = outputs_module.save_checkpoint
 
@@ -102,8 +105,8 @@ def overhead(folder: Path) -> list[str]:
             writes.append(time.thread_time() - started)
 
     outputs_module.save_checkpoint = timed
-    with Outputs(folder, None, about, None, watch, print) as outputs:
-        from toughen.store import Log
+    with Checkpointer(folder, None, about, None, watch, print) as outputs:
+        from toughen.storage.files import Log
 
         outputs.logs = Log.resume(folder / "a.jsonl", 0), Log.resume(folder / "b.jsonl", 0)
         for number in range(4):

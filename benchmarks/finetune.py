@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from toughen.data import load
-from toughen.training.runs import open_run
+from toughen.workflows.run_folder import open_run
 
 RESULT = Path(__file__).resolve().parent / "results" / "finetune.md"
 BEFORE = ("airplane", "automobile", "bird", "cat", "deer")

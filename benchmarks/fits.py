@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toughen import models
 from toughen.losses import cross_entropy
-from toughen.training.recompute import blocks, recomputed
+from toughen.training.activation_checkpointing import blocks, recomputed
 
 NETWORKS = {"preact_resnet18": 128, "wrn-28-10": 128, "wrn-34-10": 128, "wrn-70-16": 128}
 COPIES = 4

@@ -32,21 +32,21 @@ from torch.utils.flop_counter import flop_registry
 
 from peer_steps import ENTRANTS, PGD, Setting, images
 from step_cost import recipe_of
-from toughen.counting import counted
 from toughen.data import Batches
+from toughen.models.cost import counted
 from toughen.modes import backends
 from toughen.recipes import Recipe
-from toughen.training.fast import Ways, kernels
+from toughen.training.acceleration import Acceleration, kernels
 from toughen.training.loop import Job, train_batch
 from toughen.training.setup import set_up
 
 RESULTS = Path(__file__).parent / "results"
 FAST = {"bf16": True, "channels_last": True, "tf32": True}
 WAYS = {
-    "plain float32": Ways(),
-    "TF32": Ways(tf32=True),
-    "bf16, folded": Ways(**FAST, folded=True),
-    "bf16, graphs": Ways(**FAST, compiled=True),
+    "plain float32": Acceleration(),
+    "TF32": Acceleration(tf32=True),
+    "bf16, folded": Acceleration(**FAST, folded=True),
+    "bf16, graphs": Acceleration(**FAST, compiled=True),
 }
 METHODS: dict[str, dict[str, Any]] = {
     "natural": {"method": "natural"},
@@ -114,7 +114,7 @@ def ceilings(bench: Bench) -> tuple[float, float]:
     return 2 * n**3 / bench.seconds(lambda: a @ b), 2 * length / bench.seconds(lambda: target.copy_(source))
 
 
-def set_up_on(device: torch.device, recipe: Recipe, ways: Ways) -> tuple[Job, Batches]:
+def set_up_on(device: torch.device, recipe: Recipe, ways: Acceleration) -> tuple[Job, Batches]:
     """A job of random images, and its batches."""
     data = images(max(4 * recipe.batch_size, 64))
     return set_up(recipe, data, data.train, torch.arange(len(data.train)), device, ways=ways)
@@ -140,7 +140,7 @@ class Flops(TorchDispatchMode):
 def flops(bench: Bench, network: str, method: str) -> float:
     """Floating-point operations of an optimiser step for one image: matrix products alone, a multiply-add being two."""
     size = 4
-    job, batches = set_up_on(bench.device, recipe_of(network, size, METHODS[method]), Ways())
+    job, batches = set_up_on(bench.device, recipe_of(network, size, METHODS[method]), Acceleration())
     with Flops() as counter:
         train_batch(job, batches[0])
     return counter.total / size / job.method.steps_per_batch

@@ -29,12 +29,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from toughen import store
 from toughen.data import Batches, Split, load
-from toughen.data.duplicates import Reference, near
-from toughen.data.labelling import THRESHOLD, label
+from toughen.data.pseudo_labelling.build import THRESHOLD, label
+from toughen.data.pseudo_labelling.duplicates import Reference, near
 from toughen.models import build
 from toughen.noise import derive, generator
+from toughen.storage import files
 
 COUNTS = (4_000, 10_000)
 LABELLED = 20_000
@@ -386,7 +386,7 @@ def main() -> None:
     for name in arguments.only:
         path = arguments.work / f"{name}.json"
         if not path.is_file():
-            store.write_json(path, PARTS[name](arguments))
+            files.write_json(path, PARTS[name](arguments))
             print(path.read_text(), flush=True)
     found = {path.stem: json.loads(path.read_text()) for path in arguments.work.glob("*.json")}
     if found.keys() >= PARTS.keys():

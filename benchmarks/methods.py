@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from toughen.recipes.text import build
-from toughen.store import Locked
+from toughen.storage.files import Locked
 from toughen.training import train
-from toughen.training.evaluations import evaluate_run
+from toughen.workflows.evaluate import evaluate_run
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("pgd-20", "pgd-40-margin")

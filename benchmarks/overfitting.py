@@ -25,8 +25,8 @@ from toughen.models import MODELS
 from toughen.noise import generator
 from toughen.recipes.text import build
 from toughen.training import train
+from toughen.training.catastrophic_overfitting import OverfittingMonitor, interval
 from toughen.training.loop import train_batch
-from toughen.training.overfitting import Watch, interval
 from toughen.training.setup import set_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def cost(model: str, method: str, rounds: int) -> str:
         }
     )
     job, batches = set_up(recipe, data, split, torch.arange(512), torch.device("cpu"))
-    watch, every = Watch.over(recipe, job.method, split, torch.device("cpu")), interval(recipe)
+    watch, every = OverfittingMonitor.over(recipe, job.method, split, torch.device("cpu")), interval(recipe)
 
     def seconds_per_step() -> float:
         started, before = time.process_time(), job.step

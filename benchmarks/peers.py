@@ -65,7 +65,7 @@ class Count:
 
     @property
     def natural_steps(self) -> float:
-        """What they cost, as in `toughen.counting`."""
+        """What they cost, as in `toughen.models.cost`."""
         return (self.forwards + self.images_only + 2 * self.with_weights) / 3
 
 

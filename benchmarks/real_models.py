@@ -24,12 +24,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from toughen.attacks import pgd
-from toughen.batched import predict
 from toughen.data import load
 from toughen.evaluation import evaluate
-from toughen.evaluation.checkup import Checkup, check
+from toughen.evaluation.audit.model_check import ModelCheck, check
 from toughen.models import Classifier, build
-from toughen.models.weights import load_weights
+from toughen.models.batched import predict
+from toughen.models.pretrained.load import load_weights
 from toughen.threat import Linf
 
 RESULT = Path(__file__).resolve().parent / "results" / "real_models.md"
@@ -79,7 +79,7 @@ def efficientnet() -> nn.Module:
     return built.eval()
 
 
-def checked(title: str, look: Callable[[], Checkup]) -> list[str]:
+def checked(title: str, look: Callable[[], ModelCheck]) -> list[str]:
     """What a check-up says that is not plainly fine, as lines of a table."""
     before = time.perf_counter()
     found = look()

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import layouts  # noqa: E402
-from toughen.data import ImageData, View, load  # noqa: E402
-from toughen.data.python_layout import import_folder  # noqa: E402
+from toughen.data import ImageData, ResizeCrop, load  # noqa: E402
+from toughen.data.sources.cifar_pickle import import_folder  # noqa: E402
 
 
 def by_class(data: ImageData) -> ImageData:
@@ -90,7 +90,7 @@ def main() -> None:
         "CIFAR Python, imported": lambda: imported(work, parts),
     }
     few = torch.arange(0, len(wanted.test), 97)
-    view = View(28)
+    view = ResizeCrop(28)
     reference = None
     for name, write in routes.items():
         source = write()

@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 from toughen.data import load
-from toughen.data.feeds import feed_of
-from toughen.data.parts import Order
-from toughen.data.stored import Stored
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
+from toughen.data.lazy_split import LazySplit
+from toughen.data.loading.prefetch import feed_of
+from toughen.data.loading.sampler import Sampler
 from toughen.noise import derive
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +65,7 @@ def make(folder: Path, n: int) -> None:
         part.save(path, quality=QUALITY)
 
 
-def loop(paths: list[Path], view: View, epoch: int) -> tuple[float, float]:
+def loop(paths: list[Path], view: ResizeCrop, epoch: int) -> tuple[float, float]:
     """Images per second of a core and of the wall clock, of Pillow alone, with boxes like ours."""
     boxes = [view.box((SIDE, SIDE), np.random.default_rng(derive(epoch, number))) for number in range(len(paths))]
     start, core = time.perf_counter(), time.process_time()
@@ -76,10 +76,10 @@ def loop(paths: list[Path], view: View, epoch: int) -> tuple[float, float]:
     return len(paths) / (time.process_time() - core), len(paths) / (time.perf_counter() - start)
 
 
-def ours(split: Stored, epoch: int, workers: int) -> tuple[float, float]:
+def ours(split: LazySplit, epoch: int, workers: int) -> tuple[float, float]:
     """Images per second of the decoding cores, and of the wall clock and worker, of some epochs as they are fed."""
     cpu = torch.device("cpu")
-    order = Order(len(split), BATCH, 1, epoch, short=True, mine=slice(None), device=cpu)
+    order = Sampler(len(split), BATCH, 1, epoch, short=True, mine=slice(None), device=cpu)
     feed = feed_of(split, order.rows, seed=epoch, device=cpu, workers=workers)
     core, start = core_seconds(workers), time.perf_counter()
     for number in range(EPOCHS * order.batches):
@@ -108,9 +108,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = arguments.work / "photographs" / "train"
     make(folder, arguments.images)
-    view = View(SIZE)
+    view = ResizeCrop(SIZE)
     split = load(str(folder.parent), view).train
-    assert isinstance(split, Stored)
+    assert isinstance(split, LazySplit)
     paths = [Path(split.name(number)) for number in range(len(split))]
     rows = []
     for workers in arguments.workers:

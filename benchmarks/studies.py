@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from toughen.studies.begin import begin
+from toughen.studies.create import begin
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder
 from toughen.studies.results import collect
 from toughen.studies.schema import Row, Study

@@ -6,7 +6,7 @@ A new attack adds its rows here, and nothing else.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from toughen.testing.attack_subject import Strength
+from toughen.testing.attack_under_test import Strength
 
 CARLINI_WAGNER = {
     "name": "carlini_wagner",

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from toughen.checkpoint import save_checkpoint
 from toughen.data import DATA, ImageData, Split
 from toughen.noise import generator
+from toughen.storage.checkpoint import save_checkpoint
 
 # One thread: tests run side by side on two cores, and sums must not depend on the number of threads.
 torch.set_num_threads(1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.corruptions import CORRUPTIONS
-from toughen.evaluation.corruption_result import CorruptionResult
-from toughen.evaluation.corruptions import corruption_accuracy
+from toughen.evaluation.corruption.evaluate import corruption_accuracy
+from toughen.evaluation.corruption.result import CorruptionResult
 
 LEVELS = [90, 100, 110, 120, 128, 130, 140, 150, 160, 170, 200, 250]
 FEW: dict[str, Any] = {"corruptions": ("fog", "snow"), "severities": (5, 1)}

@@ -12,8 +12,8 @@ from toughen.data import Batch
 from toughen.losses import cross_entropy
 from toughen.methods import Kind, Method, Objective, Robust, Spec, State
 from toughen.modes import attacking, plain
-from toughen.naming import Count, Share
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Share
 from toughen.testing import BrokenPromise, Promise
 from toughen.threat import Threat, per_example
 

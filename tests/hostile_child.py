@@ -98,7 +98,7 @@ def run(argv: list[str], cwd: str, environment: dict[str, str], report: Path) ->
     watch(sandbox, noted)
     code = 1
     try:
-        from toughen.cli import main
+        from toughen.cli.app import main
 
         main()
         code = 0
@@ -177,14 +177,14 @@ def main() -> None:
     import rich.live  # noqa: F401
     import torch._weights_only_unpickler
 
-    import toughen.cli
+    import toughen.cli.app
     import toughen.export
-    import toughen.report.page
+    import toughen.report.page.page
     import toughen.studies.measures
     import toughen.training
-    import toughen.training.corrupted
-    import toughen.training.evaluations
-    import toughen.training.labelling  # noqa: F401
+    import toughen.workflows.corruptions
+    import toughen.workflows.evaluate
+    import toughen.workflows.label  # noqa: F401
     from toughen import recipes
     from toughen.training import train
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile import MARKUP, Commands, Place, bomb, case, of_run, reported
-from toughen.checkpoint import _manifest
+from toughen.storage.checkpoint import _manifest
 
 DEEP = "[" * 100_000 + "]" * 100_000
 DIGITS = "9" * 5000

@@ -209,7 +209,7 @@ def yaml_bytes(place: Place) -> Commands:
 
 def study(place: Place, change: Callable[[dict[str, Any]], object]) -> Commands:
     """A study's folder that asks for something else."""
-    from toughen.studies.begin import begin
+    from toughen.studies.create import begin
     from toughen.studies.text import load
 
     write_tiny_study(place.folder)

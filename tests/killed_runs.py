@@ -29,11 +29,11 @@ import torch
 import typer
 
 from conftest import tiny_data
-from toughen import store
-from toughen.command import plain_errors
+from toughen.cli.errors import plain_errors
 from toughen.data import DATA
-from toughen.display import Display
+from toughen.progress import Display
 from toughen.recipes import Recipe
+from toughen.storage import files
 from toughen.training import loop, train
 
 torch.set_num_threads(1)
@@ -205,14 +205,14 @@ def at_point(number: int) -> None:
         if next(reached) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    store.point = die
+    files.point = die
 
 
 def points(run: Path) -> list[int]:
     """Numbers of the places that a run's writer reaches, one for each name."""
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "point", lambda name: seen.append(re.sub(r"\.tmp-[^/ ]*|[0-9]{9}", "", name)))
+        patch.setattr(files, "point", lambda name: seen.append(re.sub(r"\.tmp-[^/ ]*|[0-9]{9}", "", name)))
         train(recipe(RUNS["free"]), run)
     # The last of each name: the checkpoints before have all there is to lose.
     return sorted({name: number for number, name in enumerate(seen)}.values())

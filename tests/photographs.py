@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toughen.data.stored import Stored
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
+from toughen.data.lazy_split import LazySplit
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def write_photographs(folder: Path, n: int) -> Files:
     return Files(tuple(paths))
 
 
-def stored_photographs(folder: Path, n: int = 23, view: View | None = View(16)) -> Stored:  # noqa: B008
+def stored_photographs(folder: Path, n: int = 23, view: ResizeCrop | None = ResizeCrop(16)) -> LazySplit:  # noqa: B008
     """They as a split with 7 classes."""
-    return Stored(write_photographs(folder, n), torch.arange(n) % 7, "photographs", view)
+    return LazySplit(write_photographs(folder, n), torch.arange(n) % 7, "photographs", view)

@@ -13,7 +13,7 @@ from toughen.attacks import ATTACKS, AttackSpec
 from toughen.attacks.contract import GIVEN
 from toughen.methods import METHODS
 from toughen.methods.base import Robust
-from toughen.naming import settings_of
+from toughen.settings import settings_of
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]

@@ -8,12 +8,12 @@ import toughen
 SOURCE = Path(toughen.__file__).parent
 ALLOWED = {
     # Code that the user names on the command line, FILE.py:FUNCTION.
-    ("training/subjects.py", "importlib.import_module"),
-    ("training/subjects.py", "spec.loader.exec_module"),
+    ("workflows/model_sources.py", "importlib.import_module"),
+    ("workflows/model_sources.py", "spec.loader.exec_module"),
     # Our own modules and optional libraries, by names that stand in the source.
     ("__init__.py", "import_module"),
     ("export/to_onnx.py", "importlib.import_module"),
-    ("models/_torchvision.py", "importlib.import_module"),
+    ("models/pretrained/timm_import.py", "importlib.import_module"),
     # `_Loader` is a SafeLoader without tags and aliases.
     ("recipes/text.py", "yaml.load"),
 }
@@ -59,7 +59,10 @@ def test_nothing_loads_code_but_what_the_user_names():
 def test_names_that_are_imported_stand_in_the_source():
     # Of the two that take a variable, one is the user's own FILE.py:FUNCTION.
     for path, name, call in calls():
-        if name.endswith("import_module") and path not in ("training/subjects.py", "models/_torchvision.py"):
+        if name.endswith("import_module") and path not in (
+            "workflows/model_sources.py",
+            "models/pretrained/timm_import.py",
+        ):
             fixed = [isinstance(part, ast.Constant) or ast.unparse(part).startswith(("_HOMES", "f'toughen."))
                      for part in call.args]  # fmt: skip
             assert all(fixed), (path, ast.unparse(call))
@@ -76,7 +79,7 @@ def test_torch_loads_weights_alone():
 def test_numpy_loads_no_objects():
     for path, name, call in calls():
         if name in ("np.load", "numpy.load", "np.lib.format.read_array"):
-            ours = "mnist5k.npz" in (SOURCE / path).read_text() and path == "data/registry.py"
+            ours = "mnist5k.npz" in (SOURCE / path).read_text() and path == "data/sources/registry.py"
             assert keyword(call, "allow_pickle") is False or ours, path
         assert keyword(call, "allow_pickle") is not True, path
 
@@ -89,5 +92,5 @@ def test_the_unpickler_is_the_one_that_builds_arrays():
         if isinstance(node, ast.Import) and any(n.name in ("pickle", "dill", "marshal", "shelve") for n in node.names)
     }
     # The one in models only catches its error.
-    assert users == {"data/python_layout.py", "models/files.py"}
+    assert users == {"data/sources/cifar_pickle.py", "models/pretrained/files.py"}
     assert all(name in ("pickle._Unpickler",) or not name.startswith("pickle.") for _, name, _ in calls())

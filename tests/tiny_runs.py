@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from toughen.command import plain_errors
-from toughen.display import Display
+from toughen.cli.errors import plain_errors
+from toughen.progress import Display
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
 from toughen.training import train

@@ -19,7 +19,7 @@ from torch import nn
 from toughen import recipes, train
 from toughen.models import MODELS
 from toughen.recipes import Recipe
-from toughen.training.runs import open_run
+from toughen.workflows.run_folder import open_run
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.insert(0, str(TESTS))

@@ -31,7 +31,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
 from frozen_models import FROZEN, RADII, load  # noqa: E402  (the tests are no package)
-from toughen.evaluation.verify import ROUNDING  # noqa: E402
+from toughen.evaluation.referee import ROUNDING  # noqa: E402
 
 N = 100
 SEED = 0

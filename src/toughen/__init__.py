@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toughen import attacks, corruptions, data, losses, methods, models, testing
     from toughen.evaluation import Evaluation, check, evaluate
-    from toughen.exported import load_model
     from toughen.models import Classifier
+    from toughen.models.exported import load_model
     from toughen.recipes import Recipe
     from toughen.threat import L2, Linf
     from toughen.training import train
@@ -25,7 +25,7 @@ _HOMES = {
     "Recipe": "toughen.recipes",
     "check": "toughen.evaluation",
     "evaluate": "toughen.evaluation",
-    "load_model": "toughen.exported",
+    "load_model": "toughen.models.exported",
     "train": "toughen.training",
 }
 _ROOMS = ("attacks", "corruptions", "data", "losses", "methods", "models", "testing")

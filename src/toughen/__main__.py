@@ -3,7 +3,7 @@
 import os
 import sys
 
-from toughen.cli import main
+from toughen.cli.app import main
 
 try:
     main()

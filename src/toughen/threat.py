@@ -19,8 +19,8 @@ import torch
 from pydantic_core import core_schema
 from torch import Tensor
 
-from toughen.naming import format_number, parse_number, shown
 from toughen.noise import Stream
+from toughen.settings import format_number, parse_number, shown
 
 Radius = float | Tensor
 

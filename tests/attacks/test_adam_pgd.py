@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec, adam_pgd
-from toughen.counting import Passes, counted
+from toughen.models.cost import Passes, counted
 from toughen.noise import Stream, fixed
 from toughen.threat import L2, Linf, Threat
 

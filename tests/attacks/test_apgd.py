@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from oracles import EPS, LinearProblem, linear_problem
 from toughen.attacks.apgd import apgd, apgd_targeted, checkpoints, log_odds
-from toughen.batched import Batched
-from toughen.counting import Passes, counted
 from toughen.losses import cross_entropy, dlr, margin, targeted, targeted_dlr
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
 from toughen.noise import Stream, fixed
 from toughen.threat import L2, Linf, Threat
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from oracles import EPS, RowByRow, linear_problem
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
-from toughen.batched import Batched
-from toughen.counting import Passes, counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attack_cases import CASES, Case
 from toughen.attacks import ATTACKS, AttackSpec, bim, fgsm, pgd
-from toughen.counting import counted
+from toughen.models.cost import counted
 from toughen.noise import Stream
 from toughen.testing import Promise, attack_promises
 from toughen.threat import L2, Linf, Threat

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from toughen.attacks import ATTACKS, AttackSpec
-from toughen.counting import counted
+from toughen.models.cost import counted
 from toughen.threat import L2, Linf
 
 BALLS = {name: L2(0.1) if name == "carlini_wagner" else Linf(0.1) for name in ATTACKS}

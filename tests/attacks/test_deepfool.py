@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from oracles import RowByRow, linear_problem
 from toughen.attacks.deepfool import deepfool, nearest_boundary, ranked_others
 from toughen.attacks.refine import refined as refined_from
-from toughen.batched import Batched
-from toughen.counting import Passes, counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf, Threat
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oracles import Affine, linear_problem
 from toughen.attacks.diversified import AWAY, TOWARDS, _Lean, diversified_pgd
-from toughen.counting import counted
+from toughen.models.cost import counted
 from toughen.noise import fixed
 from toughen.threat import L2, Linf
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from oracles import EPS, RowByRow, linear_problem
 from toughen.attacks.fab import fab, to_plane
 from toughen.attacks.refine import refined
-from toughen.batched import Batched
-from toughen.counting import Passes, counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
 from toughen.noise import fixed
 from toughen.threat import L2, Linf, Threat
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import bim, mi_fgsm
-from toughen.counting import Passes, counted
+from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf
 
 

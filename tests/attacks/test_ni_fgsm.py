@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import bim, fgsm, mi_fgsm, ni_fgsm
-from toughen.counting import Passes, counted
+from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf
 
 EXACT = {"rtol": 0, "atol": 1e-9}

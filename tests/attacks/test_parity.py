@@ -26,7 +26,7 @@ from toughen.attacks.carlini_wagner import carlini_wagner
 from toughen.attacks.deepfool import deepfool
 from toughen.attacks.fab import fab
 from toughen.attacks.square import square
-from toughen.evaluation.verify import ROUNDING
+from toughen.evaluation.referee import ROUNDING
 from toughen.noise import fixed
 
 REFERENCES = json.loads((FROZEN / "references.json").read_text())

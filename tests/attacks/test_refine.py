@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from oracles import RowByRow, linear_problem
 from toughen.attacks.refine import refined
-from toughen.batched import Batched
-from toughen.counting import Passes, counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import ascend, bim, fgsm, pgd, r_fgsm
-from toughen.counting import Passes, counted
 from toughen.losses import cross_entropy, margin, targeted
+from toughen.models.cost import Passes, counted
 from toughen.noise import fixed
 from toughen.threat import L2, Linf
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from toughen.attacks import ATTACKS, AttackSpec, attack, bim, fgsm, pgd, r_fgsm
 from toughen.losses import margin
-from toughen.naming import Count, Positive
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Positive
 from toughen.threat import Linf, Threat
 
 EPS = Linf(0.1)

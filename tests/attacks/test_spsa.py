@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from oracles import EPS, linear_problem
 from toughen.attacks.spsa import DIRECTIONS, PROBES, estimate, spsa
-from toughen.batched import Batched
-from toughen.counting import counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import counted
 from toughen.noise import Stream, fixed
 from toughen.threat import L2, Linf
 

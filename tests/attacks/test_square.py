@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from oracles import EPS, LinearProblem, linear_problem
 from toughen.attacks.square import BALLS, bumps, share, square
-from toughen.batched import Batched
-from toughen.counting import counted
 from toughen.losses import margin
+from toughen.models.batched import Batched
+from toughen.models.cost import counted
 from toughen.noise import Stream, fixed
 from toughen.threat import L2, Linf, Threat
 

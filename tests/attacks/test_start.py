@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec, adam_pgd, fgsm, pgd, rs_fgsm, targeted_pgd
-from toughen.counting import Passes, counted
 from toughen.losses import cross_entropy
+from toughen.models.cost import Passes, counted
 from toughen.noise import Stream, fixed
 from toughen.threat import L2, Linf, Threat
 

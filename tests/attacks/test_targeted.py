@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from oracles import EPS, linear_problem
 from toughen.attacks import AttackSpec, pgd, targeted_pgd
-from toughen.counting import Passes, counted
 from toughen.losses import cross_entropy, dlr, margin, targeted
+from toughen.models.cost import Passes, counted
 from toughen.noise import Stream, fixed
 from toughen.threat import Linf
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from toughen.corruptions import CORRUPTIONS, MAIN
 from toughen.corruptions.published import open_published
-from toughen.evaluation import corruptions as measuring
-from toughen.evaluation.corruption_result import mean_corruption_error
-from toughen.evaluation.corruptions import corruption_accuracy
+from toughen.evaluation.corruption import evaluate as measuring
+from toughen.evaluation.corruption.evaluate import corruption_accuracy
+from toughen.evaluation.corruption.result import mean_corruption_error
 
 N = 6
 LABELS = torch.tensor([3, 0, 1, 1, 2, 0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toughen.data import View, load
+from toughen.data import ResizeCrop, load
 
-VIEW = View(6, resize=8)
+VIEW = ResizeCrop(6, resize=8)
 LEVELS = np.array([0, 1, 128, 129, 257, 385, 386, 32767, 32896, 65406, 65407, 65535], np.uint16)
 
 
@@ -38,7 +38,7 @@ def test_all_levels_and_big_endian_files(tmp_path):
     big = Image.frombytes("I;16B", (256, 256), levels.astype(">u2").tobytes())
     for image in (little, big):
         assert image.mode.startswith("I;16")
-        assert np.array_equal(View(256, resize=256).centre(image), np.repeat(expected[..., None], 3, axis=2))
+        assert np.array_equal(ResizeCrop(256, resize=256).centre(image), np.repeat(expected[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_16_bits_as_they_are_are_refused_with_a_remedy_that_works(tmp_path, one_
     folder = folder_of(tmp_path, np.full((9, 12), 65535, np.uint16), "png")
     assert "mode I;16" in (text := one_sentence(load, str(folder)))
     assert "data.size=224" in text
-    assert (load(str(folder), View(8)).test.images == 255).all()
+    assert (load(str(folder), ResizeCrop(8)).test.images == 255).all()

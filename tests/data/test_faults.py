@@ -20,8 +20,8 @@ from layouts import (
     write_shards,
     write_tar,
 )
-from toughen.data import Found, find, load
-from toughen.data.python_layout import import_folder
+from toughen.data import RawDataset, find, load
+from toughen.data.sources.cifar_pickle import import_folder
 
 PARTS = known((5, 7, 3))
 SQUARE = known((32, 32, 3))
@@ -66,7 +66,7 @@ def test_class_folders_win_over_a_stray_table(tmp_path, names):
     assert (after.fingerprint, after.classes) == (before.fingerprint, CLASSES)
     table(folder, "train-0.parquet", PARTS["train"][0], label=PARTS["train"][1])
     found = find(str(folder))
-    assert isinstance(found, Found)
+    assert isinstance(found, RawDataset)
     assert "parquet" not in found.parts["train"].images.name(0)
     assert found.parts["train"].images.name(0) == "Example 0 of the train split of pets"
 

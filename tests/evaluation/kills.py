@@ -26,12 +26,12 @@ import pyarrow.parquet  # noqa: F401
 import torch
 
 from conftest import Saving
-from toughen import store
 from toughen.attacks import ATTACKS, AttackSpec
 from toughen.evaluation import evaluate
-from toughen.evaluation.ledger import Keep, Ledger
-from toughen.evaluation.stages import Stage
-from toughen.evaluation.units import Task, Unit
+from toughen.evaluation.plan import Stage
+from toughen.evaluation.resume import Keep, Ledger
+from toughen.evaluation.work_unit import EvaluationTask, UnitResult
+from toughen.storage import files as store
 from toughen.threat import Linf
 from toys import labels, network, photographs, spec
 
@@ -69,21 +69,21 @@ def journal(path: Path) -> None:
         with open(path, "a") as file:
             file.write(f"{what} {label} {ids.tolist()}\n")
 
-    clean, attacked, put = Task.clean, Task.run, Ledger.put
+    clean, attacked, put = EvaluationTask.clean, EvaluationTask.run, Ledger.put
 
-    def begin_clean(self: Task, rows: torch.Tensor) -> Unit:
+    def begin_clean(self: EvaluationTask, rows: torch.Tensor) -> UnitResult:
         note("begun", "clean", self.index[rows])
         return clean(self, rows)
 
-    def begin(self: Task, stage: Stage, rows: torch.Tensor) -> Unit:
+    def begin(self: EvaluationTask, stage: Stage, rows: torch.Tensor) -> UnitResult:
         note("begun", stage.label, self.index[rows])
         return attacked(self, stage, rows)
 
-    def done(self: Ledger, key: str, unit: Unit, took: dict[str, Any]) -> None:
+    def done(self: Ledger, key: str, unit: UnitResult, took: dict[str, Any]) -> None:
         put(self, key, unit, took)
         note("done", str(unit.outcomes.attack[0]), unit.outcomes.index)
 
-    Task.clean, Task.run, Ledger.put = begin_clean, begin, done
+    EvaluationTask.clean, EvaluationTask.run, Ledger.put = begin_clean, begin, done
 
 
 def repeated(path: Path) -> list[str]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from toughen import distributed, store
 from toughen.attacks import ATTACKS
 from toughen.evaluation import Evaluation, evaluate
-from toughen.evaluation.units import Task
+from toughen.evaluation.work_unit import EvaluationTask
+from toughen.parallel import ranks
+from toughen.storage import files
 from toughen.threat import Linf, Threat
 from toys import labels, network, photographs, spec
 
@@ -51,28 +52,28 @@ def refused(call: Callable[[], object]) -> str:
 
 def stop_after(units: int) -> None:
     """Let the second unit of the first attack be this rank's last; all ranks stop at the same place."""
-    clean, attacked, worked = Task.clean, Task.run, []
+    clean, attacked, worked = EvaluationTask.clean, EvaluationTask.run, []
 
     def note() -> None:
         if len(worked) == units:
             raise Stopped
         worked.append(1)
 
-    Task.clean = lambda self, rows: (note(), clean(self, rows))[1]
-    Task.run = lambda self, stage, rows: (note(), attacked(self, stage, rows))[1]
+    EvaluationTask.clean = lambda self, rows: (note(), clean(self, rows))[1]
+    EvaluationTask.run = lambda self, stage, rows: (note(), attacked(self, stage, rows))[1]
     try:
         run(101, OUT / "resumed", keep="float32")
     except Stopped:
         pass
     finally:
-        Task.clean, Task.run = clean, attacked
+        EvaluationTask.clean, EvaluationTask.run = clean, attacked
 
 
 OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 
 
 def main() -> None:
-    mine = OUT / f"rank-{distributed.rank()}"
+    mine = OUT / f"rank-{ranks.rank()}"
     mine.mkdir(parents=True)
     for name, n in SIZES.items():
         run(n, OUT / name if name == "odd" else None, keep="float32" if name == "odd" else None).write(mine / name)
@@ -81,15 +82,15 @@ def main() -> None:
     run(101, OUT / "odd", keep="float32").write(mine / "again")
     said = [refused(lambda: run(101, OUT / "odd", seed=1, keep="float32"))]
     # 13 units of the clean images: with two ranks 7 and 6. Both stop in the first attack.
-    stop_after(9 if distributed.world() > 1 else 15)
-    distributed.barrier()
+    stop_after(9 if ranks.world() > 1 else 15)
+    ranks.barrier()
     said.append(refused(lambda: run(101, OUT / "resumed", seed=1, keep="float32")))
     run(101, OUT / "resumed", keep="float32").write(mine / "resumed")
-    store.write_json(mine / "said.json", said)
+    files.write_json(mine / "said.json", said)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.group(torch.device("cpu")):
+    with ranks.group(torch.device("cpu")):
         main()
     print(json.dumps("done"))

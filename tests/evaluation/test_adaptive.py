@@ -8,7 +8,7 @@ from oracles import linear_problem
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
 from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, _by_yield, nearest
-from toughen.evaluation.stages import Board, Stage
+from toughen.evaluation.plan import Board, Stage
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
 from zoo import nan_gradient, quantised, saturated

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.evaluation import Unsound, evaluate
-from toughen.evaluation.progress import Status
+from toughen.evaluation.time_left import Status
 from toughen.noise import Stream
 from toughen.threat import L2, Linf, Threat
 from toys import CLEAN_COUNT, EPS, labels, linear, network, photographs, rows, spec

@@ -124,7 +124,7 @@ def test_passes_are_counted_and_add_up():
 
 
 def test_shares_are_whole_and_exact():
-    from toughen.evaluation.units import shares
+    from toughen.evaluation.work_unit import shares
 
     assert shares(17, 5).tolist() == [4, 4, 3, 3, 3]
     assert shares(0, 3).tolist() == [0, 0, 0]

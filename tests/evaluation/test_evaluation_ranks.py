@@ -8,7 +8,7 @@ import pytest
 
 from processes import run_ranks
 from toughen.evaluation import Evaluation
-from toughen.evaluation.ledger import adversarial_examples
+from toughen.evaluation.resume import adversarial_examples
 from toughen.outcomes import COLUMNS
 
 SCRIPT = Path(__file__).with_name("ranks.py")

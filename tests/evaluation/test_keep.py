@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toughen import store
 from toughen.evaluation import Evaluation, evaluate
-from toughen.evaluation.ledger import Keep, adversarial_examples
-from toughen.evaluation.stages import Aside
+from toughen.evaluation.plan import SideAttack
+from toughen.evaluation.resume import Keep, adversarial_examples
+from toughen.storage import files
 from toughen.threat import L2, Linf
 from toys import labels, network, photographs, spec
 
@@ -23,7 +23,7 @@ IDS = torch.arange(N) * 3 + 50
 SUITE = {
     "r_fgsm": spec("r_fgsm"),
     "pgd": spec("pgd", steps=4),
-    "wide": Aside(spec("fgsm"), Linf(8 / 255)),
+    "wide": SideAttack(spec("fgsm"), Linf(8 / 255)),
     "nothing": lambda model, x, y: x,
 }
 
@@ -173,5 +173,5 @@ def test_a_damaged_file_is_named(damage, tmp_path):
     kept(tmp_path, "uint8")
     path = next(iter(sorted((tmp_path / "adversarial").iterdir())))
     path.write_bytes(damage)
-    with pytest.raises(store.Damaged, match=f"CK321 .*{path.name}"):
+    with pytest.raises(files.Damaged, match=f"CK321 .*{path.name}"):
         adversarial_examples(tmp_path)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from toughen.evaluation import Evaluation, evaluate
+from toughen.evaluation.plan import Stage
 from toughen.evaluation.result import RESULT
-from toughen.evaluation.stages import Stage
-from toughen.evaluation.units import Task, Unit
+from toughen.evaluation.work_unit import EvaluationTask, UnitResult
 from toughen.threat import Linf
 from toys import labels, network, photographs, spec
 
@@ -79,11 +79,11 @@ def test_the_note_outlives_the_process_that_ran_out(monkeypatch, tmp_path):
     class Stopped(Exception):
         pass
 
-    def stop(self: Task, stage: Stage, some: Tensor) -> Unit:
+    def stop(self: EvaluationTask, stage: Stage, some: Tensor) -> UnitResult:
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(Task, "run", stop)
+        patch.setattr(EvaluationTask, "run", stop)
         with pytest.raises(Stopped):
             run(Cramped(20), folder=tmp_path)
     resumed = run(Cramped(20), folder=tmp_path, batch_size=16)

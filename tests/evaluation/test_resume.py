@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toughen import store
-from toughen.counting import counted
 from toughen.evaluation import Evaluation, evaluate
-from toughen.evaluation.ledger import hash_model
-from toughen.evaluation.stages import Aside
-from toughen.evaluation.units import Task
+from toughen.evaluation.plan import SideAttack
+from toughen.evaluation.resume import hash_model
+from toughen.evaluation.work_unit import EvaluationTask
+from toughen.models.cost import counted
+from toughen.storage import files
 from toughen.threat import L2, Linf, Threat
 from toys import CLEAN_COUNT, Linear, labels, linear, network, photographs, rows, spec
 
@@ -41,7 +41,7 @@ class Stopped(Exception):
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     """Let only so many units be worked on; the list of those that were."""
-    clean, attacked = Task.clean, Task.run
+    clean, attacked = EvaluationTask.clean, EvaluationTask.run
 
     def start(most: int) -> list[str]:
         worked: list[str] = []
@@ -51,8 +51,10 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
                 raise Stopped
             worked.append(label)
 
-        monkeypatch.setattr(Task, "clean", lambda self, some: (note("clean"), clean(self, some))[1])
-        monkeypatch.setattr(Task, "run", lambda self, stage, some: (note(stage.label), attacked(self, stage, some))[1])
+        monkeypatch.setattr(EvaluationTask, "clean", lambda self, some: (note("clean"), clean(self, some))[1])
+        monkeypatch.setattr(
+            EvaluationTask, "run", lambda self, stage, some: (note(stage.label), attacked(self, stage, some))[1]
+        )
         return worked
 
     return start
@@ -158,9 +160,9 @@ def test_radii_are_told_apart_by_value_also_aside(tmp_path):
     run(tmp_path / "main", threat=Linf(radii.clone()))
     with pytest.raises(ValueError, match=r"EV271 .* of another threat model"):
         run(tmp_path / "main", threat=Linf(radii.flip(0)))
-    run(tmp_path / "aside", suite={"a": Aside(spec("fgsm"), L2(radii))})
+    run(tmp_path / "aside", suite={"a": SideAttack(spec("fgsm"), L2(radii))})
     with pytest.raises(ValueError, match=r"EV271 .* of an attack whose code or radii have changed"):
-        run(tmp_path / "aside", suite={"a": Aside(spec("fgsm"), L2(radii.flip(0)))})
+        run(tmp_path / "aside", suite={"a": SideAttack(spec("fgsm"), L2(radii.flip(0)))})
 
 
 def test_a_function_of_another_source_is_another_attack(tmp_path):
@@ -250,7 +252,7 @@ def test_a_disk_that_refuses_loses_nothing_that_was_done(saving, monkeypatch, tm
     folder, faults, point = tmp_path / "faults", 0, 0
     while True:
         # Each attempt gets a little further than the one before: what it had done is not done again.
-        monkeypatch.setattr(store, "point", saving.stop_at(11 + point % 5, saving.fail))
+        monkeypatch.setattr(files, "point", saving.stop_at(11 + point % 5, saving.fail))
         try:
             run(folder)
         except saving.Fault:
@@ -275,7 +277,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path):
     assert other.stdin is not None
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"
-    with pytest.raises(store.Locked, match=rf"RN531 .*{other.pid}"):
+    with pytest.raises(files.Locked, match=rf"RN531 .*{other.pid}"):
         run(tmp_path)
     other.communicate()
     run(tmp_path)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toughen.evaluation import symptoms
-from toughen.evaluation.checkup import check
+from toughen.evaluation.audit import statistics
+from toughen.evaluation.audit.model_check import check
 from toughen.models import build
 
 CLASSES = ("one", "two", "three")
@@ -51,7 +51,7 @@ def test_a_class_that_no_image_has_is_no_renaming():
     y = torch.arange(3).repeat_interleave(10)
     for classes in (5, 10, 100):
         for answer in range(3, classes):
-            assert symptoms.relabelling(constant(answer), y, classes) is None
+            assert statistics.relabelling(constant(answer), y, classes) is None
 
 
 @pytest.mark.parametrize("n", [30, 128, 300])
@@ -63,7 +63,7 @@ def test_predictions_that_know_nothing_are_no_renaming(classes: int, n: int):
     for _ in range(50):
         y = torch.randint(3, (n,), generator=draw) * (torch.rand(n, generator=draw) < 0.8)
         prediction = torch.randint(classes, (n,), generator=draw)
-        found += symptoms.relabelling(prediction, y, classes) is not None
+        found += statistics.relabelling(prediction, y, classes) is not None
     assert found == 0
 
 
@@ -75,7 +75,7 @@ def test_an_order_is_found_where_there_is_one(classes: int):
     # One in five is wrong.
     wrong = torch.rand(len(y), generator=draw) < 0.2
     prediction = torch.where(wrong, torch.randint(classes, y.shape, generator=draw), order.argsort()[y])
-    found = symptoms.relabelling(prediction, y, classes)
+    found = statistics.relabelling(prediction, y, classes)
     assert found is not None
     assert found.order.tolist() == order.tolist()
 
@@ -83,10 +83,10 @@ def test_an_order_is_found_where_there_is_one(classes: int):
 def test_untrained_is_neither_sure_nor_likely():
     y = torch.arange(40) % 4
     sure = 8 * nn.functional.one_hot(y, 4).double()
-    assert not symptoms.untrained(sure, y)
+    assert not statistics.untrained(sure, y)
     # Right everywhere, and hardly surer than even guesses: cross-entropy log(3 + e^0.4) - 0.4 of log 4.
-    assert symptoms.untrained(0.05 * sure, y)
-    assert not symptoms.untrained(0.2 * sure, y)
+    assert statistics.untrained(0.05 * sure, y)
+    assert not statistics.untrained(0.2 * sure, y)
     # Sure and mostly wrong: likelier it is not, but surer.
-    assert not symptoms.untrained(sure, torch.where(torch.arange(40) < 16, y, (y + 1) % 4))
-    assert not symptoms.untrained(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+    assert not statistics.untrained(sure, torch.where(torch.arange(40) < 16, y, (y + 1) % 4))
+    assert not statistics.untrained(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))

@@ -10,7 +10,7 @@ from toughen.data import DATA, ImageData
 from toughen.evaluation import Evaluation
 from toughen.recipes.text import build
 from toughen.training import train
-from toughen.training.evaluations import evaluate_run
+from toughen.workflows.evaluate import evaluate_run
 
 CLASSES = ("Ölkanne", "猫", "a|b", "<i>four</i>")
 

@@ -12,19 +12,19 @@ import yaml
 from huggingface_hub import ModelCard
 
 from export.conftest import CLASSES
-from toughen import store
 from toughen.evaluation import Evaluation
 from toughen.evaluation.adaptive import Adaptive
-from toughen.evaluation.findings import finding
+from toughen.evaluation.audit.findings import finding
 from toughen.evaluation.result import describe_suite
 from toughen.evaluation.suites import SUITES, find
 from toughen.export import export
 from toughen.export.card import plain
 from toughen.export.facts import is_strong
-from toughen.report.tables import percent, with_interval
+from toughen.report.terminal.tables import percent, with_interval
+from toughen.storage import files
 from toughen.threat import Linf
-from toughen.training.corrupted import evaluate_corruptions
-from toughen.training.evaluations import evaluate_run
+from toughen.workflows.corruptions import evaluate_corruptions
+from toughen.workflows.evaluate import evaluate_run
 
 
 def exported(run: Path, out: Path, **given: Any) -> tuple[dict[str, Any], str]:
@@ -77,7 +77,7 @@ def test_other_weights_and_other_records_are_left_out_and_said(run: Path, tmp_pa
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "evaluation" / "surface").mkdir()
-    store.write_json(copy / "evaluation" / "surface" / "result.json", {"loss": [1, 2]})
+    files.write_json(copy / "evaluation" / "surface" / "result.json", {"loss": [1, 2]})
     (copy / "evaluation" / "begun").mkdir()
     made = export(copy, tmp_path / "out")
     assert made.notes == (
@@ -234,7 +234,7 @@ def test_the_python_in_the_card_runs(bare: Path, tmp_path: Path, monkeypatch: py
     import torch
 
     import toughen
-    from toughen.exported import load_model
+    from toughen.models.exported import load_model
 
     monkeypatch.setattr(toughen, "load_model", load_model, raising=False)
     _, prose = exported(bare, tmp_path / "out")

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.conftest import CLASSES, contents, named_data
-from toughen import models, recipes, store
-from toughen.evaluation.ledger import hash_model
+from toughen import models, recipes
+from toughen.evaluation.resume import hash_model
 from toughen.export import export, facts, folder
-from toughen.exported import WEIGHTS, check_fits, load_model, read_config, to_bytes
+from toughen.models.exported import WEIGHTS, check_fits, load_model, read_config, to_bytes
 from toughen.recipes.text import build
-from toughen.training.runs import open_run
+from toughen.storage import files as store
+from toughen.workflows.run_folder import open_run
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_networks_and_normalisations_come_back(tmp_path: Path, name: str, given:
     torch.manual_seed(0)
     model = models.build(name, num_classes=3, **given).eval()
     options = {key: value for key, value in given.items() if key in ("width", "activation")}
-    from toughen.exported import FORMAT, normalization
+    from toughen.models.exported import FORMAT, normalization
 
     config = {
         "format": FORMAT,

@@ -14,7 +14,7 @@ from toughen.export import export
 from toughen.export.facts import gather
 from toughen.export.leaderboard import entry, other_images
 from toughen.recipes.text import build
-from toughen.training.evaluations import evaluate_run
+from toughen.workflows.evaluate import evaluate_run
 
 FIELDS = [
     "link", "name", "authors", "venue", "dataset", "threat_model", "eps", "architecture", "additional_data",

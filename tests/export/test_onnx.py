@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from export.conftest import named_data
 from toughen import models
 from toughen.export import export, to_onnx
-from toughen.exported import load_model
+from toughen.models.exported import load_model
 
 MISSING = [name for name in to_onnx.NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"without {' and '.join(MISSING)}")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from steps import CLASSES, SHAPE, N, batch, network, sgd_steps
 from toughen.attacks import AttackSpec, pgd
-from toughen.counting import counted
 from toughen.losses import cross_entropy
 from toughen.methods import AdversarialTraining
 from toughen.methods.adversarial import misalignment
+from toughen.models.cost import counted
 from toughen.threat import L2, Linf, Threat
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-10}

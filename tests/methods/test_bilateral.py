@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from steps import CLASSES, SHAPE, N, batch, network, sgd_steps, spec
 from toughen.attacks import AttackSpec
-from toughen.counting import counted
 from toughen.data import Batch
 from toughen.methods import AdversarialTraining
 from toughen.methods.bilateral import Bilateral, last_weight, most_confusing, one_step_closest, random_other
+from toughen.models.cost import counted
 from toughen.models.registry import MODELS, build
 from toughen.noise import Stream
 from toughen.threat import L2, Linf, Threat

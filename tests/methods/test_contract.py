@@ -13,15 +13,15 @@ from torch import nn
 
 from method_cases import CASES, Case
 from steps import CLASSES, N, batch, network, sgd_steps, spec
-from toughen.checkpoint import load_checkpoint, save_checkpoint
 from toughen.data import load
 from toughen.methods import METHODS, Method
 from toughen.recipes.text import build, dump, parse_yaml
+from toughen.storage.checkpoint import load_checkpoint, save_checkpoint
 from toughen.testing import Promise, method_promises
 from toughen.threat import Linf, Threat
 from toughen.training.loop import Job, train_batch
-from toughen.training.saving import capture, restore
 from toughen.training.setup import set_up, splits
+from toughen.training.state import capture, restore
 
 BALL = Linf(0.1)
 everyone = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

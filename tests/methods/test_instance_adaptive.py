@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from oracles import Affine, linear_problem
 from steps import CLASSES, N, batch, network, sgd_steps, spec
 from toughen.attacks import AttackSpec
-from toughen.batched import predict
-from toughen.counting import counted
 from toughen.data import Batch
 from toughen.losses import cross_entropy
 from toughen.methods import AdversarialTraining, Spec
 from toughen.methods.instance_adaptive import InstanceAdaptive
 from toughen.methods.radii import described, remember, smoothed, three_way
+from toughen.models.batched import predict
+from toughen.models.cost import counted
 from toughen.modes import evaluating
 from toughen.noise import Stream
 from toughen.threat import L2, Linf, Threat

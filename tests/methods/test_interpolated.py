@@ -7,11 +7,11 @@ from torch import nn
 
 from hand import EPS, PGD, assert_close, attacked, descend, drawn, soft_loss
 from steps import CLASSES, N, batch, network, sgd_steps
-from toughen import distributed
 from toughen.attacks import AttackSpec
-from toughen.counting import counted
 from toughen.losses import cross_entropy
 from toughen.methods.interpolated import Interpolated
+from toughen.models.cost import counted
+from toughen.parallel import ranks
 from toughen.threat import Linf
 
 METHOD = Interpolated(attack=AttackSpec(**PGD), alpha=0.8, threat=Linf(EPS))
@@ -90,7 +90,7 @@ def test_ranks_together_are_one_and_partners_come_from_the_attacked_images_of_al
     torch.manual_seed(0)
     model, one = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), batch(n=n)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(distributed, "gather", lambda rows, n: (seen.append(rows), rows)[1])
+    monkeypatch.setattr(ranks, "gather", lambda rows, n: (seen.append(rows), rows)[1])
     (whole,) = METHOD.losses(model, one, {})
     for rank in range(world):
         given = iter(seen.copy())
@@ -100,7 +100,7 @@ def test_ranks_together_are_one_and_partners_come_from_the_attacked_images_of_al
             assert torch.allclose(every[rank::world], rows, rtol=0, atol=1e-12)
             return every
 
-        monkeypatch.setattr(distributed, "gather", gather)
+        monkeypatch.setattr(ranks, "gather", gather)
         mine = slice(rank, None, world)
         part = replace(one, x=one.x[mine], y=one.y[mine], index=one.index[mine], noise=one.noise[mine])
         (objective,) = METHOD.losses(model, part, {})

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from steps import CLASSES, SHAPE, batch, network, sgd_steps
 from toughen.attacks import AttackSpec
-from toughen.counting import counted
 from toughen.data import Batch
 from toughen.methods.mart import Mart, boosted_cross_entropy
+from toughen.models.cost import counted
 from toughen.threat import L2, Linf, Threat
 
 TWO = AttackSpec(name="pgd", steps=2, step_size=0.03, random_start="gaussian")

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from hand import EPS, PGD, assert_close, attacked, descend, drawn, soft_loss
 from steps import CLASSES, N, batch, network, sgd_steps, spec
-from toughen import distributed
 from toughen.attacks import AttackSpec
 from toughen.data import Batch
 from toughen.losses import probabilities
@@ -18,6 +17,7 @@ from toughen.methods.label_smoothing import LabelSmoothing
 from toughen.methods.mixup import Mixup, mixing
 from toughen.methods.wrapper import Wrapper, nested
 from toughen.noise import Stream
+from toughen.parallel import ranks
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build, change, dump, parse_yaml
 from toughen.threat import Linf
@@ -164,7 +164,7 @@ def test_free_within_mixup_keeps_its_state_and_replays_one_mixed_batch():
 def faked_ranks(monkeypatch: pytest.MonkeyPatch, one: Batch, world: int, change) -> tuple[Batch, list[Batch]]:
     """What `change` makes of a batch, and of each rank's rows of it, where `gather` knows the rows of all ranks."""
     seen: list[Tensor] = []
-    monkeypatch.setattr(distributed, "gather", lambda rows, n: (seen.append(rows), rows)[1])
+    monkeypatch.setattr(ranks, "gather", lambda rows, n: (seen.append(rows), rows)[1])
     whole, parts = change(one), []
     for rank in range(world):
         given = iter(seen.copy())
@@ -175,7 +175,7 @@ def faked_ranks(monkeypatch: pytest.MonkeyPatch, one: Batch, world: int, change)
             assert torch.equal(every[rank::world], rows)
             return every
 
-        monkeypatch.setattr(distributed, "gather", gather)
+        monkeypatch.setattr(ranks, "gather", gather)
         mine = slice(rank, None, world)
         parts.append(change(replace(one, x=one.x[mine], y=one.y[mine], index=one.index[mine], noise=one.noise[mine])))
     return whole, parts

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from steps import CLASSES, SHAPE, N, batch, network, sgd_steps, spec
 from toughen.attacks import AttackSpec
-from toughen.counting import counted
 from toughen.data import Batch
 from toughen.losses import divergence
 from toughen.methods import Natural
 from toughen.methods.trades import Trades
+from toughen.models.cost import counted
 from toughen.noise import Stream
 from toughen.threat import L2, Linf, Threat
 from toughen.training.monitors import Meters

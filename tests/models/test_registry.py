@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.models import MODELS, Classifier, Normalize, PerImageStandardize, build
+from toughen.models.networks.wide_resnet import MadryResNet, WideResNet
 from toughen.models.registry import find, try_options
-from toughen.models.wide_resnet import MadryResNet, WideResNet
 
 
 class Mine(nn.Module):

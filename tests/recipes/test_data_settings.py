@@ -1,6 +1,6 @@
 import pytest
 
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
 from toughen.recipes import RecipeError
 from toughen.recipes.text import build, change, dump, parse_yaml
 
@@ -20,8 +20,8 @@ def recipe(*changes: str):
 
 def test_a_size_makes_a_view():
     assert recipe().data.view is None
-    assert recipe("data.size=224").data.view == View(224)
-    assert recipe("data.size=64", "data.resize=80", "data.crop_area=0.5").data.view == View(64, 80, 0.5)
+    assert recipe("data.size=224").data.view == ResizeCrop(224)
+    assert recipe("data.size=64", "data.resize=80", "data.crop_area=0.5").data.view == ResizeCrop(64, 80, 0.5)
 
 
 def test_an_extra_set_is_its_source_or_a_section_and_survives_a_round_trip(tmp_path, monkeypatch):

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.test_timm import Timm
+from cli.test_app import done, everything, failed, toughen
+from models.pretrained.test_timm import Timm
 from photographs import photograph
-from test_cli import done, everything, failed, toughen
 from toughen import recipes
-from toughen.checkpoint import latest_checkpoint
 from toughen.data import load
 from toughen.models import build
-from toughen.training.runs import open_run
+from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training.setup import splits
+from toughen.workflows.run_folder import open_run
 
 README = Path(__file__).parents[2] / "README.md"
 SHORT = ("data.size=32", "data.workers=0", "batch_size=8", "steps=16", "selection={suite: pgd-1, every: 8}")

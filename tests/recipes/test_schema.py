@@ -13,10 +13,10 @@ from toughen.data import DATA
 from toughen.losses import cross_entropy
 from toughen.methods import METHODS, Free, Method
 from toughen.models import MODELS
-from toughen.naming import Positive
+from toughen.optim.schedules import SCHEDULES, Factor
 from toughen.recipes import Recipe, RecipeError, dump
 from toughen.recipes.text import build, parse_yaml
-from toughen.schedule import SCHEDULES, Factor
+from toughen.settings import Positive
 from toughen.threat import Linf
 
 BASE = {"data": "mnist5k", "model": "small_cnn", "method": "free", "threat": "linf:0.1", "steps": 8}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toughen import recipes
-from toughen.catalogue import catalogue
+from toughen.cli.listing import catalogue
 from toughen.data import load
 from toughen.methods import Method
 from toughen.methods.wrapper import nested

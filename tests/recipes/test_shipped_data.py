@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from toughen import recipes
-from toughen.data.batches import labelled_rows
+from toughen.data.loading.batches import labelled_rows
 from toughen.methods.wrapper import nested
+from toughen.optim.schedules import warmed_up
 from toughen.recipes import Recipe
-from toughen.schedule import warmed_up
 
 IMAGENET, SVHN, HELD_OUT = 1_281_167, 73_257, 1_024
 AFTER_WARM_UP = 1 / 3 + 2 * (20 / 3 + 1 / 3) + 20 + 1

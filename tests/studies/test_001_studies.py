@@ -7,7 +7,7 @@ import pytest
 
 from toughen.studies.coverage import coverage, reasons
 from toughen.studies.grid import Plan, expand
-from toughen.studies.published import Cell, cells
+from toughen.studies.published import PublishedNumber, cells
 from toughen.studies.text import load, shipped
 
 # Name: rows, trainings, published cells.
@@ -39,7 +39,7 @@ def planned(name: str, scale: str = "paper") -> Plan:
     return expand(load(name), scale)
 
 
-def paper() -> list[Cell]:
+def paper() -> list[PublishedNumber]:
     return [cell for cell in cells() if cell.record["seed"] == "001"]
 
 

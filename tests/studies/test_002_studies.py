@@ -8,7 +8,7 @@ import pytest
 from toughen.recipes import Recipe
 from toughen.studies.coverage import coverage, reasons
 from toughen.studies.grid import Plan, expand
-from toughen.studies.published import Cell, cells
+from toughen.studies.published import PublishedNumber, cells
 from toughen.studies.text import load, shipped
 from toughen.threat import parse
 
@@ -30,7 +30,7 @@ def planned(name: str, scale: str) -> Plan:
     return expand(load(name), scale)
 
 
-def paper() -> list[Cell]:
+def paper() -> list[PublishedNumber]:
     return [cell for cell in cells() if cell.record["seed"] == "002"]
 
 

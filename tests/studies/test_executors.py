@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from toughen import store
+from toughen.storage import files
 from toughen.studies import executors
-from toughen.studies.begin import begin
+from toughen.studies.create import begin
 from toughen.studies.folder import StudyFolder
 from toughen.studies.text import StudyError, load
 
@@ -132,4 +132,4 @@ def test_two_local_workers_do_the_whole_study(folder: StudyFolder, monkeypatch: 
     # Each task is told once: trained once, measured once.
     tasks = [line for line in log if line.startswith(("train ", "measure "))]
     assert sorted(tasks) == sorted(map(str, folder.tasks()))
-    assert store.read_json(folder.path / "study.json") == folder.asked
+    assert files.read_json(folder.path / "study.json") == folder.asked

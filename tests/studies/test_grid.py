@@ -4,7 +4,7 @@ import pytest
 
 from toughen import recipes
 from toughen.recipes.text import build, parse_yaml
-from toughen.studies.begin import begin
+from toughen.studies.create import begin
 from toughen.studies.grid import expand
 from toughen.studies.schema import Study
 from toughen.studies.text import StudyError, load

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from toughen import store
 from toughen.evaluation import Audit, Evaluation, Finding
 from toughen.outcomes import COLUMNS, Outcomes
-from toughen.studies import work as working
-from toughen.studies.begin import begin
-from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, Task
+from toughen.storage import files
+from toughen.studies import worker as working
+from toughen.studies.create import begin
+from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
 from toughen.studies.results import collect
 from toughen.studies.text import load
-from toughen.studies.work import work
-from toughen.training import overfitting
+from toughen.studies.worker import work
+from toughen.training import catastrophic_overfitting
 
 
 def begun(tiny_study: Path, out: Path, extra: str = "") -> StudyFolder:
@@ -46,7 +46,7 @@ def test_every_row_is_trained_and_measured_and_the_table_says_what_the_files_say
     for row in table["rows"].values():
         assert (row["state"], row["reason"]) == ("done", None)
         (run,) = row["counted"]
-        summary = store.read_json(folder.path / run / "summary.json")
+        summary = files.read_json(folder.path / run / "summary.json")
         examples = pq.read_table(folder.path / run / "evaluation" / "pgd-2_n12" / "examples.parquet").to_pydict()
         survived: dict[int, bool] = {}
         clean = 0
@@ -73,7 +73,7 @@ def test_of_two_trainings_the_better_on_validation_is_measured_and_of_each_the_m
     table = collect(folder)["rows"]
 
     def accuracies(training: str) -> tuple[float, float]:
-        best = store.read_json(folder.run(training) / "summary.json")["best"]["weights"]
+        best = files.read_json(folder.run(training) / "summary.json")["best"]["weights"]
         return best["robust_accuracy"], best["clean_accuracy"]
 
     both = folder.rows["natural"]["trainings"]
@@ -83,7 +83,7 @@ def test_of_two_trainings_the_better_on_validation_is_measured_and_of_each_the_m
     assert (folder.run(better) / "evaluation" / "pgd-2_n12" / "result.json").is_file()
     assert not (folder.run(other) / "evaluation").exists()
     results = [
-        store.read_json(folder.run(t) / "evaluation" / "pgd-2_n12" / "result.json")
+        files.read_json(folder.run(t) / "evaluation" / "pgd-2_n12" / "result.json")
         for t in folder.rows["free"]["trainings"]
     ]
     a, b = (100 * result["robust_accuracy"] for result in results)
@@ -101,7 +101,7 @@ def test_a_training_that_overfitted_is_seen_while_it_runs_and_after(
 ):
     # Every example withstands the one-step attack; of PGD first all, then none: a collapse between two checks.
     counts = iter([(64, 64), (64, 0), (64, 0), (64, 0)])
-    monkeypatch.setattr(overfitting, "withstood", lambda *given: torch.tensor(next(counts)))
+    monkeypatch.setattr(catastrophic_overfitting, "withstood", lambda *given: torch.tensor(next(counts)))
     text = tiny_study.read_text().replace("toy: {", "toy: {rows: {free: {overfitting_every: 4}}, ")
     tiny_study.write_text(text)
     folder = begun(tiny_study, tmp_path / "out")
@@ -196,9 +196,9 @@ def test_a_bad_row_and_a_failing_training_stop_nothing_and_are_listed(tmp_path: 
     assert "There is no data set 'nowhere'" in table["broken"]["reason"]
     (task,) = [task for task in folder.tasks() if folder.failure(task)]
     assert "Traceback" in folder.failure(task)["trace"]  # pyright: ignore[reportOptionalSubscript]
-    assert folder.hopeless(Task(MEASURE, "broken"))
+    assert folder.hopeless(StudyTask(MEASURE, "broken"))
     assert folder.forgive() == [str(task)]
-    assert not folder.hopeless(Task(MEASURE, "broken"))
+    assert not folder.hopeless(StudyTask(MEASURE, "broken"))
 
 
 def test_a_task_is_done_by_one_process_at_a_time(tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_a_task_is_done_by_one_process_at_a_time(tmp_path: Path, tiny_study: Pat
     performed: list[str] = []
     original = working.perform
 
-    def slowly(folder: StudyFolder, task: Task) -> None:
+    def slowly(folder: StudyFolder, task: StudyTask) -> None:
         performed.append(str(task))
         time.sleep(0.05)
         original(folder, task)

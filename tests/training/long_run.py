@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_data
 from tiny_runs import tiny_recipe
 from toughen.data import DATA
-from toughen.display import Display
+from toughen.progress import Display
 from toughen.training import train
 
 torch.set_num_threads(1)

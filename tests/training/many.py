@@ -23,17 +23,18 @@ from torch.profiler import ProfilerActivity, profile
 from conftest import tiny_data
 from killed_runs import digest
 from killed_runs import recipe as killed_recipe
-from toughen import distributed, sharding, store
 from toughen.data import DATA, load
 from toughen.evaluation import evaluate
 from toughen.models import MODELS
+from toughen.parallel import ranks, sharding
 from toughen.recipes.schema import ModelSpec
 from toughen.recipes.text import build
+from toughen.storage import files
 from toughen.training import loop, setup, train
 from toughen.training.loop import Job, train_batch
-from toughen.training.runs import open_run
-from toughen.training.saving import capture
 from toughen.training.setup import set_up, splits
+from toughen.training.state import capture
+from toughen.workflows.run_folder import open_run
 
 PGD = {"name": "pgd", "steps": 2, "step_size": 0.04}
 SHARDED: dict[str, dict[str, Any]] = {
@@ -82,7 +83,7 @@ class Synchronised(nn.SyncBatchNorm):
             return nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False)
         count = torch.tensor(float(input.numel() // input.shape[1]), dtype=input.dtype)
         sums = torch.cat([input.sum((0, 2, 3)), input.square().sum((0, 2, 3)), count[None]])
-        sums = all_reduce(sums, "sum", dist.distributed_c10d._get_default_group()) if distributed.world() > 1 else sums
+        sums = all_reduce(sums, "sum", dist.distributed_c10d._get_default_group()) if ranks.world() > 1 else sums
         n = sums[-1]
         mean, square = (sums[:-1] / n).chunk(2)
         variance = square - mean.square()
@@ -127,20 +128,20 @@ def job_of(method: dict[str, Any], **changes: Any) -> tuple[Job, list[Any]]:
 
 def train_in_float64(folder: Path, method: dict[str, Any], **changes: Any) -> None:
     job, batches = job_of(method, **changes)
-    spread = changes.get("sharding") == "full" and distributed.world() > 1
+    spread = changes.get("sharding") == "full" and ranks.world() > 1
     assert all(sharding.is_sharded(model) == spread for model in (job.model, *job.averages.models().values()))
     kept = sum(p.numel() for group in job.optimizer.param_groups for p in group["params"])
     every = sum(p.numel() for p in job.model.parameters())
-    assert sum(distributed.from_every(kept)) == every * (1 if spread else distributed.world())
+    assert sum(ranks.from_every(kept)) == every * (1 if spread else ranks.world())
     for batch in batches:
         train_batch(job, batch)
     job.finite.check()
     tensors, _ = capture(job, slots=13)
-    passes = distributed.from_every(job.passes)
+    passes = ranks.from_every(job.passes)
     if "norm" in changes.get("model", {}):
         # Those of synchronised BatchNorm wait for all ranks.
         assert all(own == passes[0] for own in passes)
-    if distributed.is_main():
+    if ranks.is_main():
         folder.mkdir()
         for group, members in tensors.items():
             save_file({name: t.contiguous() for name, t in members.items()}, folder / f"{group}.safetensors")
@@ -156,7 +157,7 @@ def sharded(folder: Path) -> None:
 def synchronised(folder: Path) -> None:
     """With BatchNorm over all ranks, as if they were GPUs."""
     setup.synchronises = lambda model, device: True
-    distributed.synchronised = convert
+    ranks.synchronised = convert
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
     model = {"name": "blocky", "norm": True}
     for name, method in SYNCHRONISED.items():
@@ -188,8 +189,8 @@ def counted(folder: Path) -> None:
             calls = Counter(e.name.removeprefix("c10d::") for e in seen.events() or () if e.name.startswith("c10d::"))
             what = {"method": name, "k": k, "rows": rows, "steps": job.step - before}
             found.append({**what, "gradients": len(buckets), "calls": calls})
-    if distributed.is_main():
-        store.write_json(folder / "calls.json", found)
+    if ranks.is_main():
+        files.write_json(folder / "calls.json", found)
 
 
 def survive(folder: Path, spread: str) -> None:
@@ -219,7 +220,7 @@ def survive(folder: Path, spread: str) -> None:
     (folder / f"dead-{os.environ['RANK']}").touch()
     while len(list(folder.glob("dead-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.02)
-    with distributed.group(torch.device("cpu")):
+    with ranks.group(torch.device("cpu")):
         train(recipe, folder / "killed")
         train(recipe, folder / "whole")
     if os.environ["RANK"] == "0":
@@ -229,10 +230,10 @@ def survive(folder: Path, spread: str) -> None:
         found = evaluate(
             open_run(run).model, validation.images, validation.labels, threat=recipe.threat, suite="pgd-2", audit=False
         )
-        best = store.read_json(run / "summary.json")["best"]["average-0.9"]
+        best = files.read_json(run / "summary.json")["best"]["average-0.9"]
         accuracies = {"clean_accuracy": found.clean_accuracy, "robust_accuracy": found.robust_accuracy}
         digests = {name: digest(folder / name) for name in ("killed", "whole")}
-        store.write_json(folder / "found.json", {**digests, "alone": accuracies, "best": best})
+        files.write_json(folder / "found.json", {**digests, "alone": accuracies, "best": best})
 
 
 if __name__ == "__main__":
@@ -243,6 +244,6 @@ if __name__ == "__main__":
     if what[0] == "survive":
         survive(out, what[1])
     else:
-        with distributed.group(torch.device("cpu")):
+        with ranks.group(torch.device("cpu")):
             for name in what:
                 {"sharded": sharded, "synchronised": synchronised, "counted": counted}[name](out)

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from conftest import tiny_data
 from method_cases import CASES, Case
-from toughen import distributed
 from toughen.data import DATA, load
+from toughen.parallel import ranks
 from toughen.recipes.text import build
 from toughen.training.loop import train_batch
-from toughen.training.saving import capture
 from toughen.training.setup import set_up, splits
+from toughen.training.state import capture
 
 
 def train(out: Path, case: Case, rows: int) -> None:
@@ -47,7 +47,7 @@ def train(out: Path, case: Case, rows: int) -> None:
     job.finite.check()
     record = job.meters.read()
     tensors, _ = capture(job, slots=recipe.batch_size)
-    if distributed.is_main():
+    if ranks.is_main():
         flat = {f"{group}.{name}": t for group, members in tensors.items() for name, t in members.items()}
         flat["meters"] = torch.tensor(list(record.values()), dtype=torch.float64)
         save_file({name: t.contiguous() for name, t in flat.items()}, out)
@@ -57,6 +57,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     DATA["tiny"] = tiny_data
     folder, rows = Path(sys.argv[1]), int(sys.argv[2])
-    with distributed.group(torch.device("cpu")):
+    with ranks.group(torch.device("cpu")):
         for name in sys.argv[3:]:
             train(folder / f"{name}.safetensors", CASES[name], rows)

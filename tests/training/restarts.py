@@ -19,9 +19,9 @@ import typer
 
 from conftest import tiny_data
 from killed_runs import at_optimiser_step, digest, newest, recipe
-from toughen import store
-from toughen.command import plain_errors
+from toughen.cli.errors import plain_errors
 from toughen.data import DATA
+from toughen.storage import files
 from toughen.training import train
 
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def rank(folder: Path, where: str) -> None:
             if point == "within weights.safetensors" and next(reached) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        store.point = die
+        files.point = die
     code = 0
     try:
         with plain_errors():

@@ -10,21 +10,21 @@ import torch
 from conftest import tiny_data
 from photographs import photograph
 from processes import run_ranks
-from toughen import distributed
-from toughen.checkpoint import latest_checkpoint
 from toughen.data import DATA, load
-from toughen.data.view import View
-from toughen.display import Display
+from toughen.data.crops import ResizeCrop
+from toughen.data.dataset_card import DatasetCard
 from toughen.export import export
-from toughen.exported import load_model, read_config
+from toughen.models.exported import load_model, read_config
+from toughen.parallel import ranks
+from toughen.progress import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
+from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
-from toughen.training.about import About
-from toughen.training.evaluations import evaluate_run
-from toughen.training.runs import open_run
 from toughen.training.setup import check_images
+from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows.run_folder import open_run
 
 PARTS = {"train": 12, "val": 3, "test": 4}
 
@@ -125,7 +125,7 @@ def test_an_image_that_breaks_in_the_middle_of_a_run_is_to_be_restored(folder: P
 def test_what_was_found_whole_is_not_decoded_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     train(of_photographs(folder), tmp_path / "run")
     seen: list[str] = []
-    monkeypatch.setattr("toughen.data.whole._fault", lambda split, place: seen.append(split.name(place)) or "")
+    monkeypatch.setattr("toughen.data.integrity._fault", lambda split, place: seen.append(split.name(place)) or "")
     train(of_photographs(folder), tmp_path / "again")
     assert seen == []
     changed = folder / "test" / "beach" / "00.png"
@@ -165,7 +165,7 @@ def test_a_resumed_run_remembers_the_test_images_that_it_began_with(folder: Path
     train(of_photographs(folder), tmp_path / "run")
     newest = latest_checkpoint(tmp_path / "run", warn=print)
     assert newest is not None
-    assert About.read(newest.state["data"]).sizes == {"train": 24, "validation": 6, "test": 8}
+    assert DatasetCard.read(newest.state["data"]).sizes == {"train": 24, "validation": 6, "test": 8}
     assert "test images" in open_run(tmp_path / "run").said
 
 
@@ -197,9 +197,9 @@ def test_an_export_needs_no_images(folder: Path, tmp_path: Path):
 
 
 def test_long_looking_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    data = load(str(folder), View(16))
+    data = load(str(folder), ResizeCrop(16))
     monkeypatch.setattr("toughen.training.setup.PATIENCE", 0)
-    monkeypatch.setattr("toughen.data.whole.BLOCK", 10)
+    monkeypatch.setattr("toughen.data.integrity.BLOCK", 10)
     said: list[str] = []
     check_images(data.splits, said.append)
     text = "looking whether all images can be decoded: "
@@ -208,8 +208,8 @@ def test_long_looking_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_pixels_in_memory_need_no_look(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(DATA, "tiny", tiny_data)
-    monkeypatch.setattr("toughen.data.whole._fault", lambda *_: pytest.fail("decoded"))
-    check_images(load("tiny", View(8)).splits)
+    monkeypatch.setattr("toughen.data.integrity._fault", lambda *_: pytest.fail("decoded"))
+    check_images(load("tiny", ResizeCrop(8)).splits)
     check_images(load("tiny").splits)
 
 
@@ -223,11 +223,11 @@ def test_two_ranks_refuse_in_one_sentence(folder: Path, tmp_path: Path):
 
 
 def as_rank(out: Path) -> None:
-    with distributed.group(torch.device("cpu")):
+    with ranks.group(torch.device("cpu")):
         try:
-            check_images(load(str(out / "images"), View(16)).splits)
+            check_images(load(str(out / "images"), ResizeCrop(16)).splits)
         except RecipeError as error:
-            (out / "said" / str(distributed.rank())).write_text(str(error))
+            (out / "said" / str(ranks.rank())).write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 
 from refusing import FREEING, Call, Disk, Refusal
 from tiny_runs import Said, command, contents, digest, is_one_sentence, leftovers, tiny_recipe
-from toughen.checkpoint import latest_checkpoint, load_checkpoint
+from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
 
 # A log that was opened just before the disk refused is closed when the process ends
 pytestmark = pytest.mark.faults

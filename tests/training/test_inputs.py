@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from cli.test_app import done, everything, failed
 from conftest import tiny_data
-from models.test_timm import Timm
-from test_cli import done, everything, failed
+from models.pretrained.test_timm import Timm
 from toughen import recipes
 from toughen.data import DATA, ImageData, Split, held_out
 from toughen.models.registry import MODELS

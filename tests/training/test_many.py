@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from processes import run_ranks
-from toughen import distributed
 from toughen.models import build
+from toughen.parallel import ranks
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.run import batchnorm_of_ranks
 from toughen.training.setup import check_ranks_have_rows, synchronises
@@ -38,7 +38,7 @@ def model_of(norm: str = "batch") -> nn.Module:
 
 @pytest.fixture
 def two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "world", lambda: 2)
 
 
 @pytest.fixture(scope="module")
@@ -141,4 +141,4 @@ def test_the_run_says_by_what_batchnorm_normalises():
     assert batchnorm_of_ranks(wanted, model) == f"{alone}; batchnorm: synchronised needs GPUs"
     assert [synchronises(model, cpu), synchronises(model, gpu), synchronises(model_of("none"), gpu)] == [0, 1, 0]
     said = "synchronised BatchNorm: all ranks normalise by the whole batch"
-    assert batchnorm_of_ranks(wanted, distributed.synchronised(model)) == said
+    assert batchnorm_of_ranks(wanted, ranks.synchronised(model)) == said

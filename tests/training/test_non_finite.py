@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from conftest import Faults
-from toughen.checkpoint import latest_checkpoint
 from toughen.data import Batch, load
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
+from toughen.storage.checkpoint import latest_checkpoint
 from toughen.threat import Linf
 from toughen.training import loop, train
 from toughen.training.loop import Job, train_batch

@@ -14,7 +14,7 @@ from torch import nn
 
 from conftest import Faults
 from killed_runs import digest
-from toughen import distributed
+from toughen.parallel import ranks
 
 SCRIPT = Path(__file__).with_name("restarts.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
@@ -94,16 +94,16 @@ class Ranks:
 
 def test_ranks_whose_weights_differ_are_told_apart(monkeypatch: pytest.MonkeyPatch):
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "from_every", Ranks([0] * len(model.state_dict())))
-    distributed.check_equal(model)
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "from_every", Ranks([0] * len(model.state_dict())))
+    ranks.check_equal(model)
     sums: list[list[int]] = []
-    monkeypatch.setattr(distributed, "from_every", lambda value: sums.append(value) or [value, value])
-    distributed.check_equal(model)
+    monkeypatch.setattr(ranks, "from_every", lambda value: sums.append(value) or [value, value])
+    ranks.check_equal(model)
     with torch.no_grad():
         next(model.parameters()).view(torch.int32)[1, 1] ^= 1
-    distributed.check_equal(model)
+    ranks.check_equal(model)
     assert [a == b for a, b in zip(*sums, strict=True)] == [False, True, True, True, True, True, True]
-    monkeypatch.setattr(distributed, "from_every", Ranks([1] + [0] * 6))
-    with pytest.raises(distributed.Diverged, match="DD602 Parameters differ between ranks 0 and 1"):
-        distributed.check_equal(model)
+    monkeypatch.setattr(ranks, "from_every", Ranks([1] + [0] * 6))
+    with pytest.raises(ranks.Diverged, match="DD602 Parameters differ between ranks 0 and 1"):
+        ranks.check_equal(model)

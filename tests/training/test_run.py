@@ -4,21 +4,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from toughen import recipes, store
-from toughen.checkpoint import latest_checkpoint
+from toughen import recipes
 from toughen.data import DATA, load
 from toughen.evaluation import evaluate
 from toughen.losses import cross_entropy
 from toughen.methods import METHODS, Method
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
+from toughen.storage import files
+from toughen.storage.checkpoint import latest_checkpoint
+from toughen.training import early_stopping, train
 from toughen.training import run as run_module
-from toughen.training import selection, train
-from toughen.training.evaluations import evaluate_run
 from toughen.training.loop import train_batch
 from toughen.training.monitors import NonFinite
-from toughen.training.runs import open_run
 from toughen.training.setup import build_model, channel_statistics, set_up, splits
+from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows.run_folder import open_run
 
 CPU = torch.device("cpu")
 
@@ -120,7 +121,7 @@ def test_selection_sees_no_test_image(tiny: str, tmp_path: Path, monkeypatch: py
         assert given["audit"] is False
         return evaluate(model, x, y, **given)
 
-    monkeypatch.setattr(selection, "evaluate", recorded)
+    monkeypatch.setattr(early_stopping, "evaluate", recorded)
     train(recipe(), tmp_path / "run")
     data = load("tiny")
     train_images = {bytes(image.numpy()) for image in data.train.images}
@@ -250,7 +251,7 @@ def test_a_folder_with_another_recipe_or_other_files_is_refused_and_left_alone(t
 def test_a_folder_in_use_is_refused(tiny: str, tmp_path: Path):
     out = tmp_path / "run"
     train(recipe(), out)
-    with store.lock(out), pytest.raises(store.Locked, match="RN531"):
+    with files.lock(out), pytest.raises(files.Locked, match="RN531"):
         train(recipe(), out)
 
 

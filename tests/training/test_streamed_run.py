@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 
 from photographs import photograph
-from toughen.checkpoint import latest_checkpoint
 from toughen.data import load
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
+from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
-from toughen.training.evaluations import evaluate_run
 from toughen.training.loop import train_batch
-from toughen.training.runs import open_run
+from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows.run_folder import open_run
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_the_test_split_is_evaluated_in_its_centre_view(folder, tmp_path):
     views = []
     for path in paths:
         with Image.open(path) as image:
-            views.append(torch.tensor(View(16).centre(image).transpose(2, 0, 1)))
+            views.append(torch.tensor(ResizeCrop(16).centre(image).transpose(2, 0, 1)))
     assert torch.equal(run.data.test.images, torch.stack(views))
     right = run.model(torch.stack(views).float() / 255).argmax(1) == torch.arange(3).repeat_interleave(5)
     found, _ = evaluate_run(tmp_path / "run", suite="pgd-2")
@@ -140,4 +140,7 @@ def test_other_photographs_or_another_extra_set_are_refused(folder, extra, tmp_p
 
 
 def test_the_same_photographs_in_another_place_go_on(folder, tmp_path):
-    assert load(str(folder), View(16)).fingerprint == load(str(folder.rename(tmp_path / "moved")), View(16)).fingerprint
+    assert (
+        load(str(folder), ResizeCrop(16)).fingerprint
+        == load(str(folder.rename(tmp_path / "moved")), ResizeCrop(16)).fingerprint
+    )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import Gathered, Rule, Start, from_starts
 from toughen.attacks.contract import LossName, attack
 from toughen.modes import AttackBN
-from toughen.naming import Count, OpenShare, Positive
 from toughen.noise import Stream
+from toughen.settings import Count, OpenShare, Positive
 from toughen.threat import Radius, Threat
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-9

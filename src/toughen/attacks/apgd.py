@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import objective_of
 from toughen.attacks.contract import LossName, attack
-from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr
+from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
-from toughen.naming import Count
 from toughen.noise import Stream, fixed
+from toughen.settings import Count
 from toughen.threat import Threat, per_example
 
 ObjectiveOf = Callable[[Tensor], Objective]

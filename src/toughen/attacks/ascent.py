@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import StepSize, lengths
-from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import LOSSES, Loss, full_precision, hard
+from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
 from toughen.threat import Radius, Threat, per_example

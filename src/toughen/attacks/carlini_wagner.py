@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from toughen.attacks.contract import Length, attack, minimal_norm
 from toughen.attacks.refine import Rounds, refined
-from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import clipped_margin, hard, margin
+from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
-from toughen.naming import Count, NonNegative, Positive
+from toughen.settings import Count, NonNegative, Positive
 from toughen.threat import Linf, Threat, per_example
 
 # Of the way from the middle of an interval to its ends: black and white pixels would lie at infinity in tanh space.

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from toughen.losses import LOSSES, Loss
-from toughen.naming import as_number, known, settings_of
+from toughen.settings import as_number, known, settings_of
 from toughen.threat import Radius
 
 Attack = Callable[..., Tensor]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.refine import Rounds, refined
-from toughen.batched import in_pieces, predict
 from toughen.losses import full_precision, hard, margin
+from toughen.models.batched import in_pieces, predict
 from toughen.modes import attacking
-from toughen.naming import Count, NonNegative
+from toughen.settings import Count, NonNegative
 from toughen.threat import Threat, per_example
 
 # Added to every step by the authors' code and by every library: without it a step may end on the boundary.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import move, start_in
+from toughen.attacks.best_so_far import BestSoFar
 from toughen.attacks.contract import attack
-from toughen.attacks.found import Found
-from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import full_precision, hard, margin
+from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
-from toughen.naming import Count, Share
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Share
 from toughen.threat import Threat
 
 AWAY = (-0.5, 0.1)
@@ -73,7 +73,7 @@ def diversified_pgd(
     """
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("diversified_pgd")
     images, label = x.detach(), hard(y)
-    found = Found(images, label)
+    found = BestSoFar(images, label)
     shares = [1.0] * initial_steps
     shares += [last_step + (1 - last_step) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
     with attacking(model, "eval"):

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.deepfool import Boundary, nearest_boundary, ranked_others
 from toughen.attacks.refine import Rounds, refined, to_plane
-from toughen.batched import predict
 from toughen.losses import full_precision, hard, margin
+from toughen.models.batched import predict
 from toughen.modes import attacking
-from toughen.naming import Count, Number, OpenShare, Share
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Number, OpenShare, Share
 from toughen.threat import Threat, per_example
 
 # Pixels whose weight in a plane is a smaller share of the largest stay where they are in L2: rounding makes it up.

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import move, start_in
+from toughen.attacks.best_so_far import BestSoFar
 from toughen.attacks.contract import StepSize, attack, lengths
-from toughen.attacks.found import Found
-from toughen.batched import predict, value_and_grad
 from toughen.losses import full_precision, hard
+from toughen.models.batched import predict, value_and_grad
 from toughen.modes import attacking
-from toughen.naming import Count
 from toughen.noise import Stream, fixed
+from toughen.settings import Count
 from toughen.threat import Radius, Threat
 
 
@@ -71,7 +71,7 @@ def multi_targeted(
         logits = predict(model, images)
         if logits.shape[1] < 2:
             raise ValueError(f"multi_targeted needs at least 2 classes, the model has {logits.shape[1]}")
-        found = Found(images, label)
+        found = BestSoFar(images, label)
         found.see(torch.arange(len(images), device=images.device), images, logits)
         ranked = logits.scatter(1, label.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         others = ranked.shape[1]
@@ -97,7 +97,7 @@ def _run(
     steps: int,
     rows: Tensor,
     start: Tensor,
-    found: Found,
+    found: BestSoFar,
 ) -> None:
     """The ascent of `rows` towards their target from `start`, which those that break leave on the way."""
     at, images, ball = start, x[rows], threat[rows]

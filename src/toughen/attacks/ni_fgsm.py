@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import Gathered, Rule, from_image, momentum
 from toughen.attacks.contract import LossName, StepSize, attack
 from toughen.modes import AttackBN
-from toughen.naming import Count, NonNegative
+from toughen.settings import Count, NonNegative
 from toughen.threat import Threat, per_example
 
 

@@ -22,8 +22,8 @@ from toughen.attacks.ascent import (
 )
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
 from toughen.modes import AttackBN, attacking
-from toughen.naming import Count, NonNegative, Positive, Share
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, NonNegative, Positive, Share
 from toughen.threat import Threat, per_example
 
 

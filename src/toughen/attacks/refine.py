@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from toughen.batched import Objective, predict, value_and_grad
 from toughen.losses import margin
-from toughen.naming import NonNegativeCount
+from toughen.models.batched import Objective, predict, value_and_grad
+from toughen.settings import NonNegativeCount
 from toughen.threat import Threat
 
 Rounds = NonNegativeCount

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from toughen.attacks.contract import GIVEN, Attack, is_minimal_norm
 from toughen.attacks.registry import ATTACKS
-from toughen.naming import NamedCall, known
 from toughen.noise import Stream
+from toughen.settings import NamedCall, known
 from toughen.threat import Threat
 
 

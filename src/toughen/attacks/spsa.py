@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import LossName, attack
-from toughen.batched import predict
 from toughen.losses import LOSSES, Loss, hard
+from toughen.models.batched import predict
 from toughen.modes import attacking
-from toughen.naming import Count, Positive
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Positive
 from toughen.threat import Threat
 
 # Directions that an example draws at once, and probes that are in memory at once (images; a pass may be shorter).

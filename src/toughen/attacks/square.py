@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import attack
-from toughen.batched import predict
 from toughen.losses import hard, margin
+from toughen.models.batched import predict
 from toughen.modes import attacking
-from toughen.naming import Count, Share
 from toughen.noise import Stream, fixed
+from toughen.settings import Count, Share
 from toughen.threat import Threat
 
 # After which of 10,000 queries p is halved (section 3.4 of the paper).

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import Start, ascend, best_of, default_step, of_rows, start_in
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
-from toughen.batched import Objective, predict
 from toughen.losses import LOSSES, hard, margin
+from toughen.models.batched import Objective, predict
 from toughen.modes import AttackBN, attacking
-from toughen.naming import Count
 from toughen.noise import Stream, fixed
+from toughen.settings import Count
 from toughen.threat import Threat
 
 Aims = Callable[[int], Tensor]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toughen.naming import known
 from toughen.noise import derive
+from toughen.settings import known
 
 from .base import Corruption
 from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur

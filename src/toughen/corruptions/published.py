@@ -22,8 +22,8 @@ from torch import Tensor
 from toughen.corruptions import CORRUPTIONS, SEVERITIES
 from toughen.data.base import Split
 from toughen.data.files import open_image
-from toughen.data.stored import Stored
-from toughen.naming import known
+from toughen.data.lazy_split import LazySplit
+from toughen.settings import known
 
 LABELS = "labels.npy"
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -155,7 +155,7 @@ class PublishedFiles:
         cell = self.folder / name / str(severity)
         if cell not in self.checked:
             self._check_files(cell)
-        found = Stored(JpegFiles(cell, self.files), self.labels, key=str(cell)).take(rows)
+        found = LazySplit(JpegFiles(cell, self.files), self.labels, key=str(cell)).take(rows)
         return Split(found.images, found.labels)
 
     def _check_files(self, cell: Path) -> None:

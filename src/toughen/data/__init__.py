@@ -9,26 +9,26 @@ Extra, pseudo-labelled images: docs/methods/extra_data.md. Papers are called Fre
 docs/methods/README.md, Papers.
 """
 
-from toughen.data.augment import augment, flip, pad_and_crop
 from toughen.data.base import ImageData, Split, held_out, subset
-from toughen.data.batches import Batch, Batches
-from toughen.data.encoded import Collection, Encoded, Found
-from toughen.data.pairs import from_pairs
-from toughen.data.registry import DATA, find, load, load_extra
-from toughen.data.stored import Stored
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
+from toughen.data.image_source import Collection, ImageSource, RawDataset
+from toughen.data.lazy_split import LazySplit
+from toughen.data.loading.augment import augment, flip, pad_and_crop
+from toughen.data.loading.batches import Batch, Batches
+from toughen.data.sources.in_memory import from_pairs
+from toughen.data.sources.registry import DATA, find, load, load_extra
 
 __all__ = [
     "DATA",
     "Batch",
     "Batches",
     "Collection",
-    "Encoded",
-    "Found",
     "ImageData",
+    "ImageSource",
+    "LazySplit",
+    "RawDataset",
+    "ResizeCrop",
     "Split",
-    "Stored",
-    "View",
     "augment",
     "find",
     "flip",

@@ -1,7 +1,7 @@
 """What a data set is: images and labels in splits, and the ways to take a part of one.
 
 A split holds its pixels (`Split`, uint8 until a batch is made, so that a whole data set fits on the device) or knows
-where to decode them from (`Stored`); both are used alike. Validation images come from the
+where to decode them from (`LazySplit`); both are used alike. Validation images come from the
 data's own validation split or from the training images; nothing here ever reads the test split to choose anything.
 
     data = load("cifar10")
@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from toughen.data.stored import Stored
+from toughen.data.lazy_split import LazySplit
 from toughen.noise import generator
 
 HELD_OUT = 1024
@@ -70,7 +70,7 @@ class Split:
         return to_float(self.images)
 
 
-Examples = Split | Stored
+Examples = Split | LazySplit
 """Images and labels, with their pixels in memory or not."""
 
 
@@ -154,7 +154,7 @@ def fingerprint(splits: Mapping[str, Examples]) -> str:
     """
     digest = hashlib.sha256()
     for name, split in splits.items():
-        stored = isinstance(split, Stored)
+        stored = isinstance(split, LazySplit)
         digest.update(f"{name}{(len(split), *split.shape)}{(split.key, split.view) if stored else ''}".encode())
         for tensor in (split.labels, split.rows if stored else split.images):
             # Little-endian numbers, so that the fingerprint is the same on every machine.

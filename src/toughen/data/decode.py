@@ -24,10 +24,10 @@ from torch import Tensor
 
 from toughen.data import cache
 from toughen.data.base import Examples, ImageData, Split
-from toughen.data.encoded import ArrayImages, Collection, Found
+from toughen.data.crops import ResizeCrop
 from toughen.data.files import BY_SIZE
-from toughen.data.stored import Stored
-from toughen.data.view import View
+from toughen.data.image_source import ArrayImages, Collection, RawDataset
+from toughen.data.lazy_split import LazySplit
 from toughen.noise import generator
 
 IN_MEMORY = 4 * 2**30
@@ -41,7 +41,7 @@ TEST_SHARE = 5
 SMALL = 64 * 64
 
 
-def prepared(found: Found | ImageData, view: View | None, *, kind: str = "") -> ImageData:
+def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
     """The data set of a source.
 
     Args:
@@ -64,7 +64,7 @@ def prepared(found: Found | ImageData, view: View | None, *, kind: str = "") -> 
     return cache.write(path, data) if keep else data
 
 
-def assembled(found: Found, view: View | None = None) -> ImageData:
+def assembled(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
     """The data set of a source, not from the cache.
 
     Raises:
@@ -84,7 +84,7 @@ def assembled(found: Found, view: View | None = None) -> ImageData:
     return ImageData(found.name, splits["train"], splits.get("validation"), splits["test"], classes)
 
 
-def arranged(found: Found, view: View | None) -> dict[str, Stored]:
+def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
     """The splits by the module's rules.
 
     Raises:
@@ -109,11 +109,11 @@ def arranged(found: Found, view: View | None) -> dict[str, Stored]:
     return parts
 
 
-def as_stored(found: Found, part: str, view: View | None) -> Stored:
+def as_stored(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
     """One part of a source, with all its examples."""
     collection = found.parts[part]
     key = f"{collection.key or found.key}/{part}"
-    return Stored(collection.images, torch.from_numpy(collection.labels), key, view)
+    return LazySplit(collection.images, torch.from_numpy(collection.labels), key, view)
 
 
 def set_aside(labels: Tensor, name: str) -> Tensor:
@@ -153,12 +153,12 @@ def numbered(labels: Tensor, name: str) -> tuple[str, ...]:
     return tuple(str(number) for number in range(highest + 1))
 
 
-def too_large(stored: Stored) -> bool:
+def too_large(stored: LazySplit) -> bool:
     """Whether the decoded images would exceed `IN_MEMORY`."""
     return len(stored) > 0 and len(stored) * math.prod(stored.shape) > IN_MEMORY
 
 
-def in_memory(stored: Stored) -> Split:
+def in_memory(stored: LazySplit) -> Split:
     """A split with its pixels decoded.
 
     Raises:
@@ -178,15 +178,15 @@ def in_memory(stored: Stored) -> Split:
     return Split(torch.from_numpy(images), stored.labels)
 
 
-def viewed(data: ImageData, view: View) -> ImageData:
+def viewed(data: ImageData, view: ResizeCrop) -> ImageData:
     """Decoded data with a view, which training and testing take from their pixels."""
 
-    def split(part: str, examples: Examples) -> Stored:
-        if isinstance(examples, Stored):
-            return Stored(examples.encoded, examples.labels, examples.key, view, examples.rows)
+    def split(part: str, examples: Examples) -> LazySplit:
+        if isinstance(examples, LazySplit):
+            return LazySplit(examples.encoded, examples.labels, examples.key, view, examples.rows)
         pixels = examples.images.permute(0, 2, 3, 1).contiguous().numpy()
         where = f"the {part} split of {data.name}"
-        return Stored(ArrayImages(pixels, where), examples.labels, f"{data.fingerprint}/{part}", view)
+        return LazySplit(ArrayImages(pixels, where), examples.labels, f"{data.fingerprint}/{part}", view)
 
     splits = {part: split(part, examples) for part, examples in data.splits.items()}
     return ImageData(data.name, splits["train"], splits.get("validation"), splits["test"], data.classes)
@@ -196,7 +196,7 @@ def _labelled(collection: Collection) -> bool:
     return not len(collection.labels) or collection.labels.ndim > 1 or bool((collection.labels >= 0).any())
 
 
-def _refuse_negative(split: Stored, classes: tuple[str, ...]) -> None:
+def _refuse_negative(split: LazySplit, classes: tuple[str, ...]) -> None:
     if split.labels.ndim == 1 and len(outside := (split.labels < 0).nonzero().flatten()):
         first = int(outside[0])
         allowed = f"the {len(classes)} classes allow 0 to {len(classes) - 1}" if classes else "classes count from 0 on"
@@ -206,7 +206,7 @@ def _refuse_negative(split: Stored, classes: tuple[str, ...]) -> None:
         )
 
 
-def _alike(stored: Stored) -> None:
+def _alike(stored: LazySplit) -> None:
     """Whether some of many images are of one size, so that a set of photographs is refused before training starts."""
     for number in np.linspace(0, len(stored) - 1, num=8).astype(int):
         stored.centre(int(number))

@@ -121,7 +121,7 @@ def open_image(content: bytes | memoryview) -> Image.Image:
     """An encoded image with its header read. It is not turned as its EXIF data may ask, as ImageNet training never did.
 
     Raises:
-        OSError, SyntaxError, ValueError and others: see `toughen.data.stored.BROKEN`.
+        OSError, SyntaxError, ValueError and others: see `toughen.data.lazy_split.BROKEN`.
     """
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     # Pillow itself only warns of these, and refuses twice as many.

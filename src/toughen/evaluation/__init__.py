@@ -9,28 +9,26 @@ Whose protocol each suite is: docs/methods/evaluation.md. Papers are called Free
 docs/methods/README.md, Papers.
 """
 
-from toughen.evaluation.audit import audit
-from toughen.evaluation.checkup import Checkup, check
-from toughen.evaluation.corruption_result import CorruptionResult, MeanCorruptionError, mean_corruption_error
-from toughen.evaluation.corruptions import corruption_accuracy
+from toughen.evaluation.analyses.gradients import GradientMagnitude, gradient_magnitude
+from toughen.evaluation.analyses.landscape import LossSurface, WeaklyBounded, loss_surface, weakly_bounded
+from toughen.evaluation.analyses.sweeps import EpsSweep, StepSweep, eps_sweep, step_sweep
+from toughen.evaluation.analyses.transfer import Transfer, transfer
+from toughen.evaluation.audit.audit import audit
+from toughen.evaluation.audit.findings import Audit, Finding
+from toughen.evaluation.audit.model_check import ModelCheck, check
+from toughen.evaluation.corruption.evaluate import corruption_accuracy
+from toughen.evaluation.corruption.result import CorruptionResult, MeanCorruptionError, mean_corruption_error
 from toughen.evaluation.evaluate import evaluate
-from toughen.evaluation.findings import Audit, Finding
-from toughen.evaluation.gradients import GradientMagnitude, gradient_magnitude
-from toughen.evaluation.landscape import LossSurface, WeaklyBounded, loss_surface, weakly_bounded
-from toughen.evaluation.ledger import adversarial_examples
+from toughen.evaluation.plan import UNBOUNDED, SideAttack
+from toughen.evaluation.referee import Unsound
 from toughen.evaluation.result import Evaluation
-from toughen.evaluation.stages import UNBOUNDED, Aside
+from toughen.evaluation.resume import adversarial_examples
 from toughen.evaluation.suites import SUITES
-from toughen.evaluation.sweeps import EpsSweep, StepSweep, eps_sweep, step_sweep
-from toughen.evaluation.transfer import Transfer, transfer
-from toughen.evaluation.verify import Unsound
 
 __all__ = [
     "SUITES",
     "UNBOUNDED",
-    "Aside",
     "Audit",
-    "Checkup",
     "CorruptionResult",
     "EpsSweep",
     "Evaluation",
@@ -38,6 +36,8 @@ __all__ = [
     "GradientMagnitude",
     "LossSurface",
     "MeanCorruptionError",
+    "ModelCheck",
+    "SideAttack",
     "StepSweep",
     "Transfer",
     "Unsound",

@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from toughen.attacks import AttackSpec
-from toughen.evaluation.stages import Board, Stage
+from toughen.evaluation.plan import Board, Stage
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed, store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
-from toughen.batched import Batched
-from toughen.counting import counted
 from toughen.evaluation.adaptive import Adaptive
-from toughen.evaluation.audit import audit as examine
-from toughen.evaluation.audit import check_range
-from toughen.evaluation.codes import RANDOM
-from toughen.evaluation.ledger import (
+from toughen.evaluation.audit.audit import audit as examine
+from toughen.evaluation.audit.audit import check_range
+from toughen.evaluation.audit.messages import RANDOM
+from toughen.evaluation.plan import Plan, SideAttack, cascade
+from toughen.evaluation.result import RESULT, Evaluation, describe_suite
+from toughen.evaluation.resume import (
     UNITS,
     Keep,
     Ledger,
@@ -41,15 +40,17 @@ from toughen.evaluation.ledger import (
     refuse_other,
     threat_in_full,
 )
-from toughen.evaluation.progress import Cost, Progress, cost_standing, watching
-from toughen.evaluation.result import RESULT, Evaluation, describe_suite
 from toughen.evaluation.runner import Runner
-from toughen.evaluation.stages import Aside, Plan, cascade
-from toughen.evaluation.subject import check_examples, under_analysis
 from toughen.evaluation.suites import check, find
-from toughen.evaluation.units import Task, memory_explained
-from toughen.fusion import fused
+from toughen.evaluation.time_left import Cost, Progress, cost_standing, watching
+from toughen.evaluation.work_unit import EvaluationTask, memory_explained
+from toughen.models.batched import Batched
+from toughen.models.cost import counted
+from toughen.models.folding import fused
+from toughen.models.prepared import check_examples, under_analysis
 from toughen.modes import plain
+from toughen.parallel import ranks
+from toughen.storage import files
 from toughen.threat import Threat
 
 CHUNK_VALUES = 1024 * 3 * 32 * 32
@@ -61,7 +62,7 @@ def evaluate(
     y: Tensor,
     *,
     threat: Threat,
-    suite: str | Mapping[str, AttackSpec | Attack | Aside],
+    suite: str | Mapping[str, AttackSpec | Attack | SideAttack],
     seed: int = 0,
     batch_size: int = 256,
     chunk_size: int | None = None,
@@ -88,7 +89,7 @@ def evaluate(
         y: classes (N,).
         threat: the ball, with one radius for all or one per example.
         suite: name of a suite (`SUITES`), or attacks by label: `AttackSpec`s, or functions
-            (model, x, y, *, threat, noise) -> x_adv, which may do without `threat` and `noise`; or `Aside`s.
+            (model, x, y, *, threat, noise) -> x_adv, which may do without `threat` and `noise`; or `SideAttack`s.
         seed: of the attacks' random draws.
         batch_size: examples per pass, at least 1. Halved, and said so, where memory runs out.
         chunk_size: examples that are attacked together and kept together: those that break leave, and the passes stay
@@ -151,9 +152,9 @@ def evaluate(
         audit=audit,
     )
     if folder is not None and _is_done(folder, shared):
-        refuse_other(folder, store.read_json(folder / RESULT).get("identity", {}), identity)
+        refuse_other(folder, files.read_json(folder / RESULT).get("identity", {}), identity)
         # Left where a kill fell between the result and the end.
-        store.delete(folder / UNITS)
+        files.delete(folder / UNITS)
         return Evaluation.read(folder)
     with memory_explained():
         with under_analysis(model, x, y, batch_size):
@@ -170,7 +171,7 @@ def evaluate(
             ledger = stack.enter_context(Ledger.open(folder, identity, keep=keep, shared=shared))
             costs = plan.costs(threat, x, subject.classes)
             watch = stack.enter_context(watching({model, quick}, progress, costs, len(x), passes))
-            task = Task(
+            task = EvaluationTask(
                 subject.model,
                 Batched(quick, batch_size),
                 x,
@@ -199,7 +200,7 @@ def evaluate(
                 identity=identity,
                 audit=verdict and verdict.after(outcomes),
             )
-            if folder is not None and (not shared or distributed.is_main()):
+            if folder is not None and (not shared or ranks.is_main()):
                 found.write(folder)
                 ledger.finish()
     return found
@@ -220,7 +221,7 @@ class _Planned:
     run: Plan
     settings: dict[str, dict[str, Any]]
     code: Mapping[str, str | None]
-    members: Mapping[str, AttackSpec | Attack | Aside]
+    members: Mapping[str, AttackSpec | Attack | SideAttack]
     shares: dict[str, float]
 
     def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
@@ -231,7 +232,7 @@ class _Planned:
         }
 
 
-def _planned(attacks: Mapping[str, AttackSpec | Attack | Aside] | Adaptive, independent: bool) -> _Planned:
+def _planned(attacks: Mapping[str, AttackSpec | Attack | SideAttack] | Adaptive, independent: bool) -> _Planned:
     if isinstance(attacks, Adaptive):
         return _Planned(attacks, attacks.settings, {}, attacks.members, attacks.shares)
     run, code = cascade(attacks, independent=independent), {label: hash_code(item) for label, item in attacks.items()}
@@ -241,4 +242,4 @@ def _planned(attacks: Mapping[str, AttackSpec | Attack | Aside] | Adaptive, inde
 def _is_done(folder: Path, shared: bool) -> bool:
     """Whether a folder holds a result; what the first rank sees where they share the work."""
     done = (folder / RESULT).exists()
-    return distributed.from_main(done) if shared else done
+    return ranks.from_main(done) if shared else done

@@ -15,20 +15,20 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from toughen import store
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
-from toughen.evaluation.findings import Audit
-from toughen.evaluation.stages import Aside
+from toughen.evaluation.audit.findings import Audit
+from toughen.evaluation.plan import SideAttack
 from toughen.outcomes import CLEAN, Outcomes, Tally, interval
+from toughen.storage import files
 
 RESULT = "result.json"
 EXAMPLES = "examples.parquet"
 
 
-def describe(attack: AttackSpec | Attack | Aside) -> dict[str, Any]:
+def describe(attack: AttackSpec | Attack | SideAttack) -> dict[str, Any]:
     """What a record says of an attack, in JSON's types: a spec's name and every setting, or a function's name."""
-    if isinstance(attack, Aside):
+    if isinstance(attack, SideAttack):
         return {**describe(attack.attack), "threat": str(attack.threat)}
     if isinstance(attack, AttackSpec):
         return {"name": attack.name, **{key: _plain(value) for key, value in attack.settings.items()}}
@@ -171,8 +171,8 @@ class Evaluation:
         """
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.summary(), indent=2, allow_nan=False) + "\n"
-        store.replace_by(folder / EXAMPLES, self.outcomes.write)
-        store.replace_by(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
+        files.replace_by(folder / EXAMPLES, self.outcomes.write)
+        files.replace_by(folder / RESULT, lambda path: path.write_text(text, encoding="utf-8"))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -182,7 +182,7 @@ class Evaluation:
             OSError: a file cannot be read.
             ValueError: one of the two files is not what `write` wrote, or they do not belong together.
         """
-        stored = store.read_json(folder / RESULT)
+        stored = files.read_json(folder / RESULT)
         outcomes = Outcomes.read(folder / EXAMPLES)
         try:
             found = cls(
@@ -203,6 +203,6 @@ class Evaluation:
         return found
 
 
-def describe_suite(suite: Mapping[str, AttackSpec | Attack | Aside]) -> dict[str, dict[str, Any]]:
+def describe_suite(suite: Mapping[str, AttackSpec | Attack | SideAttack]) -> dict[str, dict[str, Any]]:
     """`describe` for every attack, by label."""
     return {label: describe(attack) for label, attack in suite.items()}

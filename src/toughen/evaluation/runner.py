@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toughen import distributed
-from toughen.evaluation.ledger import Ledger
-from toughen.evaluation.progress import Watch
-from toughen.evaluation.stages import Board, Plan
-from toughen.evaluation.units import Task, Unit
+from toughen.evaluation.plan import Board, Plan
+from toughen.evaluation.resume import Ledger
+from toughen.evaluation.time_left import ProgressWatch
+from toughen.evaluation.work_unit import EvaluationTask, UnitResult
 from toughen.outcomes import CLEAN, Outcomes
+from toughen.parallel import ranks
 
 
 @dataclass
@@ -30,11 +30,11 @@ class Runner:
         notes: what a reader of the result should know.
     """
 
-    task: Task
+    task: EvaluationTask
     ledger: Ledger
     chunk_size: int
     shared: bool
-    watch: Watch | None
+    watch: ProgressWatch | None
     earlier: float = 0.0
 
     def __post_init__(self) -> None:
@@ -51,11 +51,11 @@ class Runner:
         return board
 
     def _stage(
-        self, number: int, label: str, rows: Tensor, work: Callable[[Tensor], Unit], board: Board | None
+        self, number: int, label: str, rows: Tensor, work: Callable[[Tensor], UnitResult], board: Board | None
     ) -> Outcomes:
         """The outcomes of a stage's units, in the order of the examples, each done once by one of the ranks."""
         blocks = rows.split(self.chunk_size)
-        rank, world = (distributed.rank(), distributed.world()) if self.shared else (0, 1)
+        rank, world = (ranks.rank(), ranks.world()) if self.shared else (0, 1)
         parts: dict[int, Outcomes] = {}
         done = lost = 0
         standing = self.task.index[rows if board is None else board.standing].numpy()
@@ -69,12 +69,12 @@ class Runner:
             if self.watch is not None:
                 self.watch.unit(done, lost)
         if world > 1:
-            for others, notes in distributed.from_every((parts, self.notes)):
+            for others, notes in ranks.from_every((parts, self.notes)):
                 parts |= others
                 self._note(notes)
         return Outcomes.concatenate([parts[key] for key in sorted(parts)])
 
-    def _unit(self, key: str, rows: Tensor, work: Callable[[Tensor], Unit]) -> Outcomes:
+    def _unit(self, key: str, rows: Tensor, work: Callable[[Tensor], UnitResult]) -> Outcomes:
         """A unit's outcomes, from the ledger where it is done already."""
         found = self.ledger.get(key)
         if found is not None and np.array_equal(found[0].index, self.task.index[rows].numpy()):

@@ -1,6 +1,7 @@
 """Suites: the attacks of an evaluation by name, in the order in which they are run.
 
-A suite is a dict from a label to an `AttackSpec`, a Python function with an attack's signature, or an `Aside`. `SUITES`
+A suite is a dict from a label to an `AttackSpec`, a Python function with an attack's signature, or a `SideAttack`.
+`SUITES`
 holds them in plain sight; a key with `K` or `R` in it stands for any number of steps or restarts.
 
     find("pgd-20-r5", Linf(8 / 255))                    # {"pgd-20-r5": AttackSpec(name="pgd", steps=20, ...)}
@@ -18,12 +19,12 @@ from torch import Tensor
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.adaptive import Adaptive
-from toughen.evaluation.stages import UNBOUNDED, Aside
-from toughen.naming import nearest, shown
+from toughen.evaluation.plan import UNBOUNDED, SideAttack
 from toughen.outcomes import CLEAN
+from toughen.settings import nearest, shown
 from toughen.threat import L2, Linf, Threat
 
-Suite = Mapping[str, AttackSpec | Attack | Aside]
+Suite = Mapping[str, AttackSpec | Attack | SideAttack]
 Builder = Callable[..., Suite | Adaptive]
 """(threat, K=..., R=..., side=...) -> suite, with those of K and R in its key, and the images' side if it asks."""
 
@@ -132,13 +133,13 @@ def bilateral(threat: Threat, side: int = 0) -> Suite:
         **{f"cw-{K}": _pgd(threat, K, side=side, loss="margin-50") for K in (100, 1000)},
         "pgd-100-r100": _pgd(threat, 100, restarts=100, side=side),
         "mi-fgsm": _spec("mi_fgsm", steps=10, step_size=None if _each(threat) else threat.eps / 5 or None),
-        "cw-l2-100": Aside(
+        "cw-l2-100": SideAttack(
             _spec("carlini_wagner", initial_const=100, learning_rate=0.1, steps=100, refine=0), everywhere
         ),
-        "cw-l2-1000": Aside(
+        "cw-l2-1000": SideAttack(
             _spec("carlini_wagner", initial_const=100, learning_rate=0.01, steps=1000, refine=0), everywhere
         ),
-        "deepfool-l2": Aside(_spec("deepfool", refine=0), everywhere),
+        "deepfool-l2": SideAttack(_spec("deepfool", refine=0), everywhere),
     }
 
 
@@ -152,7 +153,7 @@ def iaat_imagenet(threat: Threat) -> Suite:
     """PGD-1000 towards random classes at 4, 8, 12 and 16 of 255 (IAAT, table 4), aside, and in the ball itself."""
     attack = _spec("targeted_pgd", target="random", steps=1000, step_size=1 / 255)
     others = [k for k in (4, 8, 12, 16) if threat != Linf(k / 255)]
-    return {"random-target-1000": attack, **{f"at {k}/255": Aside(attack, Linf(k / 255)) for k in others}}
+    return {"random-target-1000": attack, **{f"at {k}/255": SideAttack(attack, Linf(k / 255)) for k in others}}
 
 
 def quick(threat: Threat) -> Suite:
@@ -187,7 +188,7 @@ SUITES: dict[str, Suite | Builder] = {
 }
 
 
-def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | Attack | Aside] | Adaptive:
+def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | Attack | SideAttack] | Adaptive:
     """The suite of that name: an entry of `SUITES` or one that its patterns stand for.
 
     Args:
@@ -217,7 +218,7 @@ def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | 
     )
 
 
-def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec | Attack | Aside]:
+def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec | Attack | SideAttack]:
     """The suite with another step size in each attack that has one.
 
     Raises:
@@ -230,16 +231,16 @@ def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec
     return members | {label: _stepped(member, step_size) for label, member in stepped.items()}
 
 
-def _has_step(member: AttackSpec | Attack | Aside) -> bool:
-    attack = member.attack if isinstance(member, Aside) else member
+def _has_step(member: AttackSpec | Attack | SideAttack) -> bool:
+    attack = member.attack if isinstance(member, SideAttack) else member
     return isinstance(attack, AttackSpec) and "step_size" in attack.settings
 
 
-def _stepped(member: AttackSpec | Attack | Aside, step_size: float) -> AttackSpec | Aside:
-    attack = member.attack if isinstance(member, Aside) else member
+def _stepped(member: AttackSpec | Attack | SideAttack, step_size: float) -> AttackSpec | SideAttack:
+    attack = member.attack if isinstance(member, SideAttack) else member
     assert isinstance(attack, AttackSpec)
     changed = _spec(attack.name, **{**attack.settings, "step_size": step_size})
-    return Aside(changed, member.threat) if isinstance(member, Aside) else changed
+    return SideAttack(changed, member.threat) if isinstance(member, SideAttack) else changed
 
 
 def _pattern(key: str) -> re.Pattern[str]:
@@ -248,7 +249,7 @@ def _pattern(key: str) -> re.Pattern[str]:
     return re.compile("-".join(parts.get(part, re.escape(part)) for part in key.split("-")))
 
 
-def check(suite: Suite) -> dict[str, AttackSpec | Attack | Aside]:
+def check(suite: Suite) -> dict[str, AttackSpec | Attack | SideAttack]:
     """The suite itself, as a dict.
 
     Raises:
@@ -260,7 +261,7 @@ def check(suite: Suite) -> dict[str, AttackSpec | Attack | Aside]:
     for label, member in suite.items():
         if not isinstance(label, str) or label in ("", CLEAN):
             raise ValueError(f"an attack is labelled {label!r}; give a text other than {CLEAN!r}, which is taken")
-        attack = member.attack if isinstance(member, Aside) else member
+        attack = member.attack if isinstance(member, SideAttack) else member
         if not callable(attack):
             raise ValueError(
                 f"attack {label!r} is {attack!r}; give an AttackSpec or a function (model, x, y, *, threat, noise)"

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from toughen.display import duration
 from toughen.evaluation import Evaluation
-from toughen.export.facts import Facts, is_strong
+from toughen.export.facts import RunFacts, is_strong
 from toughen.export.leaderboard import other_images
-from toughen.exported import WEIGHTS
-from toughen.report.tables import percent, with_interval
-from toughen.training.overfitting import ball_of
+from toughen.models.exported import WEIGHTS
+from toughen.progress import duration
+from toughen.report.terminal.tables import percent, with_interval
+from toughen.training.catastrophic_overfitting import ball_of
 
 HUB = {
     "cifar10": "uoft-cs/cifar10",
@@ -34,7 +34,7 @@ LICENCES = (
 """Identifiers that the Hub knows and people use; another one is given to it as a name."""
 
 
-def card(facts: Facts, *, licence: str | None, onnx: float | None) -> str:
+def card(facts: RunFacts, *, licence: str | None, onnx: float | None) -> str:
     """The card as Markdown.
 
     Args:
@@ -54,7 +54,7 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))
 
 
-def _header(facts: Facts, licence: str | None) -> dict[str, Any]:
+def _header(facts: RunFacts, licence: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if licence is not None:
         known = licence.lower() in LICENCES
@@ -72,7 +72,7 @@ def _header(facts: Facts, licence: str | None) -> dict[str, Any]:
     return found
 
 
-def _index(facts: Facts) -> dict[str, Any]:
+def _index(facts: RunFacts) -> dict[str, Any]:
     """The measured figures as the Hub reads them: fractions."""
     metrics: list[dict[str, Any]] = []
     most = max(facts.evaluations, key=lambda found: found.n)
@@ -96,13 +96,13 @@ def _index(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _hub_name(facts: Facts) -> str | None:
+def _hub_name(facts: RunFacts) -> str | None:
     source = facts.run.recipe.data.source
     # A data set of the Hub may have a configuration after another colon.
     return source.split(":")[1] if source.startswith("hub:") else HUB.get(source)
 
 
-def _images(facts: Facts, n: int) -> str:
+def _images(facts: RunFacts, n: int) -> str:
     total = facts.run.about.sizes["test"]
     return f"{n:,} test images" if n == total else f"{n:,} of {total:,} test images"
 
@@ -112,7 +112,7 @@ def _suite(found: Evaluation) -> str:
     return f"{found.suite}, seed {found.seed}" if found.seed else found.suite
 
 
-def _what(facts: Facts) -> list[str]:
+def _what(facts: RunFacts) -> list[str]:
     recipe, config = facts.run.recipe, facts.config
     channels, height, width = config["image_shape"]
     kind = "grey" if channels == 1 else "colour" if channels == 3 else f"{channels}-channel"
@@ -134,7 +134,7 @@ def _what(facts: Facts) -> list[str]:
     return lines
 
 
-def _measured(facts: Facts) -> list[str]:
+def _measured(facts: RunFacts) -> list[str]:
     threat = facts.run.recipe.threat
     again = "`toughen evaluate RUN --suite autoattack`"
     lines = ["## Accuracy", ""]
@@ -193,7 +193,7 @@ def _measured(facts: Facts) -> list[str]:
     return lines
 
 
-def _corrupted(facts: Facts) -> list[str]:
+def _corrupted(facts: RunFacts) -> list[str]:
     """Accuracy on corrupted images, where it was measured."""
     lines = []
     for found in facts.corruptions:
@@ -232,7 +232,7 @@ def _verdict(found: Evaluation) -> str:
     return f"audit: nothing found on {found.audit.examples} images"
 
 
-def _data(facts: Facts) -> list[str]:
+def _data(facts: RunFacts) -> list[str]:
     data, classes = facts.run.about, facts.run.about.classes
     shown = ", ".join(map(plain, classes[:100])) + (f", and {len(classes) - 100} more" if len(classes) > 100 else "")
     return [
@@ -247,7 +247,7 @@ def _data(facts: Facts) -> list[str]:
     ]
 
 
-def _training(facts: Facts) -> list[str]:
+def _training(facts: RunFacts) -> list[str]:
     run, state = facts.run, facts.checkpoint.state
     recipe, passes = run.recipe, facts.checkpoint.state["passes"]
     ball = ball_of(recipe.method.resolved(recipe.threat))
@@ -277,7 +277,7 @@ def _training(facts: Facts) -> list[str]:
     return [*lines, "", "Every setting is in `recipe.yaml`."]
 
 
-def _limits(facts: Facts) -> list[str]:
+def _limits(facts: RunFacts) -> list[str]:
     threat = facts.run.recipe.threat
     return [
         "## Intended use and limits",
@@ -291,7 +291,7 @@ def _limits(facts: Facts) -> list[str]:
     ]
 
 
-def _loading(facts: Facts, onnx: float | None) -> list[str]:
+def _loading(facts: RunFacts, onnx: float | None) -> list[str]:
     lines = [
         "## How to load it",
         "",
@@ -319,7 +319,7 @@ def _licence(licence: str | None) -> list[str]:
     return ["## Licence", "", f"{plain(licence) if licence else 'Not stated.'}"]
 
 
-def _environment(facts: Facts) -> list[str]:
+def _environment(facts: RunFacts) -> list[str]:
     trained, summary = facts.checkpoint.state["torch"], facts.summary
     ranks = f", {summary['ranks']} rank{'s' if summary['ranks'] != 1 else ''}" if summary else ""
     return [

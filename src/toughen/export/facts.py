@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import yaml
 
-from toughen import __version__, recipes, store
-from toughen.checkpoint import Checkpoint, latest_checkpoint
+from toughen import __version__, recipes
 from toughen.evaluation import Evaluation
-from toughen.evaluation.ledger import hash_model
 from toughen.evaluation.result import RESULT
-from toughen.exported import FORMAT, Config, normalization
-from toughen.training.runs import Trained, open_trained
+from toughen.evaluation.resume import hash_model
+from toughen.models.exported import FORMAT, Config, normalization
+from toughen.storage import files
+from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
+from toughen.workflows.run_folder import OpenedWeights, open_trained
 
 TARGETED = ("apgd_targeted", "multi_targeted")
 BUDGET = 100
@@ -25,7 +26,7 @@ BUDGET = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class RunFacts:
     """What is known of the weights to export.
 
     Attributes:
@@ -37,7 +38,7 @@ class Facts:
         notes: sentences on what was left out.
     """
 
-    run: Trained
+    run: OpenedWeights
     checkpoint: Checkpoint
     summary: dict[str, Any]
     evaluations: tuple[Evaluation, ...]
@@ -102,7 +103,7 @@ class Facts:
         return f"# Folders and files of another machine are named without their place: give your own\n{text}"
 
 
-def gather(folder: Path, *, checkpoint: str, weights: str | None) -> Facts:
+def gather(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
     """Open a run and everything in its folder that was measured on the chosen weights.
 
     Raises:
@@ -114,22 +115,22 @@ def gather(folder: Path, *, checkpoint: str, weights: str | None) -> Facts:
     source = latest_checkpoint(folder, warn=lambda _: None, clean=False)
     if source is None or not source.has(run.weights) or not _equal(source.tensors(run.weights), run.model.state_dict()):
         raise ValueError(f"{folder} has a new checkpoint since this command began; let the training end, or try again")
-    summary = store.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    return Facts(run, source, summary, *_measured(run))
+    summary = files.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    return RunFacts(run, source, summary, *_measured(run))
 
 
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _measured(run: Trained) -> tuple[tuple[Evaluation, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
+def _measured(run: OpenedWeights) -> tuple[tuple[Evaluation, ...], tuple[dict[str, Any], ...], tuple[str, ...]]:
     """What was measured of the run's model under attack and on corrupted images, and what was left out."""
     attacked: list[Evaluation] = []
     corrupted: list[dict[str, Any]] = []
     notes: list[str] = []
     others, model = 0, hash_model(run.model)
     for path in sorted((run.folder / "evaluation").glob(f"*/{RESULT}")):
-        stored = store.read_json(path)
+        stored = files.read_json(path)
         if not isinstance(stored, dict) or not ("attacks" in stored or "mean_15" in stored):
             notes.append(f"evaluation/{path.parent.name} is of no known kind; it is not in the card")
         elif stored.get("identity", {}).get("model") != model:

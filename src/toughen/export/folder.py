@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from toughen import store
 from toughen.export import leaderboard, to_onnx
 from toughen.export.card import card
-from toughen.export.facts import Facts, gather
+from toughen.export.facts import RunFacts, gather
 from toughen.export.staging import hashes, refuse_foreign, staged
-from toughen.exported import CONFIG, WEIGHTS, load_model, to_bytes
-from toughen.naming import known
+from toughen.models.exported import CONFIG, WEIGHTS, load_model, to_bytes
 from toughen.noise import generator
+from toughen.settings import known
+from toughen.storage import files as store
 
 FORMATS = ("safetensors", "onnx", "robustbench")
 
@@ -102,12 +102,12 @@ def export(
     return Export(out, files, tuple(_notes(facts, difference)), facts.run.recipe.data.source)
 
 
-def _images(facts: Facts) -> torch.Tensor:
+def _images(facts: RunFacts) -> torch.Tensor:
     """Eight images of noise, because the data may be gone: (8, C, H, W) float32 in [0, 1]."""
     return torch.rand(TRIED, *facts.run.about.image_shape, generator=generator("export"))
 
 
-def _read_back(folder: Path, facts: Facts) -> None:
+def _read_back(folder: Path, facts: RunFacts) -> None:
     """What was written gives the very bits of what was exported."""
     again, images = load_model(folder), _images(facts)
     state, found = facts.run.model.state_dict(), again.state_dict()
@@ -117,7 +117,7 @@ def _read_back(folder: Path, facts: Facts) -> None:
             raise store.Damaged(folder / WEIGHTS, f"{WEIGHTS} gives other logits than the run's model")
 
 
-def _notes(facts: Facts, difference: float | None) -> list[str]:
+def _notes(facts: RunFacts, difference: float | None) -> list[str]:
     notes = list(facts.notes)
     if difference is not None:
         notes.append(f"{ONNX} gives the model's logits on {TRIED} images of noise to within {difference:.1e}")

@@ -8,8 +8,8 @@ Only the files that `toughen export` wrote are uploaded.
 import re
 from pathlib import Path
 
-from toughen import store
-from toughen.exported import CONFIG, is_exported
+from toughen.models.exported import CONFIG, is_exported
+from toughen.storage import files as store
 
 
 def check(repository: str) -> None:

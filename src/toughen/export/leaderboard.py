@@ -8,13 +8,13 @@ Nothing is made up: what a run folder does not say is null, for you to fill in.
 from typing import Any
 
 from toughen.evaluation import Evaluation
-from toughen.export.facts import Facts, is_strong
+from toughen.export.facts import RunFacts, is_strong
 
 SUITE = "autoattack"
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
-def entry(facts: Facts) -> dict[str, Any]:
+def entry(facts: RunFacts) -> dict[str, Any]:
     """The fields of a leaderboard entry; accuracies are per cent as text with two decimals, as there.
 
     link, name, authors, venue: of a paper; null.
@@ -71,7 +71,7 @@ def entry(facts: Facts) -> dict[str, Any]:
     }
 
 
-def other_images(facts: Facts) -> list[str]:
+def other_images(facts: RunFacts) -> list[str]:
     """Sentences on images outside the data set that had a part in the training."""
     recipe = facts.run.recipe.model_dump(mode="json")
     told = []
@@ -85,7 +85,7 @@ def other_images(facts: Facts) -> list[str]:
     return told
 
 
-def _footnote(facts: Facts, best: Evaluation) -> list[str]:
+def _footnote(facts: RunFacts, best: Evaluation) -> list[str]:
     total = facts.run.about.sizes["test"]
     told = [] if best.n == total else [f"Measured on {best.n} of the {total} test images."]
     if best.unreliable and best.audit is not None:

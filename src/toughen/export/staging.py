@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from toughen import store
-from toughen.exported import CONFIG, is_exported, read_config
+from toughen.models.exported import CONFIG, is_exported, read_config
+from toughen.storage import files
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def refuse_foreign(out: Path) -> None:
     if not is_exported(out):
         raise ValueError(f"{out} exists and holds other things, such as {names[0]}; give another --out")
     read_config(out)
-    written = store.read_json(out / CONFIG).get("files", {})
+    written = files.read_json(out / CONFIG).get("files", {})
     for name in names:
         path = out / name
         if name != CONFIG and not (path.is_file() and sha256(path) == written.get(name)):
@@ -64,26 +64,26 @@ def staged(out: Path) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     place = out.with_name(f".export-{out.name}")
     fresh, former = place / "new", place / "former"
-    with store.lock(place):
+    with files.lock(place):
         try:
             _put_back(former, out)
-            store.delete(fresh)
+            files.delete(fresh)
             refuse_foreign(out)
             fresh.mkdir()
             yield fresh
             for path in fresh.iterdir():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
-            store.sync_folder(fresh)
+            files.sync_folder(fresh)
             refuse_foreign(out)
             if out.exists():
                 os.rename(out, former)
-            store.point("before rename")
+            files.point("before rename")
             os.rename(fresh, out)
-            store.sync_folder(out.parent)
+            files.sync_folder(out.parent)
         finally:
             _put_back(former, out)
-            store.delete(place)
+            files.delete(place)
 
 
 def _put_back(former: Path, out: Path) -> None:

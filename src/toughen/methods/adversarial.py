@@ -23,7 +23,7 @@ from toughen.data import Batch
 from toughen.losses import cross_entropy, labelled
 from toughen.methods.base import Objective, Robust, Seen, State
 from toughen.modes import batch_statistics, plain
-from toughen.naming import NonNegative
+from toughen.settings import NonNegative
 
 
 class AdversarialTraining(Robust, frozen=True):

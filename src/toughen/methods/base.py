@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from toughen.counting import Passes, count_on_toy
 from toughen.data import Batch
-from toughen.naming import Positive, Settings
+from toughen.models.cost import Passes, count_on_toy
 from toughen.noise import Stream
+from toughen.settings import Positive, Settings
 from toughen.threat import Threat
 
 Objective = Callable[[], Tensor]

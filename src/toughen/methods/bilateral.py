@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from toughen.attacks import ascend
 from toughen.attacks.ascent import start_in
-from toughen.batched import predict
-from toughen.counting import Passes
 from toughen.data import Batch
 from toughen.losses import cross_entropy, full_precision, labelled
 from toughen.methods.base import Objective, Robust, State, classes_only
 from toughen.methods.label_adversary import Heuristic, adversarial_labels
+from toughen.models.batched import predict
+from toughen.models.cost import Passes
 from toughen.modes import AttackBN, attacking, plain
-from toughen.naming import Count, Positive
 from toughen.noise import Stream
+from toughen.settings import Count, Positive
 
 
 def most_confusing(logits: Tensor, label: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed
 from toughen.data import Batch
 from toughen.losses import cross_entropy
 from toughen.methods.base import Kind, Objective, Robust, Spec, State
-from toughen.naming import Count
+from toughen.parallel import ranks
+from toughen.settings import Count
 from toughen.threat import per_example
 
 Memory = Literal["slot", "batch", "image"]
@@ -102,5 +102,5 @@ class Free(Robust, frozen=True):
         if self.memory == "slot":
             state["delta"][: len(delta)] = delta
         elif self.memory == "image":
-            index, rows = (distributed.gather(part, batch.size) for part in (batch.index, delta))
+            index, rows = (ranks.gather(part, batch.size) for part in (batch.index, delta))
             state["delta"][index] = rows

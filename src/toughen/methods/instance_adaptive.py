@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.ascent import ascend, default_step, objective_of
-from toughen.batched import predict
 from toughen.data import Batch
 from toughen.losses import cross_entropy
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import Kind, Objective, Robust, Spec, State, classes_only
 from toughen.methods.radii import UNSEEN, described, recalled, remember, smoothed, three_way
+from toughen.models.batched import predict
 from toughen.modes import attacking, plain
-from toughen.naming import NonNegative, NonNegativeCount, Positive, Share
+from toughen.settings import NonNegative, NonNegativeCount, Positive, Share
 from toughen.threat import Radius
 
 SEARCHED = 1000

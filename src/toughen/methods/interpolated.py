@@ -19,7 +19,7 @@ from toughen.losses import cross_entropy
 from toughen.methods.base import Objective, Robust, Seen, State
 from toughen.methods.mixup import mixed
 from toughen.modes import plain
-from toughen.naming import NonNegative
+from toughen.settings import NonNegative
 
 
 class Interpolated(Robust, frozen=True):

@@ -16,7 +16,7 @@ import torch
 from toughen.data import Batch
 from toughen.losses import probabilities
 from toughen.methods.wrapper import Wrapper
-from toughen.naming import Decay
+from toughen.settings import Decay
 
 
 class LabelSmoothing(Wrapper, frozen=True):

@@ -18,7 +18,7 @@ from toughen.data import Batch
 from toughen.losses import divergence, full_precision, labelled
 from toughen.methods.base import Objective, Robust, Seen, State
 from toughen.modes import plain
-from toughen.naming import NonNegative
+from toughen.settings import NonNegative
 
 
 def expected(values: Tensor, y: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from toughen import distributed
 from toughen.data import Batch
 from toughen.losses import probabilities
 from toughen.methods.base import Seen
 from toughen.methods.wrapper import Wrapper
-from toughen.naming import NonNegative
 from toughen.noise import Stream
+from toughen.parallel import ranks
+from toughen.settings import NonNegative
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Mixing:
         """Mix (N, ...). Every rank must call it, with its rows: the partners may be anywhere."""
         # Not blocking: a plain copy to a GPU would wait until all work before it is done.
         partners = self.partners.to(rows.device, non_blocking=True)
-        return self.share * rows + (1 - self.share) * distributed.gather(rows, self.size)[partners]
+        return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[partners]
 
 
 def mixing(noise: Stream, size: int, alpha: float) -> Mixing:

@@ -15,7 +15,7 @@ from torch import nn
 from toughen.data import Batch
 from toughen.losses import cross_entropy
 from toughen.methods.base import Method, Objective, State
-from toughen.naming import Count
+from toughen.settings import Count
 
 
 class Natural(Method, frozen=True):

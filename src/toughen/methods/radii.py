@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toughen import distributed
 from toughen.data import Batch
 from toughen.losses import labelled
+from toughen.parallel import ranks
 
 UNSEEN = -1.0
 BINS = 16  # of the histogram in the log
@@ -35,7 +35,7 @@ def remember(memory: Tensor, batch: Batch, radius: Tensor) -> None:
     """
     kept = torch.where(labelled(batch.y), radius.to(memory), memory[batch.index])
     # One exchange for both: float64 holds any example's number and any radius exactly.
-    rows = distributed.gather(torch.stack([batch.index.double(), kept.double()], 1), batch.size)
+    rows = ranks.gather(torch.stack([batch.index.double(), kept.double()], 1), batch.size)
     memory.index_copy_(0, rows[:, 0].long(), rows[:, 1].to(memory))
 
 

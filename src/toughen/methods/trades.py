@@ -21,7 +21,7 @@ from toughen.data import Batch
 from toughen.losses import cross_entropy, divergence
 from toughen.methods.base import Objective, Robust, Seen, State
 from toughen.modes import plain
-from toughen.naming import NonNegative, settings_of
+from toughen.settings import NonNegative, settings_of
 
 
 class Trades(Robust, frozen=True):

@@ -18,7 +18,7 @@ from torch import nn
 from toughen.data import Batch
 from toughen.methods.adversarial import AdversarialTraining
 from toughen.methods.base import METHODS, Kind, Method, Objective, Seen, Spec, State
-from toughen.naming import known, named
+from toughen.settings import known, named
 from toughen.threat import Threat
 
 

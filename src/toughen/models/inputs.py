@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from toughen.batched import out_of_memory
+from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
 from toughen.modes import evaluating
 

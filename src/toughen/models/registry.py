@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from toughen.models.classifier import Classifier
-from toughen.models.extra import PREFIXES, find_extra
-from toughen.models.preact_resnet import PreActResNet18
-from toughen.models.resnet import ResNet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2
-from toughen.models.small_cnn import SmallCNN
-from toughen.models.wide_resnet import MadryResNet, WideResNet, check_size
-from toughen.naming import nearest, shown
+from toughen.models.networks.preact_resnet import PreActResNet18
+from toughen.models.networks.resnet import ResNet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2
+from toughen.models.networks.small_cnn import SmallCNN
+from toughen.models.networks.wide_resnet import MadryResNet, WideResNet, check_size
+from toughen.models.pretrained.timm_hub import PREFIXES, find_extra
+from toughen.settings import nearest, shown
 
 # A builder takes `num_classes` and `in_channels`, then options by keyword, and returns a network from images to logits.
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -12,14 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from toughen.averaging import average_name
-from toughen.data.batches import check_repeats, labelled_rows
-from toughen.data.view import View
+from toughen.data.crops import ResizeCrop
+from toughen.data.loading.batches import check_repeats, labelled_rows
 from toughen.evaluation import suites
 from toughen.methods.wrapper import AnyMethod, nested
 from toughen.models.registry import find as find_model
 from toughen.models.registry import try_options
-from toughen.naming import (
+from toughen.optim.ema import average_name
+from toughen.optim.schedules import SCHEDULES, Factor
+from toughen.settings import (
     Count,
     Decay,
     NamedCall,
@@ -34,7 +35,6 @@ from toughen.naming import (
     known,
     shown,
 )
-from toughen.schedule import SCHEDULES, Factor
 from toughen.threat import Linf, Threat
 
 
@@ -106,9 +106,9 @@ class DataSettings(Settings, frozen=True):
         return self
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> ResizeCrop | None:
         """How images become tensors of one size, where that is asked for."""
-        return View(self.size, self.resize, self.crop_area) if self.size else None
+        return ResizeCrop(self.size, self.resize, self.crop_area) if self.size else None
 
 
 class ModelSpec(NamedCall, frozen=True):
@@ -289,7 +289,7 @@ class Recipe(Settings, frozen=True):
         batchnorm: by what BatchNorm normalises where there are several ranks: "per_rank", each by its own part of the
             batch; "synchronised", all by the whole batch, on GPUs.
         sharding: "none", every rank holds the whole model; "full", each a part of it and of what the optimiser keeps,
-            for models that are too large for a device (see `toughen.sharding`).
+            for models that are too large for a device (see `toughen.parallel.sharding`).
         fast: how a run chooses what makes it faster (`training.fast` has the table): "rule", by the device, where a
             CPU computes as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
         precision: "fp32", or "bf16" for mixed precision (autocast) in training; "auto" leaves it to `fast`.

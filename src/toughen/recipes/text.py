@@ -21,10 +21,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toughen.data import DATA
-from toughen.naming import SHOWN, nearest, shown
 from toughen.recipes import twins
 from toughen.recipes.overlay import laid_over
 from toughen.recipes.schema import Recipe
+from toughen.settings import SHOWN, nearest, shown
 
 # A recipe has 40 lines; what is larger or deeper than this is something else.
 LONGEST = 1 << 20

@@ -15,9 +15,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from toughen.naming import as_number
 from toughen.recipes.overlay import laid_over, section
 from toughen.recipes.schema import Recipe
+from toughen.settings import as_number
 from toughen.threat import parse
 
 ENDING = "-small"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toughen import store
+from toughen.storage import files
 
 Record = Mapping[str, Any]
 CODE = "AT101"
@@ -22,14 +22,14 @@ def read_alarms(path: Path) -> list[dict[str, Any]]:
     """
     if (path / "summary.json").is_file():
         # None where training was not watched.
-        return [{"code": CODE, **found} for found in store.read_json(path / "summary.json").get("alarms") or ()]
+        return [{"code": CODE, **found} for found in files.read_json(path / "summary.json").get("alarms") or ()]
     log = path / "metrics.jsonl"
     if not log.is_file():
         return []
     data = log.read_bytes()
     # Whole lines: another may be half written.
     whole = data[: data.rfind(b"\n") + 1].splitlines()
-    return logged_alarms(store.decode(line, log) for line in whole if b'"overfitting"' in line)
+    return logged_alarms(files.decode(line, log) for line in whole if b'"overfitting"' in line)
 
 
 def logged_alarms(metrics: Iterable[Record]) -> list[dict[str, Any]]:

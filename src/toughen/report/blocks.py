@@ -70,7 +70,7 @@ def radius_text(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table.
 
     Attributes:
@@ -103,7 +103,7 @@ class Cell:
         return isinstance(self.value, int | float)
 
     @classmethod
-    def number(cls, value: float | None, text: str | None = None, **more: Any) -> "Cell":
+    def number(cls, value: float | None, text: str | None = None, **more: Any) -> "TableCell":
         """A number, by default with thousands separated; None is a dash."""
         if value is None:
             return cls("-", **more)
@@ -111,7 +111,7 @@ class Cell:
         return cls(default if text is None else text, value, **more)
 
     @classmethod
-    def share(cls, value: float | None, bounds: Sequence[float] | None = None, **more: Any) -> "Cell":
+    def share(cls, value: float | None, bounds: Sequence[float] | None = None, **more: Any) -> "TableCell":
         """A fraction in per cent, with its 95 % interval below."""
         below = "" if bounds is None else f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
         return cls.number(value, percent(value), **{"below": below, **more})
@@ -133,11 +133,11 @@ class Table:
     key: str
     caption: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]] = field(default_factory=list)
+    rows: list[tuple[TableCell, ...]] = field(default_factory=list)
     note: str = ""
     data: str = ""
 
-    def add(self, *cells: Cell) -> None:
+    def add(self, *cells: TableCell) -> None:
         """One more row."""
         assert len(cells) == len(self.columns), (self.columns, cells)
         self.rows.append(cells)
@@ -209,7 +209,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyFigures:
     """Numbers to be seen first: (what, number, smaller line below, tone)."""
 
     items: tuple[tuple[str, str, str, str], ...]
@@ -223,7 +223,7 @@ class Text:
     text: str
 
 
-Block = Table | Figure | Line | Facts | Text
+Block = Table | Figure | Line | KeyFigures | Text
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Section:
 
 
 @dataclass
-class Part:
+class PageEntry:
     """A run or a study on the page.
 
     Attributes:

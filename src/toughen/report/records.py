@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from toughen import store
-from toughen.bounds import check_zip
 from toughen.outcomes import Outcomes, interval
+from toughen.storage import files
+from toughen.storage.limits import check_zip
 
 Record = Mapping[str, Any]
 DEEPEST = 32
@@ -120,7 +120,7 @@ class Corrupted:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """All that a report knows of a run.
 
     Attributes:
@@ -161,7 +161,7 @@ class Run:
         return str((self.summary or {}).get("threat") or self.recipe.get("threat") or "")
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunRecord:
     """Everything in a run folder that a report shows.
 
     Raises:
@@ -172,8 +172,8 @@ def read_run(path: Path) -> Run:
     results = sorted(path.glob("evaluation/*/result.json"))
     if not (path / "recipe.yaml").is_file() and not results:
         raise ValueError(f"{path} is no run folder: it has no recipe.yaml and no evaluation; give a run or a study")
-    run = Run(path, os.path.basename(os.path.realpath(path)))
-    run.recipe_text = _read(run, path / "recipe.yaml", lambda file: store.read_limited(file).decode()) or ""
+    run = RunRecord(path, os.path.basename(os.path.realpath(path)))
+    run.recipe_text = _read(run, path / "recipe.yaml", lambda file: files.read_limited(file).decode()) or ""
     run.recipe = _read(run, path / "recipe.yaml", _yaml) or {}
     run.summary = _read(run, path / "summary.json", _mapping)
     run.metrics = _read(run, path / "metrics.jsonl", _lines) or []
@@ -195,7 +195,7 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def _read(run: Run, path: Path, reader: Callable[[Path], Any]) -> Any:
+def _read(run: RunRecord, path: Path, reader: Callable[[Path], Any]) -> Any:
     """What `reader` makes of a file; None where there is none, or it is not what it should be."""
     if not path.is_file():
         return None
@@ -210,7 +210,7 @@ def _read(run: Run, path: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def _mapping(path: Path) -> Record:
-    value = store.read_json(path)
+    value = files.read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
@@ -220,7 +220,7 @@ def _yaml(path: Path) -> Record:
     import yaml
 
     try:
-        text = store.read_limited(path).decode()
+        text = files.read_limited(path).decode()
         # A few lines of aliases stand for a text without end.
         depth = 0
         for token in yaml.scan(text):
@@ -237,9 +237,9 @@ def _yaml(path: Path) -> Record:
 
 def _lines(path: Path) -> list[Record]:
     """The whole lines of a log, of which a running run may be writing another."""
-    data = store.read_limited(path)
+    data = files.read_limited(path)
     whole = data[: data.rfind(b"\n") + 1]
-    return [record for line in whole.splitlines() if isinstance(record := store.decode(line, path), dict)]
+    return [record for line in whole.splitlines() if isinstance(record := files.decode(line, path), dict)]
 
 
 def _newest_state(path: Path) -> Path:
@@ -248,11 +248,11 @@ def _newest_state(path: Path) -> Path:
 
 
 def _classes(path: Path) -> list[str]:
-    return [str(name) for name in store.read_json(path)["data"]["classes"]]
+    return [str(name) for name in files.read_json(path)["data"]["classes"]]
 
 
 def _evaluation(path: Path) -> Evaluated | Corrupted:
-    about = store.read_json(path)
+    about = files.read_json(path)
     if about["suite"] == "corruptions":
         return _corrupted(path, about)
     outcomes = Outcomes.read(path.with_name("examples.parquet"))
@@ -299,13 +299,13 @@ def _kind(stem: str) -> str | None:
 def _analysis(path: Path, wanted: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """Record and arrays of a .json or .npz file of `evaluation.records`, the arrays that are drawn checked."""
     if path.suffix == ".json":
-        found = dict(store.read_json(path))
+        found = dict(files.read_json(path))
     else:
         try:
             check_zip(path)
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 stored = dict(arrays)
-            record = store.decode(stored.pop("record").tobytes(), path)
+            record = files.decode(stored.pop("record").tobytes(), path)
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"not an .npz file of toughen's ({error})") from None
         found = {**record, **stored}

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
-from toughen.display import duration
 from toughen.losses import cross_entropy
+from toughen.progress import duration
 from toughen.recipes import Recipe
 from toughen.recipes.text import build, parse_yaml
-from toughen.studies.folder import TRAIN, StudyFolder, Task
+from toughen.studies.folder import TRAIN, StudyFolder, StudyTask
 from toughen.training.setup import build_model, chosen_device, load_data
 
 PROBE_STEPS, PROBE_SECONDS = 20, 5.0
@@ -27,7 +27,7 @@ def cost_lines(folder: StudyFolder, *, probe: bool = True) -> Iterator[str]:
         probe: time some natural steps of each network that is still to be trained.
     """
     trainings = folder.asked["trainings"]
-    left = [name for name in trainings if not folder.done(Task(TRAIN, name))]
+    left = [name for name in trainings if not folder.done(StudyTask(TRAIN, name))]
     rows = sum(bool(row["trainings"]) for row in folder.rows.values())
     total = sum(training["natural_steps"] for training in trainings.values())
     yield f"{folder.asked['title']}: {rows} rows, {len(trainings)} trainings, {total:,.0f} natural steps"

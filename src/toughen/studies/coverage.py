@@ -8,9 +8,9 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-from toughen.naming import Settings
 from toughen.recipes.text import parse_yaml
-from toughen.studies.published import Cell, cells, check_filter, find
+from toughen.settings import Settings
+from toughen.studies.published import PublishedNumber, cells, check_filter, find
 from toughen.studies.text import load, shipped
 
 
@@ -36,7 +36,7 @@ class Reason(Settings, frozen=True):
     metric: str | None = None
     reason: str
 
-    def matches(self, cell: Cell) -> bool:
+    def matches(self, cell: PublishedNumber) -> bool:
         """Whether a cell is meant."""
         return (self.metric is None or cell.metric == self.metric) and cell.matches(self.cells)
 

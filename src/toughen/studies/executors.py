@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from toughen.distributed import cores
+from toughen.parallel.ranks import cores
 from toughen.studies.folder import StudyFolder
 from toughen.studies.text import StudyError
 
@@ -173,6 +173,6 @@ def run_on_ray(folder: StudyFolder, *, jobs: int, address: str | None, watch: Ca
 
 def run_worker(path: str) -> None:
     """A worker, as something that other machines can import."""
-    from toughen.studies.work import work
+    from toughen.studies.worker import work
 
     work(Path(path))

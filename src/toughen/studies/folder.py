@@ -17,14 +17,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from toughen import store
+from toughen.storage import files
 
 STUDY = "study.json"
 TRAIN, MEASURE = "train", "measure"
 
 
 @dataclass(frozen=True)
-class Task:
+class StudyTask:
     """A piece of work that one process does.
 
     Attributes:
@@ -128,7 +128,7 @@ class StudyFolder:
         self.path = path
         if not (path / STUDY).is_file():
             raise ValueError(f"{path} holds no study; give the folder of a toughen study run")
-        self.asked: dict[str, Any] = store.read_json(path / STUDY)
+        self.asked: dict[str, Any] = files.read_json(path / STUDY)
         check(self.asked, path / STUDY)
 
     @property
@@ -140,15 +140,15 @@ class StudyFolder:
         """A training's run folder."""
         return self.path / "runs" / training
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[StudyTask]:
         """All that is to be done, trainings first, in the table's order."""
         wanted = [name for row in self.rows.values() for name in row["trainings"]]
         return [
-            *(Task(TRAIN, name) for name in dict.fromkeys(wanted)),
-            *(Task(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
+            *(StudyTask(TRAIN, name) for name in dict.fromkeys(wanted)),
+            *(StudyTask(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
         ]
 
-    def done(self, task: Task) -> bool:
+    def done(self, task: StudyTask) -> bool:
         """Whether nothing is left to do for a task."""
         if task.kind == TRAIN:
             return (self.run(task.name) / "summary.json").is_file()
@@ -171,53 +171,53 @@ class StudyFolder:
         row = self.rows[name]
         if row["pick"] == "each" or len(row["trainings"]) <= 1:
             return list(row["trainings"])
-        if not all(self.done(Task(TRAIN, training)) for training in row["trainings"]):
+        if not all(self.done(StudyTask(TRAIN, training)) for training in row["trainings"]):
             return None
         return [max(row["trainings"], key=lambda training: self._chosen_by(training, row["weights"]))]
 
     def _chosen_by(self, training: str, weights: str | None) -> tuple[float, float]:
         """Robust and clean accuracy on the validation split: never the test split."""
-        summary = store.read_json(self.run(training) / "summary.json")
+        summary = files.read_json(self.run(training) / "summary.json")
         best = summary["best"][weights or summary["headline"]]
         return best["robust_accuracy"], best["clean_accuracy"]
 
-    def needed(self, task: Task) -> set[str]:
+    def needed(self, task: StudyTask) -> set[str]:
         """The trainings that a task builds on: a row's own, and those of the rows that its examples come from."""
         if task.kind == TRAIN:
             return set()
         rows = [self.rows[name] for name in (task.name, *self.rows[task.name]["sources"])]
         return {training for row in rows for training in row["trainings"]}
 
-    def ready(self, task: Task) -> bool:
+    def ready(self, task: StudyTask) -> bool:
         """Whether what a task builds on is there."""
-        return all(self.done(Task(TRAIN, training)) for training in self.needed(task))
+        return all(self.done(StudyTask(TRAIN, training)) for training in self.needed(task))
 
-    def hopeless(self, task: Task) -> bool:
+    def hopeless(self, task: StudyTask) -> bool:
         """Whether a task waits for one that failed."""
-        return any(self.failure(Task(TRAIN, training)) for training in self.needed(task))
+        return any(self.failure(StudyTask(TRAIN, training)) for training in self.needed(task))
 
-    def failure(self, task: Task) -> Mapping[str, Any] | None:
+    def failure(self, task: StudyTask) -> Mapping[str, Any] | None:
         """Why a task failed, if it did."""
         path = self.path / "failed" / f"{task.file}.json"
-        return store.read_json(path) if path.is_file() else None
+        return files.read_json(path) if path.is_file() else None
 
-    def fail(self, task: Task, reason: str, trace: str) -> None:
+    def fail(self, task: StudyTask, reason: str, trace: str) -> None:
         """Note that a task failed."""
         (self.path / "failed").mkdir(exist_ok=True)
-        store.write_json(
+        files.write_json(
             self.path / "failed" / f"{task.file}.json", {"task": str(task), "reason": reason, "trace": trace}
         )
 
     def forgive(self) -> list[str]:
         """Forget all failures, so that their tasks are tried again; which they were."""
         paths = sorted((self.path / "failed").glob("*.json"))
-        names = [store.read_json(path)["task"] for path in paths]
+        names = [files.read_json(path)["task"] for path in paths]
         for path in paths:
             path.unlink()
         return names
 
     @contextmanager
-    def claimed(self, task: Task) -> Iterator[bool]:
+    def claimed(self, task: StudyTask) -> Iterator[bool]:
         """Hold a task; False if another process does. The system lets go of it however a process ends."""
         from filelock import FileLock, Timeout
 
@@ -233,7 +233,7 @@ class StudyFolder:
         finally:
             guard.release()
 
-    def is_claimed(self, task: Task) -> bool:
+    def is_claimed(self, task: StudyTask) -> bool:
         """Whether some process works on a task right now."""
         if not (self.path / "claims" / f"{task.file}.lock").exists():
             return False

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from toughen import recipes
-from toughen.averaging import average_name
 from toughen.data import DATA
-from toughen.naming import known
+from toughen.optim.ema import average_name
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build, change, read, with_value
-from toughen.studies.published import Cell, find
-from toughen.studies.schema import Column, Row, Scale, Study
+from toughen.settings import known
+from toughen.studies.published import PublishedNumber, find
+from toughen.studies.schema import Row, Scale, Study, StudyColumn
 from toughen.studies.text import StudyError
 
 TELLS_CLEAN = ("robust", "corruptions", "mce")
@@ -40,9 +40,9 @@ class Measure:
         folder: name of the evaluation in the run folder; "" for what the run itself knows.
     """
 
-    column: Column
+    column: StudyColumn
     limit: int | None
-    cells: tuple[Cell, ...]
+    cells: tuple[PublishedNumber, ...]
     folder: str
 
 
@@ -191,7 +191,7 @@ def _measure(study: Study, row: Row, key: str, size: Scale) -> Measure:
     return Measure(column, size.limit, tuple(cells), folder_name(column, size.limit, row.weights))
 
 
-def folder_name(column: Column, limit: int | None, weights: str | None) -> str:
+def folder_name(column: StudyColumn, limit: int | None, weights: str | None) -> str:
     """Where an evaluation lies in its run folder: what it is, said so that equal ones share it."""
     if column.what == "minutes" or column.what == "clean":
         return ""

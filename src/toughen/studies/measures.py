@@ -12,10 +12,10 @@ from toughen.evaluation import gradient_magnitude, transfer
 from toughen.evaluation.suites import find
 from toughen.studies.folder import StudyFolder
 from toughen.threat import parse
-from toughen.training.corrupted import evaluate_corruptions
-from toughen.training.evaluations import evaluate_run
-from toughen.training.runs import Run, open_run
-from toughen.training.subjects import limited
+from toughen.workflows.corruptions import evaluate_corruptions
+from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows.model_sources import limited
+from toughen.workflows.run_folder import OpenedRun, open_run
 
 Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 """(folder, row, training, the measure as in study.json, where it goes)"""
@@ -87,7 +87,7 @@ def _surrogate(folder: StudyFolder, row: str, training: str, source: str | None)
     return row, others[0]
 
 
-def _opened(folder: StudyFolder, row: str, training: str) -> Run:
+def _opened(folder: StudyFolder, row: str, training: str) -> OpenedRun:
     return open_run(folder.run(training), weights=folder.rows[row]["weights"])
 
 

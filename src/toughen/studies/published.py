@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from toughen.naming import known
+from toughen.settings import known
 
 FIELDS = ("id", "table", "method", "params", "model", "dataset", "eps", "train_eps", "norm")
 """What a filter may ask for, besides the paper."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class PublishedNumber:
     """One number as published.
 
     Attributes:
@@ -58,23 +58,25 @@ class Cell:
 
 
 @functools.cache
-def cells() -> tuple[Cell, ...]:
+def cells() -> tuple[PublishedNumber, ...]:
     """All of them, in the papers' order."""
     text = (resources.files("toughen.studies") / "published.json").read_text(encoding="utf-8")
     return tuple(_cell(record) for record in json.loads(text))
 
 
-def _cell(record: Mapping[str, Any]) -> Cell:
+def _cell(record: Mapping[str, Any]) -> PublishedNumber:
     for key, unit in (("value_percent", "%"), ("minutes", "minutes"), ("value", record.get("unit", ""))):
         if key in record:
             value = record[key]
-            return Cell(record["id"], record["metric"], value, unit, record.get("std"), record["raw"], record)
-    return Cell(record["id"], record["metric"], None, "", None, record["raw"], record)
+            return PublishedNumber(
+                record["id"], record["metric"], value, unit, record.get("std"), record["raw"], record
+            )
+    return PublishedNumber(record["id"], record["metric"], None, "", None, record["raw"], record)
 
 
 @functools.cache
-def _by_paper() -> dict[str, tuple[Cell, ...]]:
-    papers: dict[str, list[Cell]] = {}
+def _by_paper() -> dict[str, tuple[PublishedNumber, ...]]:
+    papers: dict[str, list[PublishedNumber]] = {}
     for cell in cells():
         papers.setdefault(cell.record["seed"], []).append(cell)
     return {paper: tuple(found) for paper, found in papers.items()}
@@ -93,7 +95,7 @@ def check_filter(wanted: Mapping[str, Any]) -> None:
         known(str(wanted["paper"]), _by_paper(), "paper")
 
 
-def find(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[Cell]:
+def find(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[PublishedNumber]:
     """The cells that a filter, a metric and a radius stand for; in the order of the file."""
     asked = {**wanted, **({"eps": eps} if eps is not None else {})}
     pool = _by_paper().get(asked["paper"], ()) if "paper" in asked else cells()

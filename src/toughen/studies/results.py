@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toughen import store
 from toughen.outcomes import interval
 from toughen.report.alarms import read_alarms
-from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, Task
+from toughen.storage import files
+from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
 
 Figure = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _state(folder: StudyFolder, name: str) -> tuple[str, str | None]:
     row = folder.rows[name]
     if row["error"] is not None:
         return "faulty", row["error"]
-    tasks = [*(Task(TRAIN, training) for training in row["trainings"]), Task(MEASURE, name)]
+    tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
     for task in tasks:
         if failure := folder.failure(task):
             return "failed", failure["reason"]
@@ -113,7 +113,7 @@ def _measured(folder: StudyFolder, training: str, measure: Mapping[str, Any]) ->
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return store.read_json(path) if path.is_file() else None
+    return files.read_json(path) if path.is_file() else None
 
 
 def _share(accuracy: float, bounds: Any, **more: Any) -> Figure:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from toughen.evaluation import suites
-from toughen.naming import Count, Positive, Settings, known
+from toughen.settings import Count, Positive, Settings, known
 from toughen.studies.published import check_filter
 from toughen.threat import Linf
 from toughen.threat import parse as parse_threat
@@ -34,7 +34,7 @@ def _suited(value: Any) -> Any:
     return {"suite": value} if isinstance(value, str) else value
 
 
-class Column(Settings, frozen=True):
+class StudyColumn(Settings, frozen=True):
     """One figure of every row.
 
     Attributes:
@@ -147,7 +147,7 @@ class Scale(Settings, frozen=True):
     recipes: Mapping[str, str] = Field(default_factory=dict)
     set: Mapping[str, Any] = Field(default_factory=dict)
     rows: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    columns: Mapping[str, Annotated[Column, BeforeValidator(_suited)]] = Field(default_factory=dict)
+    columns: Mapping[str, Annotated[StudyColumn, BeforeValidator(_suited)]] = Field(default_factory=dict)
     suite: str | None = None
     seeds: tuple[int, ...] | None = None
     limit: Count | None = None
@@ -158,7 +158,7 @@ class Scale(Settings, frozen=True):
         given = {key: getattr(self, key) for key in self.model_fields_set}
         return base.model_copy(update={**given, "set": {**base.set, **self.set}})
 
-    def column(self, key: str, column: Column) -> Column:
+    def column(self, key: str, column: StudyColumn) -> StudyColumn:
         """A column as it is measured at this scale."""
         if key in self.columns:
             return self.columns[key]
@@ -204,7 +204,7 @@ class Study(Settings, frozen=True):
         reproduces: a filter that all rows' cells have in common, like {paper: "001", table: Table 1}.
         base: recipe of rows that name none.
         set: changes to every row's recipe, before the row's own.
-        columns: key -> `Column`; text stands for a suite.
+        columns: key -> `StudyColumn`; text stands for a suite.
         rows: key -> `Row`.
         axes: in place of rows or beside them: each is key -> `Row`, and every combination is a row.
         seeds: one training each.
@@ -218,7 +218,7 @@ class Study(Settings, frozen=True):
     reproduces: Mapping[str, Any] = Field(default_factory=dict)
     base: str | None = None
     set: Mapping[str, Any] = Field(default_factory=dict)
-    columns: Mapping[str, Annotated[Column, BeforeValidator(_suited)]]
+    columns: Mapping[str, Annotated[StudyColumn, BeforeValidator(_suited)]]
     rows: Mapping[str, Row] = Field(default_factory=dict)
     axes: tuple[Mapping[str, Row], ...] = ()
     seeds: tuple[int, ...] = (0,)

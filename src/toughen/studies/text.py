@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from toughen.naming import nearest
 from toughen.recipes import RecipeError
 from toughen.recipes.text import LONGEST, parse_yaml
+from toughen.settings import nearest
 from toughen.studies.schema import Study
 
 

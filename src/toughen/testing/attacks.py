@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from toughen.attacks import ATTACKS, AttackSpec
 from toughen.attacks.contract import GIVEN, Attack
-from toughen.batched import Batched
-from toughen.naming import settings_of
+from toughen.models.batched import Batched
 from toughen.noise import Stream, fixed
+from toughen.settings import settings_of
 from toughen.testing import toys
-from toughen.testing.attack_subject import BALLS, Strength, Subject
-from toughen.testing.promises import Promise, Suite, expect, refusal, seed_everything
+from toughen.testing.attack_under_test import BALLS, AttackUnderTest, Strength
+from toughen.testing.promises import Promise, PromiseSuite, expect, refusal, seed_everything
 from toughen.threat import L2, Linf, Threat
 
 # In which the attacks on the linear model are compared: there FGSM breaks a third of the images or more.
@@ -21,15 +21,15 @@ REACH: dict[str, Threat] = {"linf": Linf(0.05), "l2": L2(0.25)}
 # What these settings are called, they are; and then no attack can do with fewer than one, or without length.
 COUNTS, LENGTHS = ("steps", "restarts", "queries"), ("step_size",)
 
-attacks = Suite()
+attacks = PromiseSuite()
 
 
-def _left(attack: Subject, *kinds: str) -> None:
+def _left(attack: AttackUnderTest, *kinds: str) -> None:
     found = [attack.footprint[kind] for kind in kinds if kind in attack.footprint]
     expect(not found, " and ".join(found))
 
 
-def _ran(attack: Subject, dtype: torch.dtype, threat: Threat) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def _ran(attack: AttackUnderTest, dtype: torch.dtype, threat: Threat) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     model, x, y = toys.normed(dtype), toys.images(dtype), toys.labels()
     key = dtype, threat
     if key not in attack.runs:
@@ -37,7 +37,7 @@ def _ran(attack: Subject, dtype: torch.dtype, threat: Threat) -> tuple[nn.Module
     return model, x, y, attack.runs[key]
 
 
-def _everywhere(attack: Subject) -> list[tuple[Threat, torch.dtype]]:
+def _everywhere(attack: AttackUnderTest) -> list[tuple[Threat, torch.dtype]]:
     return [(ball, dtype) for ball in attack.balls for dtype in (torch.float32, torch.float64)]
 
 
@@ -50,14 +50,14 @@ def _apart(a: Tensor, b: Tensor) -> str:
 
 
 @attacks.promise("give norms=('l2',) or norms=('linf',) where it is made for one of them")
-def norms(attack: Subject) -> None:
+def norms(attack: AttackUnderTest) -> None:
     """It runs in every ball that it is checked in."""
     for ball in attack.balls:
         _ran(attack, torch.float32, ball)
 
 
 @attacks.promise("return a detached tensor like x, and look for divisions by zero")
-def output(attack: Subject) -> None:
+def output(attack: AttackUnderTest) -> None:
     """What is returned has the shape, type and device of x, is finite and asks for no gradient."""
     for ball, dtype in _everywhere(attack):
         _, x, _, x_adv = _ran(attack, dtype, ball)
@@ -69,7 +69,7 @@ def output(attack: Subject) -> None:
 
 
 @attacks.promise("end with x_adv.clamp(0, 1)")
-def box(attack: Subject) -> None:
+def box(attack: AttackUnderTest) -> None:
     """Every pixel is in [0, 1]."""
     for ball, dtype in _everywhere(attack):
         *_, x_adv = _ran(attack, dtype, ball)
@@ -81,7 +81,7 @@ def box(attack: Subject) -> None:
     "project with threat.project(delta) after every step, which knows a radius for each example too",
     lambda attack: not attack.minimal_norm,
 )
-def ball(attack: Subject) -> None:
+def ball(attack: AttackUnderTest) -> None:
     """No perturbation is longer than the radius, be it one for all or one for each example."""
     for threat, dtype in _everywhere(attack):
         _, x, _, x_adv = _ran(attack, dtype, threat)
@@ -98,7 +98,7 @@ def ball(attack: Subject) -> None:
 @attacks.promise(
     "return x itself where nothing was found, as in torch.where(found, x_adv, x)", lambda attack: attack.minimal_norm
 )
-def adversarial_or_unchanged(attack: Subject) -> None:
+def adversarial_or_unchanged(attack: AttackUnderTest) -> None:
     """A minimal-norm attack returns what the model misclassifies, or the image itself."""
     for threat, dtype in _everywhere(attack):
         model, x, y, x_adv = _ran(attack, dtype, threat)
@@ -110,7 +110,7 @@ def adversarial_or_unchanged(attack: Subject) -> None:
     "climb the loss of y, or give strength='none' where it has another aim",
     lambda attack: attack.strength != "none" or attack.minimal_norm,
 )
-def what_is_broken_stays_broken(attack: Subject) -> None:
+def what_is_broken_stays_broken(attack: AttackUnderTest) -> None:
     """An image that is misclassified as it is does not come back classified correctly."""
     wrong = [2, 6]
     for threat in attack.balls:
@@ -124,7 +124,7 @@ def what_is_broken_stays_broken(attack: Subject) -> None:
 
 
 @attacks.promise("return x where the radius is 0", lambda attack: not attack.minimal_norm)
-def radius_zero(attack: Subject) -> None:
+def radius_zero(attack: AttackUnderTest) -> None:
     """With a radius of 0 the images come back as they are, to the bit."""
     for ball in attack.balls:
         x = toys.images()
@@ -133,7 +133,7 @@ def radius_zero(attack: Subject) -> None:
 
 
 @attacks.promise("draw from noise.child(...), of which `fixed(len(x))` stands in for None, and from nothing else")
-def same_again(attack: Subject) -> None:
+def same_again(attack: AttackUnderTest) -> None:
     """The same noise gives the same examples, whatever the global random state is."""
     noise = Stream(("contract",), torch.arange(8))
     for ball in attack.balls:
@@ -146,37 +146,37 @@ def same_again(attack: Subject) -> None:
 
 
 @attacks.promise("draw from `noise`, never from torch's, numpy's or Python's global generator, and seed none of them")
-def random_state(attack: Subject) -> None:
+def random_state(attack: AttackUnderTest) -> None:
     """Global random states are left as they were found."""
     _left(attack, "random")
 
 
 @attacks.promise("run the passes inside `with attacking(model, 'eval'):` (toughen.modes), which restores modes")
-def modes(attack: Subject) -> None:
+def modes(attack: AttackUnderTest) -> None:
     """Every module is left in the mode in which it was found."""
     _left(attack, "modes", "hooks")
 
 
 @attacks.promise("run the passes inside `with attacking(model, 'eval'):` and take torch.autograd.grad of x alone")
-def parameters(attack: Subject) -> None:
+def parameters(attack: AttackUnderTest) -> None:
     """The model's parameters, their gradients and their requires_grad are left as they were found."""
     _left(attack, "weights", "asks", "grads")
 
 
 @attacks.promise("run the passes inside `with attacking(model, 'eval'):`, where BatchNorm's statistics stay")
-def buffers(attack: Subject) -> None:
+def buffers(attack: AttackUnderTest) -> None:
     """The model's buffers, such as BatchNorm's running statistics, are left as they were found."""
     _left(attack, "buffers")
 
 
 @attacks.promise("work on x.detach().clone(), and take torch.autograd.grad instead of backward()")
-def inputs(attack: Subject) -> None:
+def inputs(attack: AttackUnderTest) -> None:
     """Images and labels are left as they were found, and no gradient is left on them."""
     _left(attack, "images", "labels", "x grad")
 
 
 @attacks.promise("run the passes inside `with attacking(model, 'eval'):`", lambda attack: not attack.trains)
-def training_mode(attack: Subject) -> None:
+def training_mode(attack: AttackUnderTest) -> None:
     """A model in training mode is attacked as it is in inference mode."""
     for ball in attack.balls:
         found = [attack(model, toys.images(), toys.labels(), ball) for model in (toys.normed(), toys.normed().train())]
@@ -184,7 +184,7 @@ def training_mode(attack: Subject) -> None:
 
 
 @attacks.promise("use `with torch.enable_grad():` around the passes, on x.detach()")
-def gradient_mode(attack: Subject) -> None:
+def gradient_mode(attack: AttackUnderTest) -> None:
     """It does not matter whether the caller is inside torch.no_grad(), or asks for gradients of x."""
     model, x, y = toys.normed(), toys.images(), toys.labels()
     for ball in attack.balls:
@@ -198,7 +198,7 @@ def gradient_mode(attack: Subject) -> None:
 
 
 @attacks.promise("let no reduction over the batch fail on an empty one")
-def small_batches(attack: Subject) -> None:
+def small_batches(attack: AttackUnderTest) -> None:
     """A batch may be empty, or have a single image."""
     x, y = toys.images(), toys.labels()
     for ball in attack.balls:
@@ -209,7 +209,7 @@ def small_batches(attack: Subject) -> None:
 
 
 @attacks.promise("take hard labels by toughen.losses.hard(y), or raise a ValueError")
-def probabilities(attack: Subject) -> None:
+def probabilities(attack: AttackUnderTest) -> None:
     """Labels as probabilities (N, K) are the classes they stand for, or are refused."""
     model, x, y = toys.normed(torch.float64), toys.images(torch.float64), toys.labels()
     for ball in attack.balls:
@@ -221,7 +221,7 @@ def probabilities(attack: Subject) -> None:
 
 
 @attacks.promise("use reshape where you use view")
-def layout(attack: Subject) -> None:
+def layout(attack: AttackUnderTest) -> None:
     """Images whose channels lie last in memory are the same images."""
     model, x, y = toys.normed(torch.float64), toys.images(torch.float64), toys.labels()
     for ball in attack.balls:
@@ -233,7 +233,7 @@ def layout(attack: Subject) -> None:
 @attacks.promise(
     "work row by row: no mean over the batch, and draws from noise.child(...)[rows], which are each row's own"
 )
-def batch_mates(attack: Subject) -> None:
+def batch_mates(attack: AttackUnderTest) -> None:
     """An example's result does not depend on its batch mates or their order, to the bit in float64."""
     model, x, noise = toys.Rowwise(), toys.images(torch.float64), Stream(("run",), 10 + torch.arange(8))
     y = model(x).argmax(1)
@@ -248,9 +248,9 @@ def batch_mates(attack: Subject) -> None:
         expect(torch.equal(found, whole), f"in three parts {_apart(found, whole)} ({ball})")
 
 
-@attacks.promise("call the model as a function of images, by toughen.batched.predict and value_and_grad")
-def in_pieces(attack: Subject) -> None:
-    """A model that takes three images in a pass (toughen.batched.Batched) is attacked in the same way."""
+@attacks.promise("call the model as a function of images, by toughen.models.batched.predict and value_and_grad")
+def in_pieces(attack: AttackUnderTest) -> None:
+    """A model that takes three images in a pass (toughen.models.batched.Batched) is attacked in the same way."""
     model, x = toys.Rowwise(), toys.images(torch.float64)
     y = (model(x).argmax(1) + (torch.arange(8) == 2)) % toys.CLASSES
     for ball in attack.balls:
@@ -259,7 +259,7 @@ def in_pieces(attack: Subject) -> None:
 
 
 @attacks.promise("put @attack (toughen.attacks) above the function: it refuses these")
-def bad_input(attack: Subject) -> None:
+def bad_input(attack: AttackUnderTest) -> None:
     """Images and labels that cannot be meant are refused with a sentence."""
     model, x, y, ball = toys.normed(), toys.images(), toys.labels(), attack.balls[0]
     holed = x.clone()
@@ -278,14 +278,14 @@ def bad_input(attack: Subject) -> None:
 
 
 @attacks.promise(
-    "put @attack (toughen.attacks) above the function and annotate its settings, like steps: Count (toughen.naming)"
+    "put @attack (toughen.attacks) above the function and annotate its settings, like steps: Count (toughen.settings)"
 )
-def settings(attack: Subject) -> None:
+def settings(attack: AttackUnderTest) -> None:
     """Settings that are unknown or make no sense are refused with a sentence."""
     model, x, y, ball = toys.normed(), toys.images(), toys.labels(), attack.balls[0]
 
     def try_out(name: str, value: object, said: str) -> None:
-        trial = Subject(attack.function, attack.settings | {name: value}, attack.norms, attack.strength)
+        trial = AttackUnderTest(attack.function, attack.settings | {name: value}, attack.norms, attack.strength)
         refusal(lambda: trial(model, x, y, ball), said)
 
     try_out("no_such_setting", 1, "the unknown setting no_such_setting=1")
@@ -298,7 +298,7 @@ def settings(attack: Subject) -> None:
                 try_out(name, value, f"{name}={value}")
 
 
-def _on_linear(attack: Subject, norm: str) -> tuple[toys.Linear, Tensor, Tensor, Tensor]:
+def _on_linear(attack: AttackUnderTest, norm: str) -> tuple[toys.Linear, Tensor, Tensor, Tensor]:
     model, x = toys.Linear(), toys.inner_images()
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -315,7 +315,7 @@ def _broken(model: nn.Module, x: Tensor, y: Tensor) -> int:
     "strength='search' where it takes no gradients",
     lambda attack: attack.strength == "gradient" and not attack.minimal_norm,
 )
-def as_strong_as_one_step(attack: Subject) -> None:
+def as_strong_as_one_step(attack: AttackUnderTest) -> None:
     """On a linear model it breaks at least two in three of the images that FGSM breaks."""
     for norm in attack.norms:
         model, x, y, x_adv = _on_linear(attack, norm)
@@ -327,7 +327,7 @@ def as_strong_as_one_step(attack: Subject) -> None:
     "keep the worst point that was seen, or give strength='none' where it does not look for misclassified images",
     lambda attack: attack.strength == "search" and not attack.minimal_norm,
 )
-def stronger_than_chance(attack: Subject) -> None:
+def stronger_than_chance(attack: AttackUnderTest) -> None:
     """On a linear model it breaks more images than a random point of the ball does."""
     for norm in attack.norms:
         model, x, y, x_adv = _on_linear(attack, norm)
@@ -337,7 +337,7 @@ def stronger_than_chance(attack: Subject) -> None:
 
 
 @attacks.promise("go to the nearest boundary, not to any", lambda attack: attack.minimal_norm)
-def near(attack: Subject) -> None:
+def near(attack: AttackUnderTest) -> None:
     """On a linear model half of what it finds lies within twice the true distance, and nothing nearer than that."""
     for norm in attack.norms:
         model, x, _, x_adv = _on_linear(attack, norm)
@@ -366,7 +366,7 @@ def attack_promises(
         raise ValueError(f"norms are {unknown}; allowed: {', '.join(BALLS)}")
     if strength not in get_args(Strength):
         raise ValueError(f"strength is {strength!r}; allowed: {', '.join(get_args(Strength))}")
-    return attacks.of(Subject(function, {**own, **(settings or {})}, tuple(norms), strength), name)
+    return attacks.of(AttackUnderTest(function, {**own, **(settings or {})}, tuple(norms), strength), name)
 
 
 def _name(function: Callable[..., Any]) -> str:

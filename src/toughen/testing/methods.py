@@ -8,18 +8,18 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from toughen import distributed
-from toughen.counting import counted
 from toughen.data import Batch
 from toughen.losses import probabilities as as_probabilities
 from toughen.methods import Method, State
+from toughen.models.cost import counted
+from toughen.parallel import ranks
 from toughen.testing import toys
-from toughen.testing.method_subject import Subject, Waits, descent, normed, spec, train
-from toughen.testing.promises import Promise, Suite, expect, random_states, refusal, seed_everything
+from toughen.testing.method_under_test import MethodUnderTest, Waits, descent, normed, spec, train
+from toughen.testing.promises import Promise, PromiseSuite, expect, random_states, refusal, seed_everything
 from toughen.testing.ranks import as_ranks
 from toughen.threat import L2, Linf, Threat
 
-methods = Suite()
+methods = PromiseSuite()
 # Sums of other lengths round otherwise; what depends on the company does so by far more.
 ROUNDING = 1e-10
 
@@ -47,7 +47,7 @@ def _gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, 
 
 
 @methods.promise("write its settings as pydantic fields of a class with `frozen=True` and name: Literal['...'] = '...'")
-def record(one: Subject) -> None:
+def record(one: MethodUnderTest) -> None:
     """Its settings are a record that comes back from text, and that refuses what it does not know."""
     kind, method = type(one.given), one.given
     expect(kind.model_fields["name"].default == method.name, f"its name is {method.name!r} but not by default")
@@ -58,7 +58,7 @@ def record(one: Subject) -> None:
 
 
 @methods.promise("yield one function for each step, which returns the losses (N,) without their mean")
-def steps(one: Subject) -> None:
+def steps(one: MethodUnderTest) -> None:
     """It yields steps_per_batch objectives for each batch, and each returns finite losses (N,)."""
     sizes = [toys.BATCH, toys.BATCH, toys.BATCH, 4]
     for threat in one.threats:
@@ -82,7 +82,7 @@ def steps(one: Subject) -> None:
 
 
 @methods.promise("draw from batch.noise.child(...) alone, and keep nothing outside of `state`")
-def same_again(one: Subject) -> None:
+def same_again(one: MethodUnderTest) -> None:
     """A run from the same state gives the same losses to the bit, whatever the global random state is."""
     found = []
     for seed in (1, 2):
@@ -92,7 +92,7 @@ def same_again(one: Subject) -> None:
 
 
 @methods.promise("draw from batch.noise.child(...), never from torch's, numpy's or Python's global generator")
-def random_state(one: Subject) -> None:
+def random_state(one: MethodUnderTest) -> None:
     """Global random states are left as they were found."""
     seed_everything(1)
     model, state = normed(), one.method.init(spec())
@@ -105,7 +105,7 @@ def random_state(one: Subject) -> None:
     "attack through toughen.modes.plain(model) with an attack that keeps its own promises (check_attack), and take "
     "torch.autograd.grad instead of backward()"
 )
-def outside_objectives(one: Subject) -> None:
+def outside_objectives(one: MethodUnderTest) -> None:
     """Outside of its objectives it leaves weights, gradients, modes and batch as they were found."""
     method, model, state = one.method, normed(), one.method.typical_state(spec())
     batch, fresh = toys.batch(), toys.batch()
@@ -133,7 +133,7 @@ def outside_objectives(one: Subject) -> None:
 
 
 @methods.promise("compute everything random or changing before `yield`, and only losses in the objective")
-def called_twice(one: Subject) -> None:
+def called_twice(one: MethodUnderTest) -> None:
     """An objective may be called twice, and gives the same losses (weight perturbation does so)."""
     model = normed()
     for objective in one.method.losses(model, toys.batch(), one.method.typical_state(spec())):
@@ -143,7 +143,7 @@ def called_twice(one: Subject) -> None:
 
 
 @methods.promise("make `passes` or `typical_state` say what a batch costs")
-def passes(one: Subject) -> None:
+def passes(one: MethodUnderTest) -> None:
     """A batch costs the forward and backward passes that `Method.passes` predicts."""
     method, model = one.method, normed()
     with counted(model) as seen:
@@ -156,7 +156,7 @@ def passes(one: Subject) -> None:
 
 
 @methods.promise("set soft_labels = False and call toughen.methods.classes_only, or take toughen.losses.cross_entropy")
-def probabilities(one: Subject) -> None:
+def probabilities(one: MethodUnderTest) -> None:
     """Labels as probabilities (N, K) are the same problem, or are refused where soft_labels is False."""
     method, hard = one.method, toys.batch()
     soft = replace(hard, y=nn.functional.one_hot(hard.y, toys.CLASSES).double())
@@ -177,7 +177,7 @@ def probabilities(one: Subject) -> None:
     "take toughen.losses.cross_entropy, which gives such an example a loss of 0, and mask other losses of the label "
     "with toughen.losses.labelled(y)"
 )
-def without_a_label(one: Subject) -> None:
+def without_a_label(one: MethodUnderTest) -> None:
     """Examples without a label do no harm, be it written as class -1 or as a row of zeros."""
     method, hard = one.method, toys.batch()
     missing = torch.where(torch.arange(toys.BATCH) < 2, -1, hard.y)
@@ -195,7 +195,7 @@ def without_a_label(one: Subject) -> None:
 
 
 @methods.promise("make it all in `init`, on spec.device, and name each tensor in `state_kinds`")
-def state(one: Subject) -> None:
+def state(one: MethodUnderTest) -> None:
     """`init` returns a dict of tensors, each of which state_kinds calls slot, index or replicated, of that length."""
     method, given = one.method, spec()
     found = method.init(given)
@@ -211,7 +211,7 @@ def state(one: Subject) -> None:
 
 
 @methods.promise("write into the tensors, like state['delta'][...] = ...", lambda one: one.keeps)
-def state_in_place(one: Subject) -> None:
+def state_in_place(one: MethodUnderTest) -> None:
     """The state is changed in place: its tensors stay the same objects, of the same shapes, and finite."""
     found = one.method.init(spec())
     before = {name: (id(value), tuple(value.shape)) for name, value in found.items()}
@@ -227,7 +227,7 @@ def state_in_place(one: Subject) -> None:
     "read and write state[name][batch.index], not its first rows",
     lambda one: "index" in one.given.state_kinds.values(),
 )
-def positions(one: Subject) -> None:
+def positions(one: MethodUnderTest) -> None:
     """What belongs to a training example is changed for the examples of the batch alone."""
     method, batch = one.method, toys.batch(1)
     found = method.typical_state(spec())
@@ -242,7 +242,7 @@ def positions(one: Subject) -> None:
 
 
 @methods.promise("keep all that lasts from batch to batch in `state`, not in attributes or globals")
-def resuming(one: Subject) -> None:
+def resuming(one: MethodUnderTest) -> None:
     """A run that goes on from saved weights, optimiser and state ends with the bits of one that never stopped."""
     method = one.method
     for origin in ("init", "typical_state"):
@@ -272,7 +272,7 @@ def resuming(one: Subject) -> None:
             expect(not gap, f"the {what} {', '.join(gap)} ends with other bits")
 
 
-def _alone(one: Subject, sizes: Sequence[int]) -> tuple[dict[str, Tensor], State]:
+def _alone(one: MethodUnderTest, sizes: Sequence[int]) -> tuple[dict[str, Tensor], State]:
     model, state = toys.trained(), one.method.typical_state(spec())
     train(one.method, model, [toys.batch(i, n) for i, n in enumerate(sizes)], state)
     return _weights(model), state
@@ -286,9 +286,9 @@ def _close(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> 
 
 @methods.promise(
     "draw from batch.noise, divide by batch.size if at all, and exchange what is kept by training example or for all "
-    "with toughen.distributed.gather and total"
+    "with toughen.parallel.ranks.gather and total"
 )
-def two_ranks(one: Subject) -> None:
+def two_ranks(one: MethodUnderTest) -> None:
     """Two ranks that share each batch train as one does (in float64, to rounding), also where one has no example."""
     sizes = (toys.BATCH, toys.BATCH - 1, toys.BATCH, 1, toys.BATCH)
     weights, state = _alone(one, sizes)
@@ -297,12 +297,11 @@ def two_ranks(one: Subject) -> None:
     twins = [toys.trained(), toys.trained()]
 
     def work(rank: int) -> tuple[dict[str, Tensor], State]:
-        model, own = twins[rank], method.typical_state(spec(distributed.slots(toys.BATCH)))
+        model, own = twins[rank], method.typical_state(spec(ranks.slots(toys.BATCH)))
         train(method, model, [toys.batch(i, n, rank=rank, world=2) for i, n in enumerate(sizes)], own)
         kinds = method.state_kinds
         whole = {
-            name: distributed.gather(value, toys.BATCH) if kinds[name] == "slot" else value
-            for name, value in own.items()
+            name: ranks.gather(value, toys.BATCH) if kinds[name] == "slot" else value for name, value in own.items()
         }
         return _weights(model), whole
 
@@ -315,7 +314,7 @@ def two_ranks(one: Subject) -> None:
     "let no row depend on another (means are the loop's), or set divisible = False where images of a batch meet",
     lambda one: one.method.divisible,
 )
-def in_parts(one: Subject) -> None:
+def in_parts(one: MethodUnderTest) -> None:
     """A batch given in parts of two images (micro_batch) trains as a whole one does (in float64, to rounding)."""
     sizes = (toys.BATCH, toys.BATCH - 1, toys.BATCH, 1, toys.BATCH)
     weights, state = _alone(one, sizes)
@@ -329,7 +328,7 @@ def in_parts(one: Subject) -> None:
     "use torch.where instead of masks and `if`, threat.of_radius(eps) for radii (N,), and keep a counter as an int64 "
     "tensor () on the CPU"
 )
-def no_waiting(one: Subject) -> None:
+def no_waiting(one: MethodUnderTest) -> None:
     """No step asks for a value that a GPU is still computing: no float(), bool(), item(), no index by a mask."""
     method, model, own = one.method, normed(), one.method.typical_state(spec())
     counters = [value for value in own.values() if value.ndim == 0 and value.dtype == torch.int64]
@@ -344,4 +343,4 @@ def method_promises(
 ) -> list[Promise]:
     """What `check_method` looks at, one by one; see there for the arguments."""
     given = method if isinstance(method, Method) else method()  # pyright: ignore[reportCallIssue]
-    return methods.of(Subject(given, tuple(threats)), type(given).__name__)
+    return methods.of(MethodUnderTest(given, tuple(threats)), type(given).__name__)

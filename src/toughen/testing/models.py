@@ -9,19 +9,20 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from toughen.batched import predict, value_and_grad
-from toughen.evaluation import check, symptoms
+from toughen.evaluation import check
+from toughen.evaluation.audit import statistics
 from toughen.losses import cross_entropy
+from toughen.models.batched import predict, value_and_grad
 from toughen.noise import generator
-from toughen.testing.promises import Promise, Suite, expect, random_states, seed_everything
+from toughen.testing.promises import Promise, PromiseSuite, expect, random_states, seed_everything
 
 Builder = Callable[[], nn.Module]
 
-models = Suite()
+models = PromiseSuite()
 
 
 @dataclass(eq=False)
-class Subject:
+class ModelUnderTest:
     """A model as it is looked at: always a copy of it, so that it stays as it was.
 
     Attributes:
@@ -80,7 +81,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 
 @models.promise("return the logits alone, (N, K) in float32, and compute them in float32 outside of autocast")
-def logits(one: Subject) -> None:
+def logits(one: ModelUnderTest) -> None:
     """Images (N, C, H, W) in [0, 1] become finite float32 logits (N, K)."""
     x = one.images()
     found = _logits(one.build(), x)
@@ -92,15 +93,15 @@ def logits(one: Subject) -> None:
 
 
 @models.promise("return the logits without softmax or log_softmax: losses have it")
-def no_softmax(one: Subject) -> None:
+def no_softmax(one: ModelUnderTest) -> None:
     """The output is logits, not probabilities or their logarithms."""
     found = _logits(one.build(), one.images())
-    expect(not symptoms.probabilities(found), "every row is nowhere negative and adds up to 1")
-    expect(not symptoms.log_probabilities(found), "the exponentials of every row add up to 1")
+    expect(not statistics.probabilities(found), "every row is nowhere negative and adds up to 1")
+    expect(not statistics.log_probabilities(found), "the exponentials of every row add up to 1")
 
 
 @models.promise("flatten with x.flatten(1), and let no layer squeeze the batch away")
-def batch_sizes(one: Subject) -> None:
+def batch_sizes(one: ModelUnderTest) -> None:
     """A batch may have any number of images: 1, 3 and 8."""
     for n in (1, 3, 8):
         found = _logits(one.build(), one.images()[:n])
@@ -108,13 +109,13 @@ def batch_sizes(one: Subject) -> None:
 
 
 @models.promise("use the input, and leave the last layers some weights: constant outputs cannot be attacked")
-def looks_at_the_image(one: Subject) -> None:
+def looks_at_the_image(one: ModelUnderTest) -> None:
     """Other images have other logits."""
-    expect(not symptoms.constant(_logits(one.build(), one.images())), "eight images have the same logits")
+    expect(not statistics.constant(_logits(one.build(), one.images())), "eight images have the same logits")
 
 
 @models.promise("take nn.Dropout and the like, which rest in inference mode, for whatever is random")
-def deterministic(one: Subject) -> None:
+def deterministic(one: ModelUnderTest) -> None:
     """In inference mode the same images have the same logits, and no global random state moves."""
     model, x = one.build(), one.images()
     seed_everything(1)
@@ -127,7 +128,7 @@ def deterministic(one: Subject) -> None:
 
 
 @models.promise("normalise by running statistics in inference mode (nn.BatchNorm2d, track_running_stats=True)")
-def batch_mates(one: Subject) -> None:
+def batch_mates(one: ModelUnderTest) -> None:
     """In inference mode an image's logits do not depend on the other images of its batch."""
     model, x, tolerance = one.build(), one.images(), 1e-4
     try:
@@ -143,7 +144,7 @@ def batch_mates(one: Subject) -> None:
 
 
 @models.promise("change nothing in forward() but what training changes, and that in training mode alone")
-def inference_changes_nothing(one: Subject) -> None:
+def inference_changes_nothing(one: ModelUnderTest) -> None:
     """In inference mode no weight, buffer or mode moves, and the images stay as they were."""
     model, x = one.build(), one.images()
     before = x.clone()
@@ -153,7 +154,7 @@ def inference_changes_nothing(one: Subject) -> None:
 
 
 @models.promise("let nothing between image and logits be rounded, detached, or saturated")
-def input_gradients(one: Subject) -> None:
+def input_gradients(one: ModelUnderTest) -> None:
     """The gradient of the loss reaches the image: finite, not zero, and the slope of the output."""
     model, x = one.build(), one.images()
     for parameter in model.parameters():
@@ -161,14 +162,14 @@ def input_gradients(one: Subject) -> None:
     y = _logits(model, x).argmax(1)
     _, grad, _ = value_and_grad(model, x, lambda logits, rows: cross_entropy(logits, y[rows]))
     expect(grad.isfinite().all(), "it is not finite")
-    zeros = symptoms.zero(grad)
+    zeros = statistics.zero(grad)
     expect(not zeros.any(), f"it is zero for {int(zeros.sum())} of {len(x)} images")
     wrong = [item for item in check(model, x, y).wrong if item.what == "gradients"]
     expect(not wrong, "; ".join(item.evidence for item in wrong))
 
 
 @models.promise("register what it needs as parameters and buffers, plain tensors all")
-def state_dict(one: Subject) -> None:
+def state_dict(one: ModelUnderTest) -> None:
     """Its state_dict holds all that its logits depend on."""
     model, x = one.build(), one.images()
     expected = _logits(model, x)
@@ -186,7 +187,7 @@ def state_dict(one: Subject) -> None:
 
 
 @models.promise("use every parameter in forward(), and detach none of them")
-def training(one: Subject) -> None:
+def training(one: ModelUnderTest) -> None:
     """In training mode a batch gives every parameter a finite gradient, and logits of the same shape."""
     model, x = one.build(), one.images()
     shape = tuple(_logits(model, x).shape)
@@ -203,7 +204,7 @@ def training(one: Subject) -> None:
 
 
 @models.promise("see toughen.check(model, images, labels)", lambda one: one.data is not None)
-def fed_as_it_was_trained(one: Subject) -> None:
+def fed_as_it_was_trained(one: ModelUnderTest) -> None:
     """On labelled images a check-up finds nothing wrong: normalisation inside, channels and classes in order."""
     assert one.data is not None
     found = check(one.build(), *one.data)
@@ -219,4 +220,4 @@ def model_promises(
 ) -> list[Promise]:
     """What `check_model` looks at, one by one; see there for the arguments."""
     name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "the model")
-    return models.of(Subject(model, shape, classes, data), name)
+    return models.of(ModelUnderTest(model, shape, classes, data), name)

@@ -27,7 +27,7 @@ class BrokenPromise(AssertionError):
     """One sentence: which promise, what was found, what to do."""
 
 
-class Found(AssertionError):
+class Observation(AssertionError):
     """What `expect` found; a promise makes a sentence of it."""
 
 
@@ -38,7 +38,7 @@ def expect(condition: object, found: str) -> None:
         Found: it does not.
     """
     if not condition:
-        raise Found(found)
+        raise Observation(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Promise:
         try:
             with own_randomness():
                 self.look()
-        except Found as found:
+        except Observation as found:
             raise BrokenPromise(self._sentence(str(found))) from None
         except Exception as error:
             first = (str(error).strip() or "no words").splitlines()[0]
@@ -79,7 +79,7 @@ class Promise:
 
 
 @dataclass
-class Suite:
+class PromiseSuite:
     """Promises in the order in which they are looked at: what comes first explains what comes later."""
 
     members: list[tuple[Callable[[Any], None], str, Callable[[Any], bool]]] = field(default_factory=list)
@@ -170,8 +170,8 @@ def refusal(call: Callable[[], object], given: str) -> None:
         return
     except Exception as error:
         first = (str(error).strip() or "no words").splitlines()[0]
-        raise Found(f"{given} ends in {type(error).__name__}: {first}") from error
-    raise Found(f"{given} is taken")
+        raise Observation(f"{given} ends in {type(error).__name__}: {first}") from error
+    raise Observation(f"{given} is taken")
 
 
 def _words(name: str) -> str:

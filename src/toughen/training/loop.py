@@ -16,21 +16,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed, sharding
-from toughen.averaging import Averages
-from toughen.counting import Passes
 from toughen.data import Batch
-from toughen.fusion import Folding
 from toughen.methods import Method, Objective, State
+from toughen.models.cost import Passes
+from toughen.models.folding import Folding
 from toughen.modes import foldable
 from toughen.noise import derive
+from toughen.optim.awp import gradient, perturbable, perturbed
+from toughen.optim.ema import Averages
+from toughen.optim.schedules import Factor
+from toughen.parallel import ranks, sharding
 from toughen.recipes.schema import WeightPerturbation
-from toughen.schedule import Factor
-from toughen.training.fast import Graphs, Ways
+from toughen.training.acceleration import Acceleration, Graphs
+from toughen.training.activation_checkpointing import recomputed
+from toughen.training.micro_batches import MicroBatch, divided
 from toughen.training.monitors import Finite, Meters
-from toughen.training.parts import Part, divided
-from toughen.training.recompute import recomputed
-from toughen.training.weights import gradient, perturbable, perturbed
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Job:
     perturbation: WeightPerturbation | None
     seed: int
     total_steps: int
-    ways: Ways
+    ways: Acceleration
     graphs: Graphs | None
     folding: Folding | None
     micro_batch: int | None
@@ -86,7 +86,7 @@ def train_batch(job: Job, batch: Batch) -> None:
     """Take every optimiser step that the method asks of one minibatch."""
     job.model.train()
     # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
-    torch.manual_seed(derive(job.seed, "model", job.number, distributed.rank()))
+    torch.manual_seed(derive(job.seed, "model", job.number, ranks.rank()))
     graphs = job.graphs.on(len(batch)) if job.graphs else nullcontext()
     with (
         graphs,
@@ -102,7 +102,7 @@ def train_batch(job: Job, batch: Batch) -> None:
             job.finite.guard(job.optimizer, losses, batch.x, batch.index, job.step)
             set_rate(job.optimizer, job.factor(job.step / job.total_steps))
             job.optimizer.step()
-            distributed.average_statistics(job.model)
+            ranks.average_statistics(job.model)
             job.averages.update(job.model, job.step)
             job.step += 1
     job.number += 1
@@ -114,7 +114,7 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def objectives_of(job: Job, parts: Sequence[Part]) -> Iterator[list[Objective]]:
+def objectives_of(job: Job, parts: Sequence[MicroBatch]) -> Iterator[list[Objective]]:
     """For each step the method's objectives, one a part, its own work (attacks) done in the run's precision."""
     generators = [part.method.losses(job.wrapped, part.batch, part.state) for part in parts]
     while True:
@@ -134,7 +134,7 @@ def backward(job: Job, batch: Batch, objectives: Sequence[Objective]) -> tuple[T
     logits: list[list[Tensor]] = []
     for objective in objectives:
         # Ranks exchange what has been added up, once a step.
-        alone = nullcontext() if objective is objectives[-1] else distributed.unsynchronised(job.wrapped)
+        alone = nullcontext() if objective is objectives[-1] else ranks.unsynchronised(job.wrapped)
         with alone:
             with _precision(job, batch), job.meters.watching(job.model) as seen:
                 own = objective()
@@ -147,7 +147,7 @@ def backward(job: Job, batch: Batch, objectives: Sequence[Objective]) -> tuple[T
 def _global_mean(losses: Tensor, batch: Batch) -> Tensor:
     # Over the global batch, and DistributedDataParallel divides by the ranks: a mean per rank would be wrong on a
     # short last batch.
-    return losses.sum() * (distributed.world() / batch.size)
+    return losses.sum() * (ranks.world() / batch.size)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toughen import distributed
 from toughen.losses import hard, labelled
+from toughen.parallel import ranks
 
 
 class NonFinite(RuntimeError):
@@ -54,7 +54,7 @@ class Finite:
         images, bad_rows = ~x.isfinite().all(dim=(1, 2, 3)), ~losses.detach().isfinite()
         # One such image makes every loss of its batch so, through BatchNorm.
         bad_rows = torch.where(images.any(), images, bad_rows)
-        bad = distributed.any_rank(bad_rows.any() | ~torch.nn.utils.get_total_norm(gradients).isfinite())
+        bad = ranks.any_rank(bad_rows.any() | ~torch.nn.utils.get_total_norm(gradients).isfinite())
         first = bad & ~self._broken
         n = len(losses)
         self._step = torch.where(first, step, self._step)
@@ -74,7 +74,7 @@ class Finite:
         ids = self._index[self._rows].tolist()
         where = f"examples {', '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}" if ids else "in a gradient"
         raise NonFinite(
-            f"AT111 The loss or its gradient is not finite at step {int(self._step)} on rank {distributed.rank()} "
+            f"AT111 The loss or its gradient is not finite at step {int(self._step)} on rank {ranks.rank()} "
             f"({where}). The optimiser was not stepped and no checkpoint was written; lower optimizer.lr or use "
             "precision=fp32."
         )
@@ -140,7 +140,7 @@ class Meters:
                 for value in (self._examples, self._labelled, self._loss, *(self._correct[kind] for kind in kinds))
             ]
         )
-        examples, known, loss, *correct = distributed.total(sums).tolist()
+        examples, known, loss, *correct = ranks.total(sums).tolist()
         self._loss, self._examples, self._labelled, self._correct = 0.0, 0, 0, {}
         return {"loss": loss / examples} | {
             f"{kind}_batch_accuracy": count / max(known, 1) for kind, count in zip(kinds, correct, strict=True)

@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from toughen import averaging, distributed, recipes, store
-from toughen.checkpoint import latest_checkpoint, load_checkpoint
-from toughen.counting import counted
+from toughen import recipes
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
-from toughen.display import Display
+from toughen.data.dataset_card import DatasetCard
+from toughen.models.cost import counted
+from toughen.optim import ema
+from toughen.parallel import ranks as distributed
+from toughen.progress import Display
 from toughen.recipes import Recipe, RecipeError
-from toughen.training.about import About
-from toughen.training.fast import Ways, kernels
-from toughen.training.fitting import rows_that_fit
+from toughen.storage import files as store
+from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
+from toughen.training.acceleration import Acceleration, kernels
+from toughen.training.catastrophic_overfitting import OverfittingMonitor
+from toughen.training.checkpointer import Checkpointer
+from toughen.training.early_stopping import Accuracies, improved, validate
 from toughen.training.loop import Job, train_batch
-from toughen.training.outputs import Outputs
-from toughen.training.overfitting import Watch
-from toughen.training.saved import Saved, fitting
-from toughen.training.saving import restore
-from toughen.training.selection import Accuracies, improved, validate
+from toughen.training.micro_batch_search import rows_that_fit
 from toughen.training.setup import (
     WAY_OUT,
     check_images,
@@ -41,7 +42,9 @@ from toughen.training.setup import (
     set_up,
     splits,
 )
-from toughen.training.stopping import Stop, Stopped, called, listening
+from toughen.training.signals import Stopped, StopSignal, called, listening
+from toughen.training.state import restore
+from toughen.training.state_schema import SavedState, fitting
 
 
 def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[str, Any]:
@@ -84,8 +87,8 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(store.lock(out))
             claim(recipe, out, display.note)
-        watch = Watch.over(recipe, job.method, train_split, device)
-        about = About.of(data, trained=len(train_split), validated=len(validation))
+        watch = OverfittingMonitor.over(recipe, job.method, train_split, device)
+        about = DatasetCard.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
         outputs = held.enter_context(resume(job, watch, about, others, out, display, batches=recipe.batches))
         held.callback(batches.close)
@@ -156,10 +159,10 @@ def is_unused(out: Path) -> bool:
     return recipe.read_text() == recipes.dump(recipes.load(str(recipe)))
 
 
-def begun(out: Path) -> tuple[bool, Ways | None]:
+def begun(out: Path) -> tuple[bool, Acceleration | None]:
     """Whether there is no checkpoint yet that a run in the folder goes on from, and in which ways it computes."""
     found = latest_checkpoint(out, warn=lambda text: None, clean=False)
-    return found is None, Saved.of(found).ways if found else None
+    return found is None, SavedState.of(found).ways if found else None
 
 
 def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: None) -> None:
@@ -175,8 +178,15 @@ def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: 
 
 
 def resume(
-    job: Job, watch: Watch, about: About, extra: str | None, out: Path, display: Display, *, batches: int
-) -> Outputs:
+    job: Job,
+    watch: OverfittingMonitor,
+    about: DatasetCard,
+    extra: str | None,
+    out: Path,
+    display: Display,
+    *,
+    batches: int,
+) -> Checkpointer:
     """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one.
 
     Args:
@@ -195,10 +205,10 @@ def resume(
     newest = latest_checkpoint(out, warn=display.note) if distributed.is_main() else None
     path = distributed.from_main(newest.path if newest else None)
     checkpoint = newest or (load_checkpoint(path) if path else None)
-    saved = Saved.of(checkpoint) if checkpoint else None
+    saved = SavedState.of(checkpoint) if checkpoint else None
     if checkpoint and saved:
         saved.check_place(checkpoint, batches=batches, steps_per_batch=job.method.steps_per_batch)
-        name, now, about = about.name, about.fingerprints, About.read(saved.data)
+        name, now, about = about.name, about.fingerprints, DatasetCard.read(saved.data)
         changed = about.changed(now)
         if seen := [name for name in changed if name != "test"]:
             which = f"the {' and '.join(seen)} images have changed"
@@ -220,7 +230,7 @@ def resume(
             first = opened.enter_context(store.Log.resume(metrics, lengths[0]))
             logs = first, store.Log.resume(timing, lengths[1])
             opened.pop_all()
-    outputs = Outputs(out, logs, about, extra, watch, display.note)
+    outputs = Checkpointer(out, logs, about, extra, watch, display.note)
     if checkpoint and saved:
         outputs.best, outputs.seconds = checkpoint.state["best"], saved.seconds
         outputs.newest, outputs.unvalidated = checkpoint.path, saved.unvalidated
@@ -244,10 +254,10 @@ def loop(
     recipe: Recipe,
     job: Job,
     batches: Batches,
-    outputs: Outputs,
+    outputs: Checkpointer,
     validation: Examples,
     display: Display,
-    stop: Stop,
+    stop: StopSignal,
 ) -> None:
     """Train to the end of the budget; watch, log, validate, save and stop between batches."""
     validate_every = recipe.selection.every or max(1, job.total_steps // 10)
@@ -282,7 +292,9 @@ def loop(
     outputs.settle()
 
 
-def keep(recipe: Recipe, job: Job, outputs: Outputs, validation: Examples, display: Display, stop: Stop) -> None:
+def keep(
+    recipe: Recipe, job: Job, outputs: Checkpointer, validation: Examples, display: Display, stop: StopSignal
+) -> None:
     """Validate where that is due and no signal comes first, save, and stop where one came.
 
     Raises:
@@ -305,7 +317,7 @@ def keep(recipe: Recipe, job: Job, outputs: Outputs, validation: Examples, displ
         raise Stopped(f"RN511 {called(signal)}: saved step {job.step} in {outputs.folder}. The same command goes on.")
 
 
-def check_overfitting(job: Job, outputs: Outputs, display: Display) -> None:
+def check_overfitting(job: Job, outputs: Checkpointer, display: Display) -> None:
     """Log what a check for catastrophic overfitting found, and tell the user of an alarm; training goes on."""
     found = outputs.watch.check(job, outputs.best)
     outputs.write({"step": job.step, "overfitting": found})
@@ -313,7 +325,7 @@ def check_overfitting(job: Job, outputs: Outputs, display: Display) -> None:
         display.note(found["alarm"])
 
 
-def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]:
+def note_validation(step: int, outputs: Checkpointer, found: Accuracies) -> list[str]:
     """Log what a validation found; the candidates that it makes the best so far."""
     winners = improved(found, outputs.best)
     for name in winners:
@@ -322,7 +334,7 @@ def note_validation(step: int, outputs: Outputs, found: Accuracies) -> list[str]
     return winners
 
 
-def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> dict[str, Any]:
+def finish(recipe: Recipe, job: Job, outputs: Checkpointer, device: torch.device) -> dict[str, Any]:
     """The summary: what was trained, what it cost, and the best by validation."""
     headline = recipe.headline
     summary = {
@@ -342,7 +354,7 @@ def finish(recipe: Recipe, job: Job, outputs: Outputs, device: torch.device) -> 
         "alarms": outputs.watch.memory.alarms if outputs.watch.every else None,
         "ways": asdict(job.ways),
         "micro_batch": job.micro_batch,
-        "averages_batchnorm": averaging.BUFFERS if recipe.averages else None,
+        "averages_batchnorm": ema.BUFFERS if recipe.averages else None,
         "device": str(device),
         "ranks": distributed.world(),
         "threads": torch.get_num_threads(),

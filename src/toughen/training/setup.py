@@ -13,25 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from toughen import distributed, models, sharding
-from toughen.averaging import Averages
+from toughen import models
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
 from toughen.data.base import Examples, first, per_class
-from toughen.data.batches import Extra
-from toughen.data.stored import Stored
-from toughen.data.whole import examined
+from toughen.data.dataset_card import DatasetCard
+from toughen.data.integrity import examined
+from toughen.data.lazy_split import LazySplit
+from toughen.data.loading.batches import Extra
 from toughen.methods import Spec
 from toughen.models.inputs import check_takes
 from toughen.noise import derive
+from toughen.optim.ema import Averages
+from toughen.optim.schedules import warmed_up
+from toughen.parallel import ranks, sharding
 from toughen.recipes import Recipe, RecipeError
-from toughen.schedule import warmed_up
-from toughen.training.about import About
-from toughen.training.fast import Graphs, Ways, chosen_ways, folding_of, laid_out
+from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, folding_of, laid_out
+from toughen.training.activation_checkpointing import blocks
+from toughen.training.initial_weights import check_start, expected_normalization, start
 from toughen.training.loop import Job
 from toughen.training.monitors import Finite
-from toughen.training.narrow import REASON, narrow
-from toughen.training.recompute import blocks
-from toughen.training.start import check_start, expected_normalization, start
+from toughen.training.unsafe_kernels import REASON, narrow
 
 WAY_OUT = "restore them, or begin anew in another --out"
 
@@ -49,8 +50,8 @@ def chosen_device(name: str) -> torch.device:
         RecipeError: for a GPU that is not there.
     """
     if name == "auto":
-        return distributed.local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    device = distributed.local_device(torch.device(name))
+        return ranks.local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = ranks.local_device(torch.device(name))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"device: {name} is not available on this machine; use device=cpu or device=auto")
     return device
@@ -109,9 +110,9 @@ def check_images(
         fresh: whether the run begins here, and not where a checkpoint is.
 
     Raises:
-        RecipeError: images are broken, see `toughen.data.whole`.
+        RecipeError: images are broken, see `toughen.data.integrity`.
     """
-    looked = examined(splits) if distributed.is_main() else iter(())
+    looked = examined(splits) if ranks.is_main() else iter(())
     told = time.monotonic()
     while True:
         state: tuple[tuple[int, int] | None, str] = (None, "")
@@ -119,7 +120,7 @@ def check_images(
             state = (next(looked, None), "")
         except ValueError as error:
             state = (None, str(error))
-        progress, fault = distributed.from_main(state)
+        progress, fault = ranks.from_main(state)
         if fault:
             raise RecipeError(refusal(fault, fresh=fresh))
         if progress is None:
@@ -146,7 +147,7 @@ def set_up(
     note: Callable[[str], None] = lambda text: None,
     dtype: torch.dtype = torch.float32,
     fresh: bool = True,
-    ways: Ways | None = None,
+    ways: Acceleration | None = None,
 ) -> tuple[Job, Batches]:
     """Everything that trains, in its first state, with weights and method state of one type.
 
@@ -170,8 +171,8 @@ def set_up(
             extra=extra,
             workers=recipe.data.workers,
             note=note,
-            rank=distributed.rank(),
-            world=distributed.world(),
+            rank=ranks.rank(),
+            world=ranks.world(),
         )
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
@@ -186,7 +187,7 @@ def set_up(
         except ValueError as error:
             raise RecipeError(str(error)) from None
     check_ranks_have_rows(recipe, model, batches.smallest)
-    slots = distributed.slots(recipe.batch_size)
+    slots = ranks.slots(recipe.batch_size)
     try:
         without = narrow(model, data.image_shape, device, dtype)
     except ValueError as error:
@@ -197,9 +198,9 @@ def set_up(
         ways = replace(ways, channels_last=False, compiled=False)
         note(f"computing in {ways} from here on: {REASON}")
     together = recipe.batchnorm == "synchronised" and synchronises(model, device)
-    spread = recipe.sharding == "full" and distributed.world() > 1
+    spread = recipe.sharding == "full" and ranks.world() > 1
     if together:
-        distributed.synchronised(model)
+        ranks.synchronised(model)
     if together or spread:
         # Graphs would break at each exchange, and FSDP takes weights in the usual order alone.
         ways = replace(ways, compiled=False, channels_last=ways.channels_last and not spread)
@@ -212,7 +213,7 @@ def set_up(
         sharding.shard(each, blocks(each), device)
     job = Job(
         model=model,
-        wrapped=distributed.wrapped(model),
+        wrapped=ranks.wrapped(model),
         method=method,
         state=method.init(spec),
         optimizer=build_optimizer(recipe, model),
@@ -274,7 +275,7 @@ def check_ranks_have_rows(recipe: Recipe, model: nn.Module, smallest: int) -> No
     Raises:
         RecipeError: a batch, or a part of one, leaves a rank without an example.
     """
-    world, normalises = distributed.world(), has_batchnorm(model)
+    world, normalises = ranks.world(), has_batchnorm(model)
     who = "BatchNorm" if normalises else "sharding"
     spread = recipe.sharding == "full" and world > 1
     if smallest < world and (normalises or spread):
@@ -296,7 +297,7 @@ def check_ranks_have_rows(recipe: Recipe, model: nn.Module, smallest: int) -> No
 
 def synchronises(model: nn.Module, device: torch.device) -> bool:
     """Whether BatchNorm can be synchronised: there is some, on several ranks, and they are GPUs (torch's condition)."""
-    return distributed.world() > 1 and device.type == "cuda" and has_batchnorm(model)
+    return ranks.world() > 1 and device.type == "cuda" and has_batchnorm(model)
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -304,7 +305,7 @@ def has_batchnorm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def build_model(recipe: Recipe, data: ImageData | About, split: Examples | None = None) -> models.Classifier:
+def build_model(recipe: Recipe, data: ImageData | DatasetCard, split: Examples | None = None) -> models.Classifier:
     """The recipe's network, its normalisation first, with weights drawn under the recipe's seed.
 
     Args:
@@ -356,7 +357,7 @@ def channel_statistics(split: Examples) -> dict[str, list[float]]:
 
     Of stored images only 2,048 are decoded for it, spread evenly over the split.
     """
-    if isinstance(split, Stored) and len(split) > SAMPLE:
+    if isinstance(split, LazySplit) and len(split) > SAMPLE:
         split = split.take(torch.linspace(0, len(split) - 1, SAMPLE).long())
     mean, std, levels = [], [], torch.arange(256, dtype=torch.float64) / 255
     for channel in split.images.unbind(1):

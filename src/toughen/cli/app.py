@@ -1,0 +1,398 @@
+"""The command line: a thin skin over the library.
+
+    toughen demo
+    toughen train mnist-free threat=linf:0.1 --out runs/mine
+    toughen evaluate runs/mine --suite pgd-40
+    toughen list methods
+
+Exit codes: 0 done; 1 a bug; 2 something the user can mend, said in one sentence; 3 `check` found something wrong with
+the model; 75 stopped, and the same command goes on; 76 the run folder is in use; 141 nobody reads the output any more.
+Everything heavy is imported by the command that needs it.
+"""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toughen import __version__
+from toughen.cli.arguments import Arguments
+from toughen.cli.errors import console, plain_errors, show_warnings_briefly
+from toughen.cli.study import app as study
+
+app = typer.Typer(
+    cls=Arguments,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train image classifiers that withstand adversarial examples, and measure robustness one can trust.",
+)
+
+
+app.add_typer(study, name="study")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"toughen {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def toughen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before every command; Typer's own help is that of the application."""
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    from toughen.settings import parse_number
+
+    return None if text is None else [parse_number(part) for part in text.split(",")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (toughen list recipes) or a YAML file.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, like method.replays=4 seed=1.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; the same command in the same folder goes on.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and its cost, and stop.")] = False,
+) -> None:
+    """Train a classifier."""
+    with plain_errors():
+        from toughen import recipes, report
+        from toughen.progress import terminal
+        from toughen.training import train as run
+
+        loaded = recipes.load(recipe, changes or ())
+        if dry_run:
+            print(recipes.dump(loaded) + report.predicted_cost(loaded))
+            return
+        folder = out or Path("runs") / loaded.name
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(report.predicted_cost(loaded).replace("# ", ""), flush=True)
+        with show_warnings_briefly():
+            summary = run(loaded, folder, display=terminal(console()))
+        if int(os.environ.get("RANK", "0")) == 0:
+            console().print(report.training_table(summary))
+            print(f"run folder: {folder}\nnext: toughen evaluate {shlex.quote(str(folder))} --suite pgd-20")
+
+
+@app.command()
+def evaluate(
+    run_or_model: Annotated[
+        str,
+        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
+    ],
+    suite: Annotated[
+        str, typer.Option(help="Attacks, like autoattack (toughen list suites), or FILE.py:DICT; or corruptions.")
+    ] = "pgd-20",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N test images; N spread evenly if they lie by class.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
+    threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(min=0, help="Of the attacks.")] = 0,
+    step_size: Annotated[str | None, typer.Option(help="Of the suite's PGD attacks, like 1/255.")] = None,
+    independent: Annotated[bool, typer.Option(help="Every attack on every image, not on what is left.")] = False,
+    keep: Annotated[str | None, typer.Option(help="Keep adversarial examples: float32 or uint8.")] = None,
+    published: Annotated[
+        Path | None, typer.Option(help="Suite corruptions: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Suite corruptions: of the mCE, alexnet or another result.json.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")] = None,
+) -> None:
+    """Measure clean and robust accuracy on the test split; killed, the same command goes on."""
+    with plain_errors():
+        from toughen import report
+        from toughen.progress import watching
+        from toughen.settings import known, parse_number
+        from toughen.workflows.evaluate import evaluate_run
+
+        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
+        if suite == "corruptions":
+            from toughen.report.terminal.corruptions import corruption_table
+            from toughen.workflows.corruptions import evaluate_corruptions, refuse_attack_options
+
+            refuse_attack_options(threat=threat, step_size=step_size, independent=independent, keep=keep)
+            with show_warnings_briefly(), watching(console()) as watch:
+                measured, error, folder = evaluate_corruptions(
+                    run_or_model,
+                    limit=limit,
+                    **fed,
+                    checkpoint=checkpoint,
+                    weights=weights,
+                    published=published,
+                    baseline=baseline,
+                    batch_size=batch_size,
+                    seed=seed,
+                    out=out,
+                    progress=watch,
+                )
+            if int(os.environ.get("RANK", "0")) == 0:
+                console().print(corruption_table(measured.summary(), vars(error)))
+                print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
+            return
+        if published is not None or baseline is not None:
+            raise ValueError("--published and --baseline go with --suite corruptions alone; leave them out")
+        if keep is not None:
+            known(keep, ("float32", "uint8"), "way to keep examples")
+        with show_warnings_briefly(), watching(console()) as watch:
+            found, folder = evaluate_run(
+                run_or_model,
+                suite=suite,
+                limit=limit,
+                **fed,
+                checkpoint=checkpoint,
+                weights=weights,
+                threat=threat,
+                batch_size=batch_size,
+                seed=seed,
+                step_size=parse_number(step_size) if step_size is not None else None,
+                independent=independent,
+                keep=keep,  # pyright: ignore[reportArgumentType]
+                out=out,
+                progress=watch,
+                note=print if int(os.environ.get("RANK", "0")) == 0 else lambda text: None,
+            )
+        if int(os.environ.get("RANK", "0")) == 0:
+            console().print(report.evaluation_table(found.summary()))
+            print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
+
+
+@app.command()
+def analyse(
+    run_or_model: Annotated[
+        str,
+        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Test images of the sweeps and gradients; 200 by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="eps-sweep, step-sweep, gradients, surface, turns-into, pictures, radii; several by commas."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
+    threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files; the same command goes on there.")] = None,
+) -> None:
+    """Compute what a report draws: sweeps, gradients, surfaces, pictures; killed, the same command goes on."""
+    with plain_errors():
+        from toughen.report.terminal.labelling import counting
+        from toughen.workflows.analyse import analyse as compute
+
+        wanted = [name.strip() for item in only or () for name in item.split(",")]
+        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
+        chosen = {"checkpoint": checkpoint, "weights": weights, "threat": threat, "out": out}
+        given = {"limit": limit, "only": wanted, "batch_size": batch_size, "seed": seed, **fed, **chosen}
+        with show_warnings_briefly(), counting(console()) as watch:
+            found = compute(run_or_model, **given, progress=watch, note=print)
+        for name in (*found.kept, *found.made):
+            print(f"{found.folder / name}{' (was there)' if name in found.kept else ''}")
+        if found.warning:
+            print(f"note: {found.warning}")
+
+
+@app.command()
+def check(
+    run_or_model: Annotated[
+        str, typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Data set of a model of your own; test images are shown.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many test images are looked at.")] = 128,
+    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
+    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+) -> None:
+    """Find what is wrong with how a model is fed, within a minute; exit code 3 if anything is."""
+    with plain_errors():
+        from toughen.evaluation.audit.model_check import check as look
+        from toughen.evaluation.audit.model_check import sample
+        from toughen.report.terminal.model_check import checkup_table
+        from toughen.workflows.model_sources import open_subject
+
+        with show_warnings_briefly():
+            subject = open_subject(run_or_model, data=data, size=size, mean=_numbers(mean), std=_numbers(std))
+            if subject.said:
+                print(subject.said)
+            some = subject.test.take(sample(len(subject.test), limit))
+            found = look(subject.model, some.images, some.labels, classes=subject.classes, limit=limit)
+        console().print(checkup_table(found.summary()))
+        if not found.fine:
+            raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier export there is replaced.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="safetensors (always), onnx, robustbench; several with commas."),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best (by validation) or last.")] = "best",
+    weights: Annotated[str | None, typer.Option(help="weights, or an average like average-0.995.")] = None,
+    licence: Annotated[str | None, typer.Option(help="For the model card, like apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the Hugging Face Hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Pushed for everybody to see; private without.")] = False,
+) -> None:
+    """Write a trained model as a folder that stands alone, with a model card."""
+    with plain_errors(), show_warnings_briefly():
+        from toughen.export import export as write
+        from toughen.export import hub
+
+        if not run.exists():
+            raise ValueError(f"there is no folder {run}; give a run folder, the --out of a toughen train")
+        if public and push is None:
+            raise ValueError("--public goes with --push; give --push OWNER/NAME")
+        if push is not None:
+            hub.check(push)
+        wanted = [name.strip() for item in formats or ["safetensors"] for name in item.split(",")]
+        made = write(run, out, checkpoint=checkpoint, weights=weights, formats=wanted, licence=licence)
+        for name, size in made.files.items():
+            print(f"{made.folder / name}: {size:,} bytes")
+        for note in made.notes:
+            print(f"note: {note}")
+        if push is not None:
+            print(f"pushed: {hub.push(out, push, public=public)} ({'public' if public else 'private'})")
+        print(f"next: toughen evaluate {shlex.quote(str(out))} --data {shlex.quote(made.data)}")
+
+
+@app.command()
+def label(
+    pool: Annotated[str, typer.Argument(help="The images to choose from: a source, like a folder or a file.")],
+    scorer: Annotated[
+        str, typer.Option(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
+    ],
+    against: Annotated[str, typer.Option(help="Data whose test images must not be in the set; gives the classes.")],
+    count: Annotated[list[int], typer.Option(help="Images to choose; several counts give nested sets.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; the same command goes on there.")],
+    threshold: Annotated[str, typer.Option(help="L2 distance that makes a copy, pixels in [0, 1].")] = "2000/255",
+    labeller: Annotated[str | None, typer.Option(help="A second classifier that labels what is chosen.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
+    foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
+    size: Annotated[int | None, typer.Option(min=1, help="Bring all images to this side, like 224.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+) -> None:
+    """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
+    with plain_errors():
+        from toughen.report.terminal.labelling import counting, labelling_table
+        from toughen.settings import parse_number
+        from toughen.workflows.label import label_sources
+
+        with show_warnings_briefly(), counting(console()) as watch:
+            manifest = label_sources(
+                pool,
+                scorer,
+                against=against,
+                counts=count,
+                out=out,
+                threshold=parse_number(threshold),
+                labeller=labeller,
+                soft=probabilities,
+                foreign=foreign,
+                batch_size=batch_size,
+                size=size,
+                progress=watch,
+                note=print,
+            )
+        console().print(labelling_table(manifest))
+        print(f"the set: {out}\nwhat was done: {out / 'manifest.json'}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Run folders and studies.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; an earlier one is replaced.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write every figure as SVG or PNG, and its data as CSV.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print the same tables here.")] = False,
+) -> None:
+    """Make one HTML page of runs and studies, which needs no network and no other file."""
+    with plain_errors():
+        from toughen.report.page.page import parts, write_figures, write_page
+        from toughen.report.terminal.plain_page import plain as tables
+        from toughen.studies.folder import STUDY, StudyFolder
+        from toughen.studies.results import collect
+
+        if out is None and figures is None and not plain:
+            raise ValueError("there is nothing to write; give --out PAGE.html, --figures FOLDER or --plain")
+        studies = [folder for folder in folders if (folder / STUDY).is_file()]
+        runs = [folder for folder in folders if folder not in studies]
+        made = parts(runs, [(folder, collect(StudyFolder(folder))) for folder in studies])
+        if plain:
+            for shown in tables(made):
+                console().print(shown)
+        if figures is not None:
+            print(f"{len(write_figures(figures, made))} files in {figures}")
+        if out is not None:
+            print(f"page: {out} ({write_page(out, made):,} bytes)")
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="CIFAR-10 or CIFAR-100 in its Python layout.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write; it must not exist.")],
+) -> None:
+    """Turn CIFAR's pickles into an .npz file, by an unpickler that knows arrays alone."""
+    with plain_errors():
+        from toughen.data.sources.cifar_pickle import import_folder
+
+        counts = import_folder(folder, out)
+        print(", ".join(f"{count} {part} images" for part, count in counts.items()))
+        print(f"next: toughen train RECIPE {shlex.quote(f'data={out}')}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the demo's runs go.")] = Path("runs/demo"),
+) -> None:
+    """Train on real digits with and without an adversary, and compare (about a minute on two CPU cores)."""
+    with plain_errors():
+        from toughen.cli.demo import demo as show
+
+        with show_warnings_briefly():
+            show(out, console())
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="recipes, methods, attacks, models, data or suites; all by default.")
+    ] = "",
+) -> None:
+    """List what there is."""
+    with plain_errors():
+        from toughen.cli.listing import catalogue
+
+        for line in catalogue(what):
+            print(line)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -1,0 +1,124 @@
+"""Extra sets: the whole training part of any source, with labels, probabilities or neither, which training mixes in.
+
+extra = load_extra("1m.npz", shape=data.image_shape, classes=data.classes)        # arrays `image` and `label`
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from toughen.data import cache
+from toughen.data.base import Examples, ImageData, Split
+from toughen.data.crops import ResizeCrop
+from toughen.data.decode import as_stored, in_memory, too_large, viewed
+from toughen.data.files import BY_SIZE
+from toughen.data.image_source import RawDataset
+from toughen.data.lazy_split import LazySplit
+
+TOLERANCE = 1e-3
+"""How far the sum of an example's probabilities may be from 1."""
+
+
+def extra_of(
+    found: RawDataset | ImageData,
+    *,
+    shape: tuple[int, int, int],
+    classes: int | Sequence[str],
+    view: ResizeCrop | None = None,
+) -> Examples:
+    """The training part of a source as an extra set.
+
+    Args:
+        found: the source, or data that are decoded already.
+        shape: (C, H, W) of the images that it goes with.
+        classes: their classes; or how many there are, and then indices are taken as they are. With names, classes that
+            the source calls by the same names in another order are renumbered.
+        view: what the images are made into; None takes them as they are.
+
+    Returns:
+        Images and labels: class indices, -1 for none, or (N, K) float32 probabilities. Decoded; or where they are, with
+        a view or above 4 GiB.
+
+    Raises:
+        ValueError: images are of another shape, or labels are not of these classes.
+    """
+    if isinstance(found, ImageData):
+        examples, names, name = (viewed(found, view) if view else found).train, found.classes, found.name
+    else:
+        if "train" not in found.parts:
+            raise ValueError(f"{found.name} holds no training images; give a set with some.")
+        examples, names, name = as_stored(found, "train", view), found.classes, found.name
+    if not len(examples):
+        raise ValueError(f"{name} holds no image; give an extra set with some.")
+    labels = _labels(examples.labels, names, classes, name)
+    if examples.shape != shape:
+        remedy = "resize them" if view else "give data.size, like data.size=224, or resize them"
+        raise ValueError(
+            f"The images of the extra set {name} are {examples.shape} (C, H, W), but the training images are {shape}; "
+            f"{remedy}."
+        )
+    if isinstance(examples, LazySplit):
+        examples = LazySplit(examples.encoded, labels, examples.key, view, examples.rows)
+        return examples if view or too_large(examples) else _decoded(examples)
+    return Split(examples.images, labels)
+
+
+def _decoded(stored: LazySplit) -> Split:
+    """With the pixels in memory, from the cache where they were decoded before."""
+    key = stored.key.partition("/")[0]
+    if hasattr(stored.encoded, "pixels") or key.startswith(BY_SIZE):
+        return in_memory(stored)
+    path = cache.entry("extra", key)
+    if (images := cache.read_images(path)) is not None and len(images) == len(stored):
+        return Split(images, stored.labels)
+    split = in_memory(stored)
+    cache.write_images(path, split.images)
+    return split
+
+
+def _labels(labels: Tensor, names: Sequence[str], classes: int | Sequence[str], name: str) -> Tensor:
+    count = classes if isinstance(classes, int) else len(classes)
+    if labels.ndim == 2:
+        return _probabilities(labels, count, name)
+    outside = ((labels < -1) | (labels >= count)).nonzero()
+    renumber = not isinstance(classes, int) and names and tuple(names) != tuple(classes) and not _are_numbers(names)
+    if renumber:
+        assert not isinstance(classes, int)
+        if strange := [called for called in names if called not in classes]:
+            raise ValueError(
+                f"The extra set {name} has the class {strange[0]}, which the training images do not have; remove it, "
+                "or call it like theirs."
+            )
+        # -1 stays -1: it takes the last entry.
+        order = torch.tensor([*(list(classes).index(called) for called in names), -1])
+        outside = ((labels < -1) | (labels >= len(names))).nonzero()
+        if not len(outside):
+            return order[labels]
+    if len(outside):
+        first = int(outside[0])
+        raise ValueError(
+            f"Example {first} of the extra set {name} has label {int(labels[first])}, but the {count} classes allow 0 "
+            f"to {count - 1}, and -1 for none; remove or relabel the example."
+        )
+    return labels
+
+
+def _probabilities(labels: Tensor, count: int, name: str) -> Tensor:
+    if labels.shape[1] != count:
+        raise ValueError(
+            f"The extra set {name} gives {labels.shape[1]} probabilities an image, but there are {count} classes; give "
+            "one for each."
+        )
+    wrong = ~((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() <= TOLERANCE))
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"Example {first} of the extra set {name} has probabilities that are negative or do not sum to 1; give "
+            "probabilities, not logits."
+        )
+    return labels
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return tuple(names) == tuple(str(number) for number in range(len(names)))

@@ -1,0 +1,166 @@
+"""A split whose images stay encoded where they are, and are decoded when somebody asks for them.
+
+It has the interface of `Split`, so that whoever takes a part, counts, or asks for the pixels need not know which of the
+two it holds. Its pixels are those of the centre view; random views are drawn by the batches of training.
+
+    test = Stored(found.parts["test"].images, labels, key="...", view=View(224))
+    test.take(torch.arange(100)).images              # (100, 3, 224, 224) uint8
+"""
+
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from toughen.data.crops import UNSCALED, ResizeCrop, to_rgb, unscaled
+from toughen.data.image_source import ImageSource
+from toughen.parallel.ranks import cores
+
+# What Pillow raises on broken images, format by format.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+CHANNELS = {"L": 1, "RGB": 3}
+
+
+@dataclass(frozen=True, eq=False)
+class LazySplit:
+    """Encoded images and their labels.
+
+    Args:
+        encoded: the images, and perhaps others that `rows` leaves out.
+        labels: (N,) int64 class indices, or (N, K) float32 probabilities.
+        key: what tells `encoded` from all other collections (see `Found.key`).
+        view: what the images are made into; None takes them as they are, which must all be of one size and mode, L or
+            RGB.
+        rows: (N,) int64, which of `encoded` these are; all of them by default.
+    """
+
+    encoded: ImageSource
+    labels: Tensor
+    key: str
+    view: ResizeCrop | None = None
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            object.__setattr__(self, "rows", torch.arange(len(self.labels)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "LazySplit":
+        """The examples at `indices` ((M,) int64, or a mask (N,) bool), in that order."""
+        return LazySplit(self.encoded, self.labels[indices], self.key, self.view, self.rows[indices])
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image; as they are, that of the first."""
+        if self.view:
+            return 3, self.view.size, self.view.size
+        with self._opened(0) as image:
+            mode, (width, height) = image.mode, image.size
+        if mode not in CHANNELS:
+            raise ValueError(
+                f"{self.name(0)} is of mode {mode}, but images as they are must be {' or '.join(CHANNELS)}; "
+                "convert them, or give data.size, like data.size=224, which makes all of them RGB of one size."
+            )
+        return CHANNELS[mode], height, width
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8: every image in its centre view, decoded once, with a thread a core."""
+        pixels = np.empty((len(self), *self.shape), np.uint8)
+
+        def fill(number: int) -> None:
+            pixels[number] = self.centre(number).transpose(2, 0, 1)
+
+        # Pillow decodes and resizes photographs outside the interpreter's lock.
+        with ThreadPoolExecutor(cores()) as pool:
+            for _ in pool.map(fill, range(len(self))):
+                pass
+        return torch.from_numpy(pixels)
+
+    def float_images(self) -> Tensor:
+        """The images as (N, C, H, W) float32 in [0, 1]."""
+        return self.images.float().div_(255)
+
+    def centre(self, number: int) -> np.ndarray:
+        """One image in its centre view, or as it is: (H, W, C) uint8.
+
+        Raises:
+            ValueError: the image is broken, or is not like the others; says which file it is.
+        """
+        return self._decoded(number, None)
+
+    def random(self, number: int, draw: np.random.Generator) -> np.ndarray:
+        """One image in a random view, or as it is where there is no view: (H, W, C) uint8.
+
+        Raises:
+            ValueError: as for `centre`.
+        """
+        return self._decoded(number, draw)
+
+    def check(self, number: int) -> None:
+        """Decode one image as cheaply as shows that `centre` and `random` can: a JPEG at an eighth of its size.
+
+        Raises:
+            ValueError: as for `centre`.
+        """
+        if self.view is None:
+            self.centre(number)
+            return
+        with self._opened(number) as image:
+            try:
+                image.draft("RGB", (1, 1))
+                to_rgb(image).load()
+            except BROKEN as error:
+                raise self._broken(number, error) from error
+
+    def name(self, number: int) -> str:
+        """Where one image is, for messages."""
+        return self.encoded.name(int(self.rows[number]))
+
+    def _opened(self, number: int) -> Image.Image:
+        try:
+            image = self.encoded.open(int(self.rows[number]))
+        except BROKEN as error:
+            raise self._broken(number, error) from error
+        if image.mode in UNSCALED:
+            raise ValueError(f"{self.name(number)} {unscaled(image.mode)}.")
+        return image
+
+    def _decoded(self, number: int, draw: np.random.Generator | None) -> np.ndarray:
+        with self._opened(number) as image:
+            try:
+                if self.view:
+                    return self.view.centre(image) if draw is None else self.view.random(image, draw)
+                image.load()
+            except BROKEN as error:
+                raise self._broken(number, error) from error
+            return self._as_it_is(number, image)
+
+    def _as_it_is(self, number: int, image: Image.Image) -> np.ndarray:
+        channels, height, width = self.shape
+        if (CHANNELS.get(image.mode), *image.size) != (channels, width, height):
+            mode = next(mode for mode, count in CHANNELS.items() if count == channels)
+            raise ValueError(
+                f"{self.name(number)} is {image.mode} of {image.size[0]}x{image.size[1]} pixels, but the first image "
+                f"is {mode} of {width}x{height}; bring all images to one mode and size, or give data.size, like "
+                "data.size=224, to crop and resize them."
+            )
+        return np.asarray(image).reshape(height, width, channels)
+
+    def _broken(self, number: int, error: Exception) -> ValueError:
+        # An error that names the file is passed on as it is.
+        if type(error) is ValueError and self.name(number) in str(error):
+            return error
+        name, kind = self.name(number), type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:
+            # The system's word, unlike Pillow's: the file is gone, or may not or cannot be read.
+            return ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.")
+        return ValueError(f"DA412 {name} is a broken image ({kind}); remove or replace it.")

@@ -1,0 +1,1 @@
+"""Training batches: which examples, from where, in which view."""

@@ -1,0 +1,115 @@
+"""One of the sets that batches are drawn from: its order, its labels and its pixels.
+
+part = Part(train, index, 96, 1, seed=0, start=0, short=False, device=device)
+pixels, labels, index = part.taken(1000)         # 96 rows of batch 1000, or this rank's share of them
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from toughen.data.base import Examples
+from toughen.data.lazy_split import LazySplit
+from toughen.data.loading.prefetch import Rows, feed_of
+from toughen.noise import generator
+
+
+class Sampler:
+    """Which examples of a set stand in which batch.
+
+    The set is gone through again and again, each time in an order that is a pure function of (seed, how often before).
+
+    Args:
+        n: examples of the set.
+        distinct: examples of the set in a batch.
+        repeats: rows of each in that batch, side by side.
+        seed: of the orders.
+        short: whether the examples at the end of an order make a batch with fewer of them; else they are left out.
+        mine: this rank's rows among those of the global batch.
+        device: where rows are wanted.
+    """
+
+    def __init__(
+        self, n: int, distinct: int, repeats: int, seed: int, *, short: bool, mine: slice, device: torch.device
+    ) -> None:
+        self.n, self.distinct, self.repeats, self.seed = n, distinct, repeats, seed
+        self.batches = -(-n // distinct) if short else n // distinct
+        self._mine, self._device = mine, device
+        self._orders: dict[int, Tensor] = {}
+
+    def size(self, number: int) -> int:
+        """Rows in the global batch `number`, over all ranks."""
+        return min(self.distinct, self.n - number % self.batches * self.distinct) * self.repeats
+
+    def rows(self, number: int) -> Rows:
+        """Which examples make this rank's rows of batch `number`."""
+        epoch, place = divmod(number, self.batches)
+        examples = self._order(epoch)[place * self.distinct : (place + 1) * self.distinct]
+        repeats = torch.arange(self.repeats).expand(len(examples), -1)
+        return Rows(
+            examples[:, None].expand(-1, self.repeats).flatten()[self._mine], epoch, repeats.flatten()[self._mine]
+        )
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            # Drawn on the CPU, so that the order is the same on every device.
+            order = torch.randperm(self.n, generator=generator(self.seed, "order", epoch))
+            # Two of them, because a queue of batches may be an epoch ahead of training.
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order.to(self._device)}
+        return self._orders[epoch]
+
+
+class SampledSet:
+    """Some rows of every batch, from one set of examples.
+
+    Args:
+        split: the set, N examples.
+        index: (N,) int64, their numbers among all examples that are trained on.
+        distinct: see `Sampler`.
+        repeats: see `Sampler`.
+        seed: of the orders and the random views.
+        start: the first of their rows in the global batch.
+        short: see `Sampler`.
+        device: where labels and pixels are wanted.
+        workers: see `feeds.feed_of`.
+        note: likewise.
+        rank: this process's number among `world`.
+        world: number of ranks that share each global batch.
+    """
+
+    def __init__(
+        self,
+        split: Examples,
+        index: Tensor,
+        distinct: int,
+        repeats: int,
+        seed: int,
+        *,
+        start: int,
+        short: bool,
+        device: torch.device,
+        workers: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        # Where the examples are chosen: on the device, or for worker processes on the CPU.
+        home = torch.device("cpu") if isinstance(split, LazySplit) else device
+        # Of the global batch's rows rank, rank + world, ...: those of this part.
+        mine = slice((rank - start) % world, None, world)
+        self.start, self.order = (
+            start,
+            Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home),
+        )
+        self._device, self._labels, self._index = device, split.labels.to(home), index.to(home)
+        self._feed = feed_of(split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note)
+
+    def taken(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
+        chosen = self.order.rows(number).rows
+        return self._feed[number], self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
+
+    def close(self) -> None:
+        """End the processes that decode for it."""
+        self._feed.close()

@@ -1,0 +1,399 @@
+"""An extra, pseudo-labelled training set from a pool of images: scored, freed of test images, chosen, written.
+
+    done = label(pool, scorer, test_images=test, classes=names, counts=(200_000, 500_000), out=Path("extra"))
+    done["sets"]                                     # the manifest, as it lies in extra/manifest.json
+
+The order of work. (1) The pool is read once, in chunks of a fixed size: every image is scored, and compared with every
+test image; a finished chunk is a file, and a process that is killed loses at most one. (2) Images within `threshold`
+of a test image are out, so are those that the scorer finds foreign; of the rest the surest N / K of each class are
+taken (`choose`). (3) The chosen are read again, labelled by a second classifier if there is one, and written; then the
+manifest. The same call on the same folder goes on where the last one ended, and ends with the same bytes.
+
+    out/scores/                   while it works: request.json and a file a chunk
+    out/train-00000-of-00002.parquet
+    out/duplicates.parquet        what was left out: pool_index, test_index, distance
+    out/perceptual.parquet        what looks like a test image (see `Reference.alike`), left out or not
+    out/manifest.json             what was asked, done and found: the set is complete
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toughen import __version__
+from toughen.data.base import to_float
+from toughen.data.lazy_split import LazySplit
+from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
+from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
+from toughen.data.pseudo_labelling.files import (
+    DUPLICATES,
+    PERCEPTUAL,
+    Chosen,
+    hash_file,
+    read_arrays,
+    read_labels,
+    shard_names,
+    shard_rows,
+    write_arrays,
+    write_columns,
+    write_shard,
+)
+from toughen.models.batched import Batched, predict
+from toughen.models.inputs import check_takes
+from toughen.modes import channels_last, evaluating
+from toughen.storage import files as store
+
+Labels = Literal["hard", "probabilities"]
+Progress = Callable[[str, int, int], None]
+"""(what is done, how much of it, of how much)"""
+
+THRESHOLD = 2000 / 255
+"""Distance of Carmon et al. 2019 for 32x32 images (docs/methods/extra_data.md, How a set is chosen)."""
+
+MANIFEST = "manifest.json"
+SCORES = "scores"
+
+_CHUNK_BYTES = 2**26
+_CHUNK = 8192
+
+
+def label(
+    pool: Pool,
+    scorer: nn.Module,
+    *,
+    test_images: Tensor,
+    classes: Sequence[str],
+    counts: Sequence[int],
+    out: Path,
+    threshold: float = THRESHOLD,
+    labels: Labels = "hard",
+    labeller: nn.Module | None = None,
+    foreign: bool = False,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Build an extra training set in a folder.
+
+    Memory: the test images and what is made of them (100 MiB for 10,000 of CIFAR-10), as much for their distances to a
+    block of images, a chunk of 64 MiB of pixels, a pass of the models, and some 100 bytes for each image of the pool.
+
+    Args:
+        pool: N images (C, H, W); what labels it has are not looked at.
+        scorer: classifier of images in [0, 1], on its device: K logits, or K + 1 with `foreign`.
+        test_images: (T, C, H, W) uint8, of which no copy may be chosen. Only distances to them are computed.
+        classes: the K classes' names.
+        counts: sizes of the sets, which hold one another; each class gives its share, see `choose`.
+        out: the folder: new, empty, or of the same call.
+        threshold: L2 distance, pixels in [0, 1], up to which an image counts as a copy of a test image.
+        labels: "hard", class indices, or "probabilities" as well.
+        labeller: a second classifier with K logits that labels the chosen images; by default the scorer does.
+        foreign: whether the scorer's last logit is for images that show none of the classes.
+        batch_size: images in a pass of a model.
+        progress: told of every chunk and file.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: an argument that makes no sense; a model that takes no such images, has another number of logits, or
+            logits that are no numbers; nothing is left to choose; or the folder holds something else.
+        Locked: another process works in the folder.
+    """
+    check_counts(counts, len(classes))
+    squared_limit(threshold)
+    if not len(pool):
+        raise ValueError("The pool holds no image; give one with images.")
+    request = {
+        "version": __version__,
+        "pool": {"images": len(pool), "fingerprint": fingerprint(pool)},
+        "test": {"images": len(test_images), "fingerprint": _hash(test_images)},
+        "scorer": _hash_model(scorer),
+        "labeller": _hash_model(labeller) if labeller else None,
+        "classes": list(classes),
+        "counts": sorted(counts),
+        "threshold": threshold,
+        "labels": labels,
+        "foreign": foreign,
+    }
+    _refuse_other_files(out)
+    with store.lock(out):
+        for left in [*out.glob(".tmp-*"), *out.glob(f"{SCORES}/.tmp-*")]:
+            store.delete(left)
+        if _finished(out, request):
+            shutil.rmtree(out / SCORES, ignore_errors=True)
+            return store.read_json(out / MANIFEST)
+        begins = not any((out / SCORES).glob("*.npz"))
+        job = _Job(pool, Batched(scorer, batch_size), len(classes), foreign, labels == "probabilities", out, progress)
+        for what, model in {"The scorer": scorer, "The labeller": labeller}.items():
+            if begins and model is not None:
+                check_takes(model, job.shape, _device(model), what=what)
+        done = _chosen_and_written(job, job.scores(test_images), labeller and Batched(labeller, batch_size), request)
+        store.write_json(out / MANIFEST, done)
+        shutil.rmtree(out / SCORES, ignore_errors=True)
+        return done
+
+
+class _Job:
+    """The streaming part: what is asked of every image of the pool."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        scorer: Batched,
+        classes: int,
+        foreign: bool,
+        soft: bool,
+        out: Path,
+        progress: Progress | None,
+    ) -> None:
+        self.pool, self.scorer, self.classes, self.foreign, self.soft = pool, scorer, classes, foreign, soft
+        self.shape = tuple(pool.take(torch.zeros(1, dtype=torch.int64)).images.shape[1:])
+        # Part of what a chunk's file means, so a pure function of the images' shape.
+        self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(self.shape))))
+        self.out, self.tell = out, progress or (lambda what, done, total: None)
+
+    def scores(self, test_images: Tensor) -> dict[str, np.ndarray]:
+        """What was found of each image, chunk by chunk, from files where they are there."""
+        reference: Reference | None = None
+        chunks = torch.arange(len(self.pool)).split(self.chunk)
+        paths = [self.out / SCORES / f"{number:08d}.npz" for number in range(len(chunks))]
+        for path, rows in zip(paths, chunks, strict=True):
+            if not path.is_file():
+                reference = reference or Reference(test_images, device=_device(self.scorer))
+                write_arrays(path, self._score(rows, reference))
+            self.tell("scored", int(rows[-1]) + 1, len(self.pool))
+        # Read only now: what is kept between the chunks' large tensors fragments the heap (see `near`).
+        parts = [read_arrays(path) for path in paths]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _score(self, rows: Tensor, reference: Reference) -> dict[str, np.ndarray]:
+        images = self.pool.take(rows).images
+        logits = self.logits(self.scorer, images, self.classes + self.foreign, "scorer", rows)
+        predicted, scores = judged(logits)
+        nearest, alike = reference.nearest(images), reference.alike(images)
+        found = {
+            "predicted": predicted.to(torch.int32),
+            "score": scores,
+            "squared": nearest.squared,
+            "nearest": nearest.index.to(torch.int32),
+            "correlation": alike.correlation,
+            "alike": alike.index.to(torch.int32),
+            "mirrored": alike.mirrored,
+        }
+        if self.soft:
+            found["probabilities"] = probabilities(logits, classes=self.classes)
+        return {name: column.numpy() for name, column in found.items()}
+
+    def second_opinion(self, labeller: Batched, rows: np.ndarray) -> np.ndarray:
+        """The labeller's probabilities (n, K) float32 of the images at `rows`."""
+        parts = []
+        for some in torch.from_numpy(rows).split(self.chunk):
+            logits = self.logits(labeller, self.pool.take(some).images, self.classes, "labeller", some)
+            parts.append(probabilities(logits, classes=self.classes))
+        return torch.cat(parts).numpy()
+
+    def logits(self, model: Batched, images: Tensor, outputs: int, what: str, rows: Tensor) -> Tensor:
+        """(n, outputs) on the CPU, of uint8 images."""
+        device = _device(model)
+        with evaluating(model), channels_last(model):
+            parts = [predict(model, to_float(some.to(device))).cpu() for some in images.split(model.size)]
+        logits = torch.cat(parts)
+        if logits.shape != (len(images), outputs):
+            extra = " and one for foreign images" if outputs > self.classes else ""
+            raise ValueError(
+                f"The {what} gives logits of shape {tuple(logits.shape)} for {len(images)} images, but must give "
+                f"{outputs} an image: one for each of the {self.classes} classes{extra}."
+            )
+        broken = (~logits.isfinite().all(1)).nonzero()
+        if len(broken):
+            raise ValueError(
+                f"The {what} gives logits that are no finite numbers for image {int(rows[broken[0, 0]])} of the pool; "
+                "check the model."
+            )
+        return logits
+
+
+def _chosen_and_written(
+    job: _Job, scored: dict[str, np.ndarray], labeller: Batched | None, request: dict[str, Any]
+) -> dict[str, Any]:
+    """Choose, write every file but the manifest, and return that."""
+    copies = scored["squared"] <= squared_limit(request["threshold"])
+    outside = scored["predicted"] >= job.classes
+    choice = choose(
+        torch.from_numpy(scored["score"]),
+        torch.from_numpy(scored["predicted"]).long(),
+        counts=request["counts"],
+        classes=job.classes,
+        allowed=torch.from_numpy(~copies),
+    )
+    if not len(choice.index):
+        raise ValueError(
+            f"Of the {len(copies)} images of the pool none is left to choose: {copies.sum()} are within "
+            f"{request['threshold']:.4g} of a test image, {(outside & ~copies).sum()} others are foreign; give another "
+            "pool or a smaller threshold."
+        )
+    distance = np.sqrt(scored["squared"].astype(np.float64)) / 255
+    left_out = copies.nonzero()[0]
+    write_columns(
+        job.out / DUPLICATES,
+        pool_index=left_out,
+        test_index=scored["nearest"][left_out].astype(np.int64),
+        distance=distance[left_out],
+    )
+    similar = (scored["correlation"] >= BOUND).nonzero()[0]
+    chosen_ones = np.isin(similar, choice.index.numpy())
+    write_columns(
+        job.out / PERCEPTUAL,
+        pool_index=similar,
+        test_index=scored["alike"][similar].astype(np.int64),
+        correlation=scored["correlation"][similar],
+        mirrored=scored["mirrored"][similar],
+        removed=copies[similar],
+        chosen=chosen_ones,
+    )
+    files = _write_images(job, scored, choice, distance, labeller, request["classes"])
+    agreeing = np.concatenate([read_labels(job.out / name) for name in files]) == scored["predicted"][choice.index]
+    kept = ~copies & ~outside
+    return {
+        "request": request,
+        "pool": {
+            "images": len(copies),
+            "shape": list(job.shape),
+            "removed_within_threshold": int(copies.sum()),
+            "exact_copies": int((scored["squared"] == 0).sum()),
+            "foreign": int((outside & ~copies).sum()),
+            "candidates": int(kept.sum()),
+            "distance_quantiles": _quantiles(distance),
+        },
+        "perceptual": {
+            "bound": BOUND,
+            "images": len(similar),
+            "mirrored": int(scored["mirrored"][similar].sum()),
+            "removed": int(copies[similar].sum()),
+            "chosen": int(chosen_ones.sum()),
+        },
+        "sets": _sets(choice, _probability(scored["score"]), scored["predicted"], request["classes"]),
+        "classes": {
+            name: {"candidates": int((kept & (scored["predicted"] == k)).sum())}
+            for k, name in enumerate(request["classes"])
+        },
+        "labelled_by": "labeller" if labeller else "scorer",
+        "labeller_agrees": float(agreeing.mean()) if labeller else None,
+        "files": {name: hash_file(job.out / name) for name in [*files, DUPLICATES, PERCEPTUAL]},
+        "versions": {"toughen": __version__} | {key: version(key) for key in ("torch", "numpy", "pillow", "pyarrow")},
+    }
+
+
+def _write_images(
+    job: _Job,
+    scored: dict[str, np.ndarray],
+    choice: Choice,
+    distance: np.ndarray,
+    labeller: Batched | None,
+    names: Sequence[str],
+) -> list[str]:
+    """Write the shards that are not there yet; the names of all."""
+    index, size = choice.index.numpy(), shard_rows(job.shape)
+    files = shard_names(len(index), job.shape)
+    for number, name in enumerate(files):
+        part = slice(number * size, (number + 1) * size)
+        rows = index[part]
+        if not (job.out / name).is_file():
+            hard = scored["predicted"][rows].astype(np.int64)
+            soft = scored["probabilities"][rows] if job.soft else None
+            if labeller:
+                second = job.second_opinion(labeller, rows)
+                hard, soft = second.argmax(1), second if job.soft else None
+            score = _probability(scored["score"][rows])
+            some = Chosen(rows, choice.set.numpy()[part], hard, score, distance[rows], soft)
+            write_shard(job.out / name, job.pool, some, names)
+        job.tell("written", min(part.stop, len(index)), len(index))
+    return files
+
+
+def _sets(choice: Choice, score: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each count what its set holds, and how sure the scorer is of it."""
+    index, smallest, sets = choice.index.numpy(), choice.set.numpy(), []
+    for count, taken in choice.taken.items():
+        held = index[smallest <= count]
+        rows = {}
+        for k, name in enumerate(names):
+            scores = score[held[predicted[held] == k]]
+            rows[name] = {"chosen": taken[k], "score_quantiles": _quantiles(scores)}
+            if k in choice.missing[count]:
+                rows[name]["missing"] = choice.missing[count][k]
+        sets.append({"count": count, "chosen": len(held), "missing": count - len(held), "classes": rows})
+    return sets
+
+
+def _probability(score: np.ndarray) -> np.ndarray:
+    """The softmax probability of a score of `judged`."""
+    return torch.from_numpy(score).sigmoid().numpy()
+
+
+def _quantiles(values: np.ndarray) -> list[float] | None:
+    """Least, quarter, median, three quarters, most."""
+    return [float(value) for value in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))] if len(values) else None
+
+
+def fingerprint(pool: Pool) -> str:
+    """What tells a pool from all others: SHA-256 of its pixels, or of where its encoded ones are (see `LazySplit`)."""
+    if isinstance(pool, LazySplit):
+        return hashlib.sha256(f"{pool.key};{pool.view};{_hash(pool.rows)}".encode()).hexdigest()
+    return _hash(pool.images)
+
+
+def _hash(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _hash_model(model: nn.Module) -> str:
+    """SHA-256 over the model's printed structure, its parameters and its buffers."""
+    named = sorted([*model.named_parameters(), *model.named_buffers()])
+    digest = hashlib.sha256(f"{model!r}{[name for name, _ in named]}".encode())
+    digest.update(_hash(*(tensor for _, tensor in named)).encode())
+    return digest.hexdigest()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def _refuse_other_files(out: Path) -> None:
+    ours = {MANIFEST, SCORES}
+    there = sorted(path.name for path in out.glob("*")) if out.is_dir() else []
+    others = [name for name in there if name not in ours and not name.startswith(".")]
+    if others and not ours & set(there):
+        raise ValueError(f"{out} holds other files ({others[0]}); give a new or empty folder.")
+
+
+def _finished(out: Path, request: dict[str, Any]) -> bool:
+    """Whether the set is complete; starts one where nothing is there, and refuses the folder of another call."""
+    manifest, begun = out / MANIFEST, out / SCORES / "request.json"
+    if manifest.is_file():
+        found = store.read_json(manifest)["request"]
+    elif any(begun.parent.glob("*.npz")):
+        found = store.read_json(begun)
+    else:
+        # Also where a call failed before its first chunk, say for a model that does not fit.
+        begun.parent.mkdir(exist_ok=True)
+        store.write_json(begun, request)
+        return False
+    # As JSON gives them back, so that equal settings are equal.
+    given = store.decode(store.encode(request), begun)
+    for name in [*given, *found]:
+        if found.get(name) != given.get(name):
+            raise ValueError(f"{out} holds another extra set ({name} differs); give another folder, or delete it.")
+    return manifest.is_file()

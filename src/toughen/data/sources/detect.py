@@ -1,0 +1,75 @@
+"""Which kind of data lies at a path.
+
+find_path(Path("pets"))                                  # class folders, parquet, shards, an .npz file, ...
+"""
+
+from pathlib import Path
+
+from toughen.data.files import visible, what_it_is
+from toughen.data.image_source import RawDataset
+from toughen.data.sources import cifar_binary, cifar_pickle, image_folder, npz, parquet, webdataset
+
+
+def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
+    """What a folder or file holds.
+
+    Args:
+        path: where the data are.
+        unlabelled: whether labels may be missing, as in a pool of images or an extra set; they are -1 then.
+
+    Raises:
+        ValueError: there is nothing, or it is none of the forms that are read, or it is damaged; says what is wrong.
+    """
+    if not path.is_dir():
+        return _find_file(path, unlabelled)
+    if parquet.holds_parquet(path):
+        return parquet.find_parquet(path, unlabelled=unlabelled)
+    if cifar_binary.layout_of(path):
+        return cifar_binary.find_binary(path)
+    if cifar_pickle.is_python_layout(path):
+        raise ValueError(
+            f"{path} holds CIFAR's Python layout, which is made of pickles and read only once; run `toughen import "
+            f"{path} --out {path.name}.npz` and give data={path.name}.npz."
+        )
+    if webdataset.holds_shards(path):
+        return webdataset.find_shards(path, unlabelled=unlabelled)
+    inside = visible(path)
+    if not inside:
+        raise ValueError(
+            f"The folder {path} holds no train-*.parquet, no class folders of images and no shards; give a folder of "
+            "data."
+        )
+    if [entry.suffix for entry in inside] == [".npz"]:
+        return npz.find_npz(inside[0], unlabelled=unlabelled)
+    if (
+        len(inside) == 1
+        and inside[0].is_dir()
+        and (parquet.holds_parquet(inside[0]) or cifar_binary.layout_of(inside[0]))
+    ):
+        raise ValueError(f"The folder {path} has its data in {inside[0].name}; give {inside[0]}.")
+    if image_folder.holds_images(path) and not any(entry.is_dir() for entry in inside):
+        if unlabelled:
+            return image_folder.find_flat(path)
+        raise ValueError(f"{path} holds images but no class folders; put the images of each class into a folder of it.")
+    return image_folder.find_folder(path)
+
+
+def _find_file(path: Path, unlabelled: bool) -> RawDataset:
+    if not path.exists() and path.suffix.lower() == ".npz":
+        raise ValueError(f"The file {path} does not exist; check the path.")
+    if not path.exists():
+        raise ValueError(
+            f"The folder {path} does not exist; give a folder of class folders, of parquet files or of shards, or an "
+            ".npz file."
+        )
+    if path.suffix.lower() == ".npz":
+        return npz.find_npz(path, unlabelled=unlabelled)
+    kind = what_it_is(path)
+    packed = "archive" in kind or "compressed" in kind
+    remedy = "unpack it and give the folder" if packed else "give one of those"
+    if kind == "a parquet file":
+        remedy = f"give the folder that holds it, {path.parent}"
+    elif packed and webdataset.is_shard(path):
+        first = "decompress it to a .tar, and " if kind != "a tar archive" else ""
+        remedy = f"{first}give the folder that holds it, {path.parent}"
+    raise ValueError(f"{path} is {kind}, but data are a folder or an .npz file; {remedy}.")

@@ -1,0 +1,1 @@
+"""Can a robust accuracy be believed? The audit of an evaluation, and the check of a model."""

@@ -1,0 +1,124 @@
+"""The audit: can a robust accuracy be believed? Looks at the model, the images and whether attacks get through.
+
+Gradient masking: a gradient that is NaN, zero or unrelated to the output makes every attack that follows it look weak
+and the model look robust; wrong preprocessing, labels or modes make the figure one of something else. The audit looks
+for these at little cost, tries the remedy where one is known, and says what it saw.
+
+    found = audit(model, x, y, threat=Linf(8 / 255))
+    found = found.after(evaluation.outcomes)                 # what shows only beside an evaluation
+    found.unreliable, found.findings, found.not_checked
+
+Sources: Carlini et al. 2019, "On evaluating adversarial robustness", section 3 and 4; Athalye et al. 2018, section 3.1;
+Pintor et al. 2022, "Indicators of attack failure"; the flags of AutoAttack.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from toughen.evaluation.audit.attack_checks import AttackChecks
+from toughen.evaluation.audit.clean_checks import as_given, undisturbed
+from toughen.evaluation.audit.findings import Audit, Finding, finding
+from toughen.evaluation.audit.statistics import Watched
+from toughen.evaluation.work_unit import as_input, placement
+from toughen.models.batched import Batched
+from toughen.models.cost import counted
+from toughen.modes import attacking, channels_last, float32, plain
+from toughen.noise import Stream
+from toughen.threat import Threat
+
+EXAMPLES = 128
+
+
+def check_range(x: Tensor, threat: Threat | None) -> Finding | None:
+    """EV221 where images or radius (if there is one) are not in the units of [0, 1]: what was seen and what to do.
+
+    For the caller who would otherwise refuse such images with less to say. uint8 images are as they should be.
+    """
+    if not x.is_floating_point() or not x.numel():
+        low, high = 0.0, 1.0
+    else:
+        low, high = x.amin().item(), x.amax().item()
+    span = f"Inputs span {low:.3g}..{high:.3g}"
+    if not (low >= -1e-6 and high <= 256):
+        return finding("EV221", seen=span, remedy="undo the normalisation, and make it the model's first layer")
+    if high > 1 + 1e-6:
+        return finding("EV221", seen=span, remedy="divide the images by 255")
+    if 0 < high <= 1.01 / 255:
+        return finding("EV221", seen=span, remedy="they were divided by 255 twice")
+    if threat is None:
+        return None
+    eps = float(torch.as_tensor(threat.eps).max()) if len(x) else 0.0
+    if threat.norm == "linf" and eps > 1:
+        return finding("EV221", seen=f"The radius is {eps:.3g}", remedy=f"write {eps:.3g}/255")
+    return None
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    seed: int = 0,
+    batch_size: int = 256,
+    index: Tensor | None = None,
+) -> Audit:
+    """Look for reasons why the robust accuracy of a model would not be believed.
+
+    The first 128 examples are looked at, with at most 100 forward and backward passes each. The model is looked at in
+    the mode in which it is given, then in inference mode; modes, buffers, gradients and the global random state are
+    left as found.
+
+    Args:
+        model: classifier of images in [0, 1], (N, C, H, W) -> logits (N, K).
+        x: images (N, C, H, W), floats or uint8. Floats outside [0, 1] are a finding, and then nothing else is checked.
+        y: classes (N,).
+        threat: the ball, with one radius for all or one per example.
+        seed: of the random draws.
+        batch_size: examples per pass, at least 1.
+        index: example ids (N,). Default: 0 to N - 1.
+
+    Returns:
+        The findings; none for a sound model.
+    """
+    ids = (torch.arange(len(x)) if index is None else index.cpu())[:EXAMPLES]
+    n, out_of_range = len(ids), check_range(x, threat)
+    if out_of_range is not None or not n:
+        found = () if out_of_range is None else (out_of_range,)
+        left = "Nothing else was checked, because there are no images in [0, 1]."
+        return Audit(found, (left,), n, 0, 0, tuple(ids.tolist()), (), ())
+    model = plain(model)
+    device, dtype = placement(model, x)
+    images = as_input(x[:n], device, dtype)
+    ball = threat[torch.arange(n, device=device if not isinstance(threat.eps, Tensor) else threat.eps.device)]
+    if isinstance(ball.eps, Tensor):
+        ball = replace(ball, eps=ball.eps.to(device))
+    with undisturbed(device, seed), float32(device), torch.no_grad():
+        given = as_given(model, images[:batch_size])
+        with attacking(model, "eval"), channels_last(model), counted(model) as passes:
+            watched = Watched(model)
+            pieces = Batched(watched, batch_size)
+            examination = AttackChecks(
+                model=pieces,
+                watched=watched,
+                x=images,
+                y=y[:n].to(device),
+                threat=ball,
+                ids=ids,
+                noise=Stream(("audit", seed), rows=ids),
+                passes=passes,
+                spent=int(given is not None),
+            )
+            examination.run(given)
+    return Audit(
+        findings=tuple(examination.findings),
+        not_checked=tuple(examination.not_checked),
+        examples=n,
+        forwards=passes.example_forwards + (0 if given is None else len(given.logits)),
+        backwards=passes.example_backwards,
+        ids=tuple(ids.tolist()),
+        standing_pgd=tuple(ids[examination.standing_pgd.cpu()].tolist()),
+        standing=tuple(ids[examination.standing.cpu()].tolist()),
+    )

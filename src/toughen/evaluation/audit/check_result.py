@@ -1,0 +1,136 @@
+"""What a check-up says of each thing that was looked at: whether it is fine, by which evidence, what to write if not.
+
+checking = Checking()
+checking.fine("pixel range", "0..1")
+checking.wrong("EV224", "All 128 rows ...", "return logits")
+checking.rest("the output is random")
+checking.done(128, passes).items
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from toughen.models.cost import Passes
+
+Verdict = Literal["fine", "wrong", "not checked"]
+
+# What is looked at, in the order of the table, and the findings that each may make.
+WHATS: dict[str, tuple[str, ...]] = {
+    "pixel range": ("EV221",),
+    "input": ("EV226",),
+    "classes": ("EV227",),
+    "train mode": ("EV211",),
+    "randomness": ("EV212", "EV214"),
+    "batch": ("EV213",),
+    "output": ("EV203", "EV209", "EV224", "EV225"),
+    "normalisation": ("EV222",),
+    "channel order": ("EV228",),
+    "label order": ("EV223",),
+    "accuracy": ("EV229",),
+    "gradients": ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207"),
+}
+
+# What to write, where the finding itself has nothing more exact.
+REMEDIES: dict[str, str] = {
+    "EV202": "with torch.autograd.set_detect_anomaly(True): model(x).sum().backward()",
+    "EV204": "model.float()",
+    "EV211": "model.eval()",
+    "EV213": "model.eval(), and BatchNorm with track_running_stats=True",
+    "EV224": "return logits, not logits.softmax(1)",
+    "EV225": "return logits, not logits.log_softmax(1)",
+}
+
+
+@dataclass(frozen=True)
+class CheckItem:
+    """One thing that was looked at.
+
+    Attributes:
+        what: a key of `WHATS`.
+        verdict: "fine", "wrong" or "not checked".
+        evidence: what was seen, in figures; or why it was not looked at.
+        remedy: what to write; empty where nothing is wrong.
+        code: of the finding, empty where nothing is wrong.
+    """
+
+    what: str
+    verdict: Verdict
+    evidence: str
+    remedy: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What is right and what is wrong.
+
+    Attributes:
+        items: in the order of `WHATS`; several of one name where several things are wrong.
+        examples: images that were looked at.
+        forwards: forward passes times images in them.
+        backwards: backward passes likewise.
+    """
+
+    items: tuple[CheckItem, ...]
+    examples: int
+    forwards: int
+    backwards: int
+
+    @property
+    def wrong(self) -> tuple[CheckItem, ...]:
+        """What is wrong."""
+        return tuple(item for item in self.items if item.verdict == "wrong")
+
+    @property
+    def fine(self) -> bool:
+        """Whether nothing is wrong; something may not have been checked."""
+        return not self.wrong
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of what is wrong."""
+        return tuple(item.code for item in self.wrong)
+
+    def __getitem__(self, what: str) -> CheckItem:
+        """The first item of a name."""
+        return next(item for item in self.items if item.what == what)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, in JSON's types; `report.checkup` makes a table of it."""
+        return {**asdict(self), "items": [asdict(item) for item in self.items], "fine": self.fine}
+
+
+@dataclass
+class CheckLog:
+    """The items so far, and how to add to them."""
+
+    items: list[CheckItem] = field(default_factory=list)
+
+    def fine(self, what: str, evidence: str) -> None:
+        """This is as it should be."""
+        self.items.append(CheckItem(what, "fine", evidence))
+
+    def unknown(self, what: str, why: str) -> None:
+        """This was not looked at, or could not be told."""
+        self.items.append(CheckItem(what, "not checked", why))
+
+    def wrong(self, code: str, evidence: str, remedy: str) -> None:
+        """This is a finding."""
+        what = next(what for what, codes in WHATS.items() if code in codes)
+        self.items.append(CheckItem(what, "wrong", evidence, remedy, code))
+
+    def has(self, what: str) -> bool:
+        """Whether there is an item of this name."""
+        return any(item.what == what for item in self.items)
+
+    def rest(self, why: str) -> None:
+        """Whatever was not looked at."""
+        for what in WHATS:
+            if not self.has(what):
+                self.unknown(what, why)
+
+    def done(self, examples: int, passes: Passes) -> ModelCheck:
+        """The check-up with these items."""
+        order = list(WHATS)
+        items = tuple(sorted(self.items, key=lambda item: order.index(item.what)))
+        return ModelCheck(items, examples, passes.example_forwards, passes.example_backwards)

@@ -1,0 +1,334 @@
+"""The part of an examination that needs no threat model: what the model says of clean images, and its gradient there.
+
+    inspection = Inspection(Batched(watched, 256), watched, x, y, ids, noise, passes)
+    inspection.outputs(given)
+    inspection.feeding()
+    inspection.slope(rows)
+    inspection.findings
+
+What each stage costs an example at most (forward and backward passes) and what it may find:
+
+    outputs      4.5  logits of the clean images, twice and in another company     EV203, EV209, EV211-214, EV224, EV225
+    feeding     17    other preprocessings, channel orders and namings of classes  EV222, EV223, EV228
+    slope        4    the gradient against the change of the output                EV201, EV202, EV204-EV207
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from toughen.evaluation.audit import statistics
+from toughen.evaluation.audit.findings import Finding, exceeds, finding, first_ids
+from toughen.evaluation.audit.preprocessing import MISMATCHED, FirstNorm, Preprocessing, Trial, bypassing, coarse, finer
+from toughen.losses import Loss, cross_entropy, full_precision, margin
+from toughen.models.batched import Batched, Objective, out_of_memory, predict, value_and_grad
+from toughen.models.cost import Passes
+from toughen.noise import Stream
+
+# A symptom on at most 2 % of the examples moves the accuracy by at most 2 points.
+FEW = 0.02
+
+# A pixel's change that is far above rounding and far below one grey level.
+TINY = 1e-5
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """A model in the mode in which it was given, where that is not inference mode.
+
+    Attributes:
+        logits: of the first examples, (M, K); NaN where it then returns no logits.
+        names: its modules in training mode.
+    """
+
+    logits: Tensor
+    names: list[str]
+
+
+@contextmanager
+def undisturbed(device: torch.device, seed: int) -> Iterator[None]:
+    """The global random state restored, and inside fixed: a random model then gives the same verdict every time."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
+    """The model's logits in the mode in which it was given, where that is not inference mode; buffers are restored."""
+    training = {name or "the model": module for name, module in model.named_modules() if module.training}
+    if not training:
+        return None
+    names = [name for name, module in training.items() if not any(module.children())] or list(training)
+    kept, logits = [(buffer, buffer.clone()) for buffer in model.buffers()], None
+    try:
+        # BatchNorm refuses to train on a single example.
+        logits = model(x if len(x) > 1 else torch.cat([x, x]))
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
+    if logits is None:
+        return as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
+    if not isinstance(logits, Tensor):
+        # As of networks with outputs for training alone.
+        return AsGiven(torch.full((len(x), 1), torch.nan), names)
+    return AsGiven(full_precision(logits[: len(x)]).clone(), names)
+
+
+@dataclass(kw_only=True)
+class CleanChecks:
+    """Examples, a model, and what is known of the two so far.
+
+    Attributes:
+        model: the classifier in inference mode, frozen, in pieces.
+        watched: the same within, which counts what is not finite.
+        x: images (N, C, H, W) in [0, 1].
+        y: classes (N,).
+        ids: example ids (N,), on the CPU.
+        noise: stream of the random draws.
+        passes: the count of the model's passes.
+        names: of the classes, where known.
+        spent: passes of an example that are not in `passes`.
+        findings: what was found.
+        not_checked: what was not looked at.
+        logits: of the clean images, (N, K), and `grad`, the cross-entropy's gradient there.
+        fed: the trial of the images as they were given; `trials`, those of other preprocessings; `upright`, the one
+            that explains the model; `turned`, the same with red and blue exchanged; `best`, the better of these two.
+    """
+
+    model: Batched
+    watched: statistics.Watched
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    noise: Stream
+    passes: Passes
+    names: Sequence[str] | None = None
+    spent: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    turned: Trial | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.x)
+
+    def _find(self, code: str, *, remedy: str = "", **figures: float | str) -> None:
+        self.findings.append(replace(finding(code, **figures), remedy=remedy))
+
+    def has(self, codes: Collection[str]) -> bool:
+        """Whether one of these was found."""
+        return any(finding.code in codes for finding in self.findings)
+
+    def _which(self, mask: Tensor) -> str:
+        return f"examples ({first_ids(self.ids[mask.cpu()].tolist())})"
+
+    def outputs(self, given: AsGiven | None) -> None:
+        """What the model says of the clean images, and whether it says it again."""
+        with FirstNorm(self.watched.model) as norm:
+            _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))
+        with statistics.Operations() as seen:
+            again = full_precision(predict(self.model, self.x))
+        self.logits = logits = full_precision(raw)
+        self.low_precision = seen.low_precision
+        self.fed = self.best = Trial.of(None, self.x, logits, norm.mismatch(), self.y)
+        lost = statistics.lost(logits)
+        if lost.any():
+            self._find("EV203", lost=int(lost.sum()), examples=self.n, which=self._which(lost))
+        if given is not None and mostly(statistics.differ(given.logits, logits[: len(given.logits)], 1e-3)):
+            self._find("EV211", modules=len(given.names), first=given.names[0])
+        if seen.autograd:
+            self._find("EV214", calls=seen.autograd)
+        # What kernels that add in any order do; 16 bits have their own rounding.
+        rounding = 0.05 if self.low_precision else 1000 * torch.finfo(logits.dtype).eps
+        random = statistics.differ(logits, again, rounding)
+        if mostly(random):
+            self._find("EV212", differ=int(random.sum()), examples=self.n)
+        elif self.n > 1:
+            # TF32 does a tenth of a per cent between two kernels; batch statistics do several per cent.
+            order = torch.arange(0, self.n, 2, device=self.x.device).flip(0)
+            elsewhere = full_precision(predict(self.model, self.x[order]))
+            company = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
+            if mostly(company):
+                self._find("EV213", differ=int(company.sum()), examples=len(order))
+        if statistics.constant(logits) and not self._same_images():
+            self._find("EV209", examples=self.n)
+        if statistics.probabilities(logits):
+            self._find("EV224", examples=self.n)
+        elif statistics.log_probabilities(logits):
+            self._find("EV225", examples=self.n)
+
+    def _same_images(self) -> bool:
+        return bool((self.x == self.x[:1]).all())
+
+    def feeding(self) -> None:
+        """Whether another preprocessing, order of channels or naming of the classes explains more of the predictions.
+
+        One fault must not pass for another: what a renaming explains better than any preprocessing is a renaming, and
+        whatever is left is looked for after it.
+        """
+        targets, renamed = self.y, self._renamed(self.fed)
+        trials = self._trials(self._others(), targets)
+        best = self._best(trials, self.fed, targets)
+        if renamed is not None and renamed.right.float().mean() > best.accuracy:
+            self._report_renamed(renamed, self.fed)
+            targets = self._targets(renamed)
+            fed, trials = self._again(self.fed, targets), [self._again(trial, targets) for trial in trials]
+            best = self._best(trials, fed, targets)
+            self._report_best(best, fed, trials)
+        else:
+            self._report_best(best, self.fed, trials)
+            renamed = self._renamed(best) if best.how is not None else renamed
+            if renamed is not None:
+                self._report_renamed(renamed, best)
+                targets = self._targets(renamed)
+                best = self._again(best, targets)
+        self.trials, self.upright = trials, best
+        self.best = self._channels(best, targets)
+
+    def _others(self) -> list[Preprocessing]:
+        others = coarse(self.watched.model, self.x.shape[1])
+        if self.fed.mismatch is not None and self.fed.mismatch > MISMATCHED:
+            return others
+        # Nothing can be more than 5 points better than 95 %.
+        return [how for how in others if self.fed.accuracy + how.points < 1]
+
+    def _trials(self, hows: Sequence[Preprocessing], targets: Tensor) -> list[Trial]:
+        """What the model says under other preprocessings; those that it refuses are left out."""
+        found: list[Trial] = []
+        for how in hows:
+            x = how.apply(self.x)
+            with bypassing(how.bypass), FirstNorm(self.watched.model) as norm:
+                try:
+                    logits = full_precision(predict(self.model, x))
+                except (RuntimeError, ValueError, AssertionError):
+                    continue
+            if not statistics.lost(logits).any():
+                found.append(Trial.of(how, x, logits, norm.mismatch(), targets))
+        return found
+
+    def _again(self, trial: Trial, targets: Tensor) -> Trial:
+        return Trial.of(trial.how, trial.x, trial.logits, trial.mismatch, targets)
+
+    def _best(self, trials: list[Trial], fed: Trial, targets: Tensor) -> Trial:
+        """The best of the trials that beat the images as they were given, else that; relatives of it are added."""
+        if not trials:
+            return fed
+        nearest = min(trials, key=Trial.rank)
+        assert nearest.how is not None
+        # What is meant may be a relative that is far better where this one is only a little so.
+        if nearest.rank() < fed.rank():
+            tried = {trial.how.change for trial in trials if trial.how is not None}
+            left = [
+                how for how in finer(self.watched.model, nearest.how.family, self.x.shape[1]) if how.change not in tried
+            ]
+            trials += self._trials(left, targets)
+        beating = [trial for trial in trials if trial.beats(fed, targets, len(trials))]
+        return min(beating, key=Trial.rank, default=fed)
+
+    def _report_best(self, best: Trial, fed: Trial, trials: Sequence[Trial]) -> None:
+        if best.how is None:
+            return
+        said = [best.how.remedy + "."]
+        if best.mismatch is not None and fed.mismatch is not None:
+            said.append(
+                f"The first BatchNorm is {fed.mismatch:.2g} away from what it was trained on as fed, "
+                f"{best.mismatch:.2g} {best.how.change} (divergence; 0 is the same)."
+            )
+        like = [
+            trial.how.change.removeprefix("with ").removesuffix(f" normalisation {best.how.family}")
+            for trial in trials
+            if trial.how is not None and trial.how is not best.how and trial.how.family == best.how.family
+            if best.alike(trial)
+        ]
+        if like:
+            said.append(f"These images do not tell it apart from {', '.join(like)}; take that of the training.")
+        # Images that shrink to nothing, or that saturate the network, look all the same to it.
+        self.findings = [found for found in self.findings if found.code != "EV209"]
+        self._find("EV222", accuracy=fed.accuracy, other=best.accuracy, change=best.how.change, remedy=" ".join(said))
+
+    def _renamed(self, trial: Trial) -> statistics.Renaming | None:
+        found = statistics.relabelling(trial.logits.argmax(1), self.y, trial.logits.shape[1], self.names)
+        # What random weights take for an order is none.
+        if found is None or statistics.untrained(trial.logits, self._targets(found)):
+            return None
+        return found
+
+    def _targets(self, renamed: statistics.Renaming) -> Tensor:
+        """The labels (N,) as the model calls them: row k of the order is what its class k stands for."""
+        return renamed.order.to(self.y.device).argsort()[self.y]
+
+    def _report_renamed(self, renamed: statistics.Renaming, trial: Trial) -> None:
+        other, order = renamed.right.float().mean().item(), renamed.order.tolist()
+        some = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:6]))}, ...]"
+        said = (
+            f"logits = logits[:, torch.tensor(order).argsort()] with order = {some}, the labels of the model's classes."
+        )
+        self._find("EV223", accuracy=trial.accuracy, other=other, change=renamed.change, remedy=said)
+
+    def _channels(self, best: Trial, targets: Tensor) -> Trial:
+        """Whether red and blue have changed places: of nearly no consequence to BatchNorm, of much to the loss."""
+        if self.x.shape[1] != 3 or best.accuracy == 1 or bool((self.x[:, 0] == self.x[:, 2]).all()):
+            return best
+        how = best.how or Preprocessing("", "channels", lambda x: x, 0, "")
+        flipped = replace(how, change="with red and blue exchanged", apply=lambda x: how.apply(x.flip(1)))
+        turned = next(iter(self._trials([flipped], targets)), None)
+        self.turned = turned
+        if turned is None:
+            return best
+        nearer = cross_entropy(turned.logits, targets) < cross_entropy(best.logits, targets)
+        gain = turned.accuracy - best.accuracy
+        if gain > FEW and turned.loss < best.loss and statistics.better(nearer, ~nearer, 0.1, 1e-4):
+            figures = {"accuracy": best.accuracy, "other": turned.accuracy, "nearer": int(nearer.sum())}
+            self._find("EV228", examples=self.n, remedy="images = images.flip(1).", **figures)
+            return turned
+        return best
+
+    def slope(self, rows: Tensor) -> None:
+        """The gradient at the clean images, by itself and against what a tiny change does to the output."""
+        x, y, logits, n = self.x[rows], self.y[rows], self.logits[rows], len(rows)
+        lost, zeros, full = statistics.lost(self.grad), statistics.zero(self.grad)[rows], statistics.one_hot(logits)
+        if lost.any():
+            self._find("EV202", lost=int(lost.sum()), examples=self.n, which=self._which(lost))
+        if (zeros & full).sum() > FEW * n:
+            self._find("EV205", saturated=int((zeros & full).sum()), examples=n)
+        if (zeros & ~full).sum() > FEW * n:
+            self._find("EV204" if self.low_precision else "EV201", zero=int((zeros & ~full).sum()), examples=n)
+        if self.has(("EV212", "EV224")):
+            # The change of a random output, or of a probability that is 1 to the last bit, says nothing.
+            return
+        _, grad, _ = value_and_grad(self.model, x, ascending(margin, y))
+        signs = self.noise[rows.cpu()].child("signs").uniform(tuple(x.shape[1:]), dtype=x.dtype).to(x.device).sign()
+        direction = torch.where(grad.isfinite() & (grad != 0), grad.sign(), signs)
+        up, down = ((x + step * direction).clamp(0, 1) for step in (TINY, -TINY))
+        above, below = (full_precision(predict(self.model, end)) for end in (up, down))
+        promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
+        kept = margin(above.double(), y) - margin(below.double(), y)
+        # 200 units in the last place: what is promised is then known to a per cent.
+        digits = 200 * torch.finfo(torch.float16 if self.low_precision else logits.dtype).eps
+        judged = ~statistics.lost(grad) & (promised > digits * logits.abs().amax(1))
+        still = (above == below).all(1) & (above == logits).all(1) & (judged | statistics.zero(grad))
+        # Few pixels of a quantised image lie within 1e-5 of a threshold, and no other model has the same output twice.
+        if mostly(still, 0.1) and not self.low_precision:
+            self._find("EV206", still=int(still.sum()), examples=n)
+        judged &= ~still
+        wrong = judged & ((kept < 0.5 * promised) | (kept > 2 * promised))
+        # Of a network with kinks a few examples lie near one; a quarter of them do not.
+        if judged.sum() >= 8 and exceeds(int(wrong.sum()), int(judged.sum()), 0.25):
+            self._find("EV207", wrong=int(wrong.sum()), examples=int(judged.sum()))
+
+
+def ascending(loss: Loss, y: Tensor) -> Objective:
+    """The objective of a loss for labels (n,)."""
+    return lambda logits, rows: loss(logits, y[rows])
+
+
+def mostly(mask: Tensor, share: float = 0.05) -> bool:
+    """Whether more than a share of the examples is concerned; one or two of many may be by a near tie."""
+    return bool(mask.any()) and mask.float().mean().item() > share

@@ -1,0 +1,272 @@
+"""A check-up: within a minute, what is right and what is wrong with how a model is fed. No attack is run.
+
+    found = check(model, images, labels, classes=("plane", "car", ...))
+    found.fine                               # True if nothing is wrong
+    for item in found.items:
+        print(item.what, item.verdict, item.evidence, item.remedy)
+
+It is the part of the audit that needs no threat model, and says of everything that it looked at how that stands.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from toughen.evaluation.audit import statistics
+from toughen.evaluation.audit.check_result import REMEDIES, CheckItem, CheckLog, ModelCheck, Verdict
+from toughen.evaluation.audit.clean_checks import AsGiven, CleanChecks, as_given, undisturbed
+from toughen.evaluation.audit.intake import REFUSALS, first_line, in_range, numbered, takes
+from toughen.evaluation.audit.messages import MESSAGES
+from toughen.evaluation.audit.preprocessing import MISMATCHED
+from toughen.evaluation.work_unit import as_input, placement
+from toughen.models.batched import Batched
+from toughen.models.cost import Passes, counted
+from toughen.modes import attacking, channels_last, float32, plain
+from toughen.noise import Stream, generator
+from toughen.outcomes import interval
+
+__all__ = ["EXAMPLES", "CheckItem", "ModelCheck", "check", "sample"]
+
+EXAMPLES = 128
+"""Images that are looked at unless more are asked for."""
+
+
+def sample(n: int, limit: int = EXAMPLES) -> Tensor:
+    """Which of n images are looked at: `limit` of them (or all), drawn the same way each time, ascending.
+
+    Not the first ones, which in a folder are of one class.
+    """
+    return torch.randperm(n, generator=generator("check", n))[:limit].sort().values
+
+
+def check(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 64,
+    limit: int = EXAMPLES,
+) -> ModelCheck:
+    """Find what is wrong with how a model is fed, at 40 passes of 128 images at most; the model is left as it was.
+
+    Looked at: the range of the pixels; whether the model takes the images; logits against classes; train mode left on;
+    randomness; whether an example's output depends on its batch; NaN, constant outputs, probabilities for logits;
+    normalisation missing, doubled or another; red and blue exchanged; the order of the labels; accuracy against
+    guessing; input gradients.
+
+    Args:
+        model: classifier of images in [0, 1], (N, C, H, W) -> logits (N, K), in any mode.
+        images: (N, C, H, W), uint8, or floats which should be in [0, 1].
+        labels: classes (N,), whole numbers.
+        classes: the classes' names in the order of the labels, which tell how many logits there should be and whether
+            the model knows the classes in the order of their names.
+        batch_size: images in a pass, at least 1.
+        limit: how many images are looked at, at least 1; more are drawn from (see `sample`).
+
+    Returns:
+        An item for each thing looked at, or several where several things are wrong.
+
+    Raises:
+        ValueError: images or labels that are none, or a number below 1.
+    """
+    labels = _checked(images, labels, batch_size, limit)
+    rows = sample(len(images), limit)
+    x, y = images[rows.to(images.device)], labels[rows.to(labels.device)].cpu()
+    checking, passes, model = CheckLog(), Passes(), plain(model)
+    x = in_range(x, checking)
+    if x is None:
+        checking.rest("the images are not in [0, 1]")
+        return checking.done(len(rows), passes)
+    device, dtype = placement(model, x)
+    x = as_input(x, device, dtype)
+    with _looking(model, device):
+        k = takes(model, x, checking)
+        # Not by `counted`, which relies on what is found out here: that the model returns logits.
+        passes.example_forwards += min(len(x), 2)
+        y = None if k is None else numbered(y, k, classes, checking)
+    if k is None or y is None:
+        checking.rest("the model does not take the images" if k is None else "labels and logits do not fit")
+        return checking.done(len(rows), passes)
+    with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
+        given = _given(model, x[:batch_size], checking)
+    with _looking(model, device), counted(model, passes), channels_last(model):
+        watched = statistics.Watched(model)
+        inspection = CleanChecks(
+            model=Batched(watched, batch_size),
+            watched=watched,
+            x=x,
+            y=y.to(device),
+            ids=rows,
+            noise=Stream(("check", 0), rows=rows),
+            passes=passes,
+            names=classes,
+        )
+        _inspect(inspection, given, checking)
+    return checking.done(len(rows), passes)
+
+
+def _checked(images: Tensor, labels: Tensor, batch_size: int, limit: int) -> Tensor:
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()) or not images.numel():
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; give at least one, uint8 or floats (N, C, H, W)"
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or bool((labels < 0).any()):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(images)} images; "
+            "give each image its class, a whole number from 0"
+        )
+    if batch_size < 1 or limit < 1:
+        raise ValueError(f"batch_size is {batch_size} and limit {limit}; both must be at least 1")
+    return labels.long()
+
+
+@contextmanager
+def _looking(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model in inference mode and frozen, and nothing else disturbed."""
+    with (
+        undisturbed(device, 0),
+        float32(device),
+        torch.no_grad(),
+        attacking(model, "eval"),
+    ):
+        yield
+
+
+def _given(model: nn.Module, x: Tensor, checking: CheckLog) -> AsGiven | None:
+    try:
+        return as_given(model, x)
+    except REFUSALS as error:
+        said = first_line(error)
+        checking.wrong("EV211", f"In training mode, in which it was given, the model fails: {said}", "model.eval()")
+        return None
+
+
+def _inspect(inspection: CleanChecks, given: AsGiven | None, checking: CheckLog) -> None:
+    inspection.outputs(given)
+    inspection.feeding()
+    refed = inspection.has(("EV222",))
+    dead = (inspection.has(("EV209",)) or bool(statistics.lost(inspection.logits).all())) and not refed
+    if not dead and not refed:
+        rows = inspection.fed.right.nonzero().squeeze(1)
+        inspection.slope(rows if len(rows) else torch.arange(inspection.n, device=inspection.x.device))
+    for found in inspection.findings:
+        if not (found.code == "EV211" and checking.has("train mode")):
+            checking.wrong(found.code, found.message, found.remedy or REMEDIES.get(found.code, ""))
+    if not checking.has("classes"):
+        _unused(inspection, checking)
+    looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
+        "train mode": lambda: _train_mode(given),
+        "randomness": lambda: ("fine", f"two passes over {inspection.n} images are the same"),
+        "batch": lambda: _company(inspection),
+        "output": lambda: ("fine", "logits, finite"),
+        "gradients": lambda: ("fine", f"finite, not zero, and the slope of the output on {inspection.n} images"),
+    }
+    if not dead:
+        looks |= {
+            "normalisation": lambda: _normalisation(inspection),
+            "channel order": lambda: _channels(inspection),
+            "label order": lambda: _order(inspection),
+        }
+        _accuracy(inspection, checking)
+    for what, look in looks.items():
+        if not checking.has(what) and not (what == "gradients" and (dead or refed)):
+            verdict, evidence = look()
+            checking.items.append(CheckItem(what, verdict, evidence))
+    checking.rest("feed the images as they should be first" if refed else "the output says nothing of the images")
+
+
+def _unused(inspection: CleanChecks, checking: CheckLog) -> None:
+    """More logits than classes: fine as a class for foreign images, wrong as a head for other data."""
+    k, n = inspection.logits.shape[1], len(inspection.names or ())
+    outside = int((inspection.best.logits.argmax(1) >= n).sum())
+    seen = f"The model has {k} logits, the data {n} classes; {outside} of {inspection.n} predictions are none of these."
+    if outside > 0.1 * inspection.n:
+        checking.wrong("EV227", seen, f"give it a head of {n} classes, or pick their logits: logits[:, indices]")
+    else:
+        checking.fine("classes", seen)
+
+
+def _train_mode(given: AsGiven | None) -> tuple[Verdict, str]:
+    if given is None:
+        return "fine", "all modules in inference mode"
+    return "fine", f"{len(given.names)} modules are in training mode, which does not change the output"
+
+
+def _company(inspection: CleanChecks) -> tuple[Verdict, str]:
+    if inspection.n < 2:
+        return "not checked", "it takes two images"
+    if inspection.has(("EV212",)):
+        return "not checked", "the output is random"
+    return "fine", "the same outputs in another batch"
+
+
+def _normalisation(inspection: CleanChecks) -> tuple[Verdict, str]:
+    """Whether the way in which the images are fed was confirmed: by the first BatchNorm, or by the labels."""
+    fed, tried = inspection.fed, len(inspection.trials)
+    as_fed = f"accuracy {fed.accuracy:.1%} as fed"
+    if tried:
+        best = max(inspection.trials, key=lambda trial: trial.accuracy)
+        assert best.how is not None
+        as_fed += f", at most {best.accuracy:.1%} under {tried} other preprocessings ({best.how.change})"
+    if fed.mismatch is not None and fed.mismatch <= MISMATCHED:
+        return "fine", f"{as_fed}; the first BatchNorm meets what it was trained on (divergence {fed.mismatch:.2g})"
+    if _guesses(inspection):
+        return "not checked", f"{as_fed}, which {inspection.n} images do not tell from guessing"
+    if fed.mismatch is not None:
+        seen = f"the first BatchNorm is {fed.mismatch:.2g} away from its training, and nothing tried is far nearer"
+        return "not checked", f"{as_fed}; {seen}"
+    return "fine", as_fed
+
+
+def _channels(inspection: CleanChecks) -> tuple[Verdict, str]:
+    turned = inspection.turned
+    if inspection.x.shape[1] != 3:
+        return "not checked", f"the images have {inspection.x.shape[1]} channel(s)"
+    if turned is None:
+        same = bool((inspection.x[:, 0] == inspection.x[:, 2]).all())
+        if same:
+            return "not checked", "the images are grey"
+        return "fine", "every image is classified correctly as fed"
+    before = inspection.upright
+    seen = f"accuracy {before.accuracy:.1%} as fed, {turned.accuracy:.1%} with red and blue exchanged"
+    if _guesses(inspection):
+        return "not checked", seen
+    sure = statistics.better(before.right, turned.right, 0, 0.05) or before.loss < turned.loss
+    return ("fine" if sure else "not checked"), seen
+
+
+def _order(inspection: CleanChecks) -> tuple[Verdict, str]:
+    k = inspection.logits.shape[1]
+    if _guesses(inspection):
+        return "not checked", f"no order of {k} classes stands out on {inspection.n} images"
+    return "fine", f"no other order of {k} classes fits the predictions far better"
+
+
+def _guesses(inspection: CleanChecks) -> bool:
+    """Whether the accuracy, as well as it can be explained, may be that of always giving the commonest label."""
+    right = int(inspection.best.right.sum())
+    return right == 0 or interval(right, inspection.n, 0.99)[0] <= _chance(inspection)
+
+
+def _chance(inspection: CleanChecks) -> float:
+    counts = inspection.y.bincount()
+    return max(int(counts.max()) / inspection.n, 1 / inspection.logits.shape[1])
+
+
+def _accuracy(inspection: CleanChecks, checking: CheckLog) -> None:
+    fed, best, chance = inspection.fed, inspection.best, _chance(inspection)
+    seen = f"{fed.accuracy:.1%} on {inspection.n} images"
+    if best is not fed:
+        checking.fine("accuracy", f"{seen} as fed, {best.accuracy:.1%} with what is wrong put right")
+    elif not _guesses(inspection):
+        checking.fine("accuracy", f"{seen} ({chance:.1%} by always giving the commonest label)")
+    elif inspection.has(("EV212",)):
+        checking.unknown("accuracy", f"{seen}: the output is random")
+    elif interval(int(fed.right.sum()), inspection.n, 0.99)[1] < chance + 0.2 * (1 - chance):
+        figures = {"accuracy": fed.accuracy, "examples": inspection.n, "chance": chance}
+        checking.wrong("EV229", MESSAGES["EV229"].format(**figures), "toughen.models.load_weights(net, path)")
+    else:
+        checking.unknown("accuracy", f"{seen}: too few to tell from guessing")

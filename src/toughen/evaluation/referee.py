@@ -1,0 +1,158 @@
+"""Verification: what an attack returns is measured by the evaluator, which takes nobody's word for it.
+
+Many published attacks leave the ball or [0, 1] by a bug, and such an "adversarial" example proves nothing. One that
+does so here stops the evaluation: dropping it would hide the bug, counting it would be wrong.
+
+    distance = measure(x_adv, x, threat, attack="mine", ids=ids)    # (N,), or Unsound
+    logits = predict(model, x_adv, attack="mine", ids=ids)          # (N, K), finite
+    marginal = confirm(model, x_adv, y, logits, attack="mine", ids=ids)     # of what is reported as broken
+"""
+
+import torch
+from torch import Tensor, nn
+
+from toughen.losses import full_precision
+from toughen.models import batched
+from toughen.models.batched import Batched
+from toughen.outcomes import CLEAN
+from toughen.threat import Threat
+
+ROUNDING = {"linf": (0.0, 6e-8), "l2": (1e-6, 1e-7)}
+"""How far an example may overstep a radius, by norm: a share of the radius, and an amount in pixel units.
+
+x + delta rounds each pixel by up to 3e-8 in float32, which a perturbation of L2 length 0.01 shows as 4e-8 (measured).
+"""
+
+
+class Unsound(RuntimeError):
+    """An attack returned something that its threat model does not allow; the attack is wrong, not the model."""
+
+
+MARGINAL = 1e-5
+"""Two highest logits nearer than this may change places by rounding alone."""
+
+
+def measure(
+    x_adv: Tensor, x: Tensor, threat: Threat, *, attack: str, ids: Tensor, anywhere: bool = False
+) -> tuple[Tensor, Tensor]:
+    """||x_adv - x|| of each example, in float64, once it is known to be allowed.
+
+    Args:
+        x_adv: what the attack returned, (N, C, H, W).
+        x: the clean images, (N, C, H, W) in [0, 1].
+        threat: the ball; an example may overstep it by `ROUNDING`.
+        attack: the attack's label.
+        ids: example ids (N,).
+        anywhere: the attack looks for the nearest example, which may lie outside the ball.
+
+    Returns:
+        The distances (N,) in float64, and whether each lies in the ball (N,).
+
+    Raises:
+        Unsound: an example lies outside the ball or outside [0, 1]; the sentence names the attack, the first such
+            example and the amount.
+    """
+    distance = threat.size(x_adv.double() - x.double())
+    eps = torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device).expand(len(x))
+    share, amount = ROUNDING.get(threat.norm, ROUNDING["l2"])
+    # "not <=" rather than ">", so that NaN is outside.
+    outside = ~(distance <= eps * (1 + share) + amount)
+    inside = ~outside
+    if outside.any() and not anywhere:
+        first = int(outside.nonzero()[0])
+        raise Unsound(
+            f"attack {attack!r} left the ball on example {int(ids[first])}: its {threat.norm} distance is "
+            f"{distance[first].item():.6g}, {(distance[first] - eps[first]).item():.3g} more than the radius "
+            f"{eps[first].item():.6g} ({int(outside.sum())} of {len(x)} examples of this batch)"
+        )
+    low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
+    outside = ~((low >= 0) & (high <= 1))
+    if outside.any():
+        first = int(outside.nonzero()[0])
+        amount = torch.maximum(-low[first], high[first] - 1).item()
+        raise Unsound(
+            f"attack {attack!r} left [0, 1] on example {int(ids[first])} by {amount:.3g}: its pixels run from "
+            f"{low[first].item():.6g} to {high[first].item():.6g} ({int(outside.sum())} of {len(x)} examples of "
+            "this batch)"
+        )
+    return distance, inside
+
+
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuse what are no logits of `n` images.
+
+    Raises:
+        ValueError: anything but floats (n, K) with K at least 2.
+    """
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model returned {type(logits).__name__}; it must return logits, a tensor (N, K)")
+    if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
+        raise ValueError(
+            f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
+            "floats (N, K) with one column for each of at least 2 classes"
+        )
+
+
+def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
+    """Logits (N, K) in float32 or float64, by one forward pass.
+
+    Args:
+        model: classifier of images in [0, 1], already in inference mode.
+        x: images (N, C, H, W).
+        attack: label of the attack that made them.
+        ids: example ids (N,).
+
+    Raises:
+        ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
+    """
+    logits = batched.predict(model, x)
+    check_logits(logits, len(x))
+    lost = ~logits.isfinite().all(1)
+    if lost.any():
+        first = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
+        where = "without an attack" if attack == CLEAN else f"under attack {attack!r}"
+        raise ValueError(
+            f"EV203 Model returned NaN or infinite logits for {int(lost.sum())} of {len(x)} inputs of a batch {where}. "
+            f"Counting them either way would be wrong; first ids {first}."
+        )
+    return full_precision(logits)
+
+
+def confirm(
+    model: Batched, x_adv: Tensor, y: Tensor, logits: Tensor, *, attack: str, ids: Tensor, strict: bool = True
+) -> Tensor:
+    """Classify reported examples again, in other company: half as many at a time, in the reverse order.
+
+    Args:
+        model: classifier in inference mode.
+        x_adv: examples (N, C, H, W) that `logits` misclassify.
+        y: their classes (N,).
+        logits: the evaluator's first verdict, (N, K).
+        attack: the attack's label.
+        ids: example ids (N,).
+        strict: whether an example that is classified correctly this time is an error; not for a randomised model.
+
+    Returns:
+        (N,), whether an example is marginal: its two highest logits differ by less than `MARGINAL` in either pass, or,
+        where not `strict`, the two passes differ.
+
+    Raises:
+        Unsound: EV261, when an example that is not marginal is classified correctly this time.
+    """
+    other = Batched(model.model, max(1, model.size // 2) if model.size > 1 else 2)
+    again = predict(other, x_adv.flip(0), attack=attack, ids=ids.flip(0)).flip(0)
+    marginal = torch.minimum(gap(logits), gap(again)) < MARGINAL
+    lost = (again.argmax(1) == y) & ~marginal
+    if lost.any() and strict:
+        named = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
+        raise Unsound(
+            f"EV261 {int(lost.sum())} of {len(x_adv)} adversarial examples of attack {attack!r} no longer fool the "
+            f"model in a batch of another size (ids {named}): its answers depend on chance or on the other images"
+        )
+    return marginal | lost
+
+
+def gap(logits: Tensor) -> Tensor:
+    """The highest logit minus the second highest: (N, K) -> (N,)."""
+    top = logits.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]

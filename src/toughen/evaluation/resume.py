@@ -1,0 +1,335 @@
+"""The units of an evaluation that are done, in its folder: what makes it resumable.
+
+    with Ledger.open(folder, identity, keep="uint8") as ledger:
+        found = ledger.get("001-00000")                 # outcomes and what they took, or None
+        ledger.put("001-00000", unit, {"seconds": 2.0, "notes": []})
+    adversarial_examples(folder)["pgd-20"].images
+
+A folder belongs to one evaluation: the model's weights, the images and labels, the threat model, the attacks with all
+their settings, the seed and the size of a unit. Another one is refused by name of what differs, never mixed in.
+
+    units/identity.json             whose units these are
+    units/001-00000.parquet         outcomes of a finished unit
+    units/001-00000.json            what it took and a seal over its files, written last: the unit is done
+    adversarial/001-00000.safetensors   its adversarial examples, where they are kept: the only files that stay
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from toughen import __version__
+from toughen.attacks import AttackSpec
+from toughen.attacks.contract import Attack
+from toughen.evaluation.plan import SideAttack
+from toughen.evaluation.result import RESULT
+from toughen.evaluation.work_unit import UnitResult, to_uint8
+from toughen.outcomes import CLEAN, Outcomes
+from toughen.parallel import ranks
+from toughen.settings import known
+from toughen.storage import files as store
+from toughen.threat import Threat
+
+Identity = dict[str, Any]
+Keep = Literal["float32", "uint8"]
+
+UNITS = "units"
+IDENTITY = "identity.json"
+ADVERSARIAL = "adversarial"
+
+_CALLED = {
+    "model": "another model (or other weights of it)",
+    "data": "other images, labels or ids",
+    "threat": "another threat model",
+    "settings": "other attacks, corruptions or settings",
+    "code": "an attack whose code or radii have changed",
+    "seed": "another seed",
+    "order": "another order of the attacks (cascade or independent)",
+    "chunk_size": "another chunk_size",
+    "keep": "another choice of what to keep",
+    "audit": "another choice of whether to audit",
+    "version": "another version of toughen",
+}
+
+
+def identity_of(**parts: Any) -> Identity:
+    """What an evaluation is of, as it will be read back from JSON: the parts, and the version of toughen."""
+    return store.decode(store.encode({"version": __version__, **parts}), Path("identity"))
+
+
+def hash_model(model: nn.Module) -> str:
+    """SHA-256 over parameters, buffers and, of each module, its type and its plain attributes (numbers and texts).
+
+    What else a module keeps in Python is not seen.
+    """
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        plain = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, bool | int | float | str) and not key.startswith("_") and key != "training"
+        }
+        digest.update(f"{name}:{type(module).__qualname__}:{module.extra_repr()}:{plain};".encode())
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        digest.update(name.encode())
+        digest.update(hash_tensor(tensor).encode())
+    return digest.hexdigest()
+
+
+def hash_tensor(*tensors: Tensor) -> str:
+    """SHA-256 over types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def hash_code(attack: AttackSpec | Attack | SideAttack) -> str:
+    """What tells two attacks of one name and settings apart: a function's source, an aside's radii; or nothing.
+
+    What a function calls is not looked at; a spec's attack is told by the version of toughen.
+    """
+    if isinstance(attack, SideAttack):
+        return f"{threat_in_full(attack.threat)} {hash_code(attack.attack)}"
+    while isinstance(attack, functools.partial):
+        attack = attack.func
+    if isinstance(attack, AttackSpec):
+        return ""
+    function = inspect.unwrap(attack)
+    try:
+        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        # Typed in at a prompt, or not written in Python.
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def threat_in_full(threat: Threat) -> str:
+    """The threat model as text that differs where it does."""
+    return f"{threat} {hash_tensor(threat.eps)}" if isinstance(threat.eps, Tensor) else str(threat)
+
+
+def check_folder(folder: Path, *, shared: bool = False) -> None:
+    """Refuse a folder that holds anything but an evaluation, before anything is computed or written.
+
+    Args:
+        folder: of the evaluation; it need not exist.
+        shared: every rank of the process group calls this; what the first one sees holds for all.
+
+    Raises:
+        ValueError: EV271, with the name of a file that is not an evaluation's.
+    """
+    refusal: Exception | None = None
+    if not shared or ranks.is_main():
+        try:
+            _refuse_foreign(folder)
+        except (ValueError, OSError) as error:
+            refusal = error
+    refusal = ranks.from_main(refusal) if shared else refusal
+    if refusal is not None:
+        raise refusal
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (result := folder / RESULT).is_file():
+        stored = store.read_json(result)
+        if not isinstance(stored, dict) or "identity" not in stored:
+            raise ValueError(f"EV271 {result} is of something else than an evaluation; give a new or empty folder")
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f"EV271 {folder} is a file; give a new or empty folder")
+    elif folder.is_dir() and not (folder / UNITS / IDENTITY).is_file():
+        # Locks and what a kill left of a file begin with a dot; one that fell early leaves an empty folder of units.
+        others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if alien := [path for path in others if path.name != UNITS or not path.is_dir() or _holds_files(path)]:
+            raise ValueError(
+                f"EV271 {folder} holds other files ({min(alien).name}) and no evaluation; give a new or empty folder"
+            )
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def refuse_other(folder: Path, found: Identity, given: Identity) -> None:
+    """Refuse a folder that belongs to another evaluation.
+
+    Raises:
+        ValueError: EV271, with what differs and its first figures.
+    """
+    for name, value in given.items():
+        was = found.get(name)
+        if was != value:
+            figures = f" ({was[:8]}..., given {value[:8]}...)" if name in ("model", "data") and was else ""
+            if name in ("threat", "seed", "chunk_size", "dtype", "version", "order"):
+                figures = f" ({was}, given {value})"
+            raise ValueError(
+                f"EV271 {folder} holds an evaluation of {_CALLED[name]}{figures}; give another folder, or delete it"
+            )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Finished units.
+
+    Args:
+        folder: of the evaluation; None keeps nothing.
+        keep: in which form adversarial examples are kept, if they are.
+    """
+
+    folder: Path | None
+    keep: Keep | None = None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, folder: Path | None, identity: Identity, *, keep: Keep | None, shared: bool = False
+    ) -> "Iterator[Ledger]":
+        """The ledger of a folder, locked for writing.
+
+        Args:
+            folder: see the class.
+            identity: of the evaluation.
+            keep: see the class.
+            shared: every rank of the process group opens it; the first locks it, and one refusal is everybody's.
+
+        Raises:
+            ValueError: EV271, the folder belongs to another evaluation; or `keep` is none of its choices.
+            Locked: another process writes it.
+        """
+        if keep is not None:
+            known(keep, get_args(Keep), "form of adversarial examples")
+        if folder is None:
+            yield cls(None)
+            return
+        with ExitStack() as stack:
+            refusal: Exception | None = None
+            if not shared or ranks.is_main():
+                try:
+                    stack.enter_context(store.lock(folder))
+                    _prepare(folder, identity)
+                except (ValueError, OSError, store.Locked) as error:
+                    refusal = error
+            # Nobody writes before the first rank has made room, and nobody waits for one that was refused.
+            refusal = ranks.from_main(refusal) if shared else refusal
+            if refusal is not None:
+                raise refusal
+            yield cls(folder, keep)
+
+    def get(self, key: str) -> tuple[Outcomes, dict[str, Any]] | None:
+        """A finished unit and what it took; None where it is not done, or a file of it is not what was written."""
+        if self.folder is None:
+            return None
+        path = self.folder / UNITS / f"{key}.parquet"
+        # A file that rotted is worth its unit's work, no more.
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            stored = store.read_json(path.with_suffix(".json"))
+            if stored["seal"] == _seal(self.folder, stored["took"], stored["files"]):
+                return Outcomes.read(path), stored["took"]
+        return None
+
+    def put(self, key: str, unit: UnitResult, took: dict[str, Any]) -> None:
+        """Keep a unit."""
+        if self.folder is None:
+            return
+        path = self.folder / UNITS / f"{key}.parquet"
+        store.replace_by(path, unit.outcomes.write)
+        files = [f"{UNITS}/{path.name}"]
+        # What is wrong without an attack is no adversarial example.
+        if self.keep is not None and unit.outcomes.attack[0] != CLEAN and (~unit.outcomes.survived).any():
+            files.append(f"{ADVERSARIAL}/{key}.safetensors")
+            _write_images(self.folder / files[-1], unit, self.keep)
+        store.write_json(
+            path.with_suffix(".json"), {"took": took, "files": files, "seal": _seal(self.folder, took, files)}
+        )
+
+    def finish(self) -> None:
+        """The result is written: the units are no longer needed."""
+        if self.folder is not None:
+            store.delete(self.folder / UNITS)
+
+
+def _prepare(folder: Path, identity: Identity) -> None:
+    """Claim a folder for an evaluation, or find it claimed for the same one, and sweep what a kill left."""
+    units = folder / UNITS
+    units.mkdir(exist_ok=True)
+    for stray in [path for place in (folder, units, folder / ADVERSARIAL) for path in place.glob(".tmp-*")]:
+        store.delete(stray)
+    if (units / IDENTITY).exists():
+        refuse_other(folder, store.read_json(units / IDENTITY), identity)
+    else:
+        store.write_json(units / IDENTITY, identity)
+
+
+def _seal(folder: Path, took: dict[str, Any], files: Sequence[str]) -> str:
+    """SHA-256 over what a unit took and the bytes of its files."""
+    digest = hashlib.sha256(store.encode(took))
+    for name in files:
+        with open(folder / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _write_images(path: Path, unit: UnitResult, keep: Keep) -> None:
+    path.parent.mkdir(exist_ok=True)
+    broken = torch.from_numpy(~unit.outcomes.survived)
+    images = unit.images[broken.to(unit.images.device)].cpu()
+    tensors = {
+        "index": torch.from_numpy(unit.outcomes.index.copy())[broken],
+        "images": to_uint8(images) if keep == "uint8" else images.float(),
+    }
+    if unit.fools_as_uint8 is not None:
+        tensors["fools"] = unit.fools_as_uint8[broken]
+    label = json.dumps({"attack": unit.outcomes.attack[0].item()})
+    # Not by `save_file`, which writes under a temporary name of its own: a kill would leave that for ever.
+    data = save(tensors, metadata={"toughen": label})
+    store.replace_by(path, lambda temporary: temporary.write_bytes(data))
+
+
+@dataclass(frozen=True, eq=False)
+class Adversarial:
+    """The examples that one attack broke.
+
+    Args:
+        index: example ids (M,).
+        images: (M, C, H, W), float32 in [0, 1] or uint8.
+        fools: whether the uint8 image, divided by 255, lies in the ball and is misclassified, (M,); None for floats,
+            which all are.
+    """
+
+    index: Tensor
+    images: Tensor
+    fools: Tensor | None
+
+
+def adversarial_examples(folder: Path) -> dict[str, Adversarial]:
+    """What `evaluate(..., folder=folder, keep=...)` kept there, by the attack's label, in the order of the attacks.
+
+    Raises:
+        Damaged: a file is not what was written.
+    """
+    parts: dict[str, list[dict[str, Tensor]]] = {}
+    for path in sorted((folder / ADVERSARIAL).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                label = json.loads(file.metadata()["toughen"])["attack"]
+                names = list(file.keys())
+                parts.setdefault(label, []).append({name: file.get_tensor(name) for name in names})
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise store.Damaged(path, f"{path.name}: {error}") from error
+    joined = {
+        label: {name: torch.cat([part[name] for part in some]) for name in some[0]} for label, some in parts.items()
+    }
+    return {label: Adversarial(part["index"], part["images"], part.get("fools")) for label, part in joined.items()}

@@ -1,0 +1,178 @@
+"""What a page says of a run's analyses: sweeps, gradients, surfaces, pictures, and the radii of IAAT.
+
+for section in analyses(run, "run-1"):
+    ...
+"""
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from toughen.outcomes import interval
+from toughen.report.blocks import Block, Figure, Line, Section, Table, TableCell, radius_text
+from toughen.report.page import figures_analyses as draw
+from toughen.report.records import RunRecord
+
+
+def analyses(run: RunRecord, anchor: str) -> list[Section]:
+    """The sections, each with what there is or the line that says how to make it."""
+    sections = [
+        Section("Over radii and steps", [*_eps(run, anchor), *_steps(run, anchor)]),
+        Section("Gradients and loss surfaces", [*_gradients(run, anchor), *_surfaces(run, anchor)]),
+        Section("Images", list(_images(run, anchor))),
+    ]
+    radii = list(_radii(run, anchor))
+    return [*sections, Section("Radii of the training images", radii)] if radii else sections
+
+
+def _missing(run: RunRecord, what: str, name: str) -> Line:
+    return Line(f"No {what} yet.", "missing", f"toughen analyse {shlex.quote(run.name)} --only {name}")
+
+
+def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:
+    found = run.analyses.get("eps-sweep")
+    if found is None:
+        yield _missing(run, "sweep over radii", "eps-sweep")
+        return
+    radii = found["radii"].tolist()
+    names = [radius_text(radius) for radius in radii]
+    clean = float(found["clean_correct"].mean())
+    suite = str(found.get("suite", ""))
+    title = f"Robust accuracy over the radius ({found.get('norm', '')}, {suite})"
+    what = f"radius, {found.get('norm', '')}"
+    yield draw.sweep(f"{anchor}-eps-sweep", title, what, radii, names, found["survived"], clean)
+    yield _sweep_table(f"{anchor}-eps-table", "Robust accuracy over the radius", "radius", radii, names, found)
+    hits = found["survived"].sum(1)
+    marginal = np.asarray(found.get("marginal", np.zeros_like(found["survived"])), dtype=bool)
+    for at in range(len(radii) - 1):
+        below, above = found["survived"][at], found["survived"][at + 1]
+        doubtful = int((above & ~below & (marginal[at] | marginal[at + 1])).sum())
+        rise = int(hits[at + 1] - hits[at])
+        if rise > doubtful:
+            yield Line(
+                f"Robust accuracy rises by {rise} of {len(below)} images from radius {names[at]} to {names[at + 1]}, "
+                "which no sound attack shows: use more steps or a stronger suite, and look for masked gradients.",
+                "bad",
+            )
+
+
+def _steps(run: RunRecord, anchor: str) -> Iterator[Block]:
+    found = run.analyses.get("step-sweep")
+    if found is None:
+        yield _missing(run, "sweep over attack steps", "step-sweep")
+        return
+    steps = found["steps"].tolist()
+    names = [str(step) for step in steps]
+    clean = float(found["clean_correct"].mean())
+    title = f"Robust accuracy over the steps of PGD ({found.get('threat', '')})"
+    yield draw.sweep(f"{anchor}-step-sweep", title, "steps", steps, names, found["survived"], clean)
+    yield _sweep_table(f"{anchor}-step-table", "Robust accuracy over the steps of PGD", "steps", steps, names, found)
+
+
+def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: list[str], found: Any) -> Table:
+    n = found["survived"].shape[1]
+    table = Table(key, f"{caption}, {n} images", (what, "robust"))
+    for place, name, row in zip(places, names, found["survived"], strict=True):
+        k = int(row.sum())
+        table.add(TableCell.number(place, name), TableCell.share(k / n, interval(k, n)))
+    return table
+
+
+def _gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
+    found = run.analyses.get("gradients")
+    if found is None:
+        yield _missing(run, "gradient magnitudes", "gradients")
+        return
+    yield draw.gradients(f"{anchor}-gradients", found["index"], found["norm"])
+    table = Table(
+        f"{anchor}-gradient-table", f"Gradient magnitudes of {len(found['norm'])} images", ("of", "mean", "max")
+    )
+    for pixel_range in (1, 255):
+        for squared in (False, True):
+            values = (found["norm"] / pixel_range) ** (2 if squared else 1)
+            name = f"{'squared L2 norm' if squared else 'L2 norm'}, pixels in [0, {pixel_range}]"
+            table.add(TableCell(name), TableCell.number(float(values.mean())), TableCell.number(float(values.max())))
+    yield table
+
+
+def _surfaces(run: RunRecord, anchor: str) -> Iterator[Block]:
+    found = {name: one for name, one in run.analyses.items() if name.startswith("surface")}
+    if not found:
+        yield _missing(run, "loss surface", "surface")
+    for name, one in found.items():
+        for at in range(min(2, len(one["index"]))):
+            key = f"{anchor}-{_plain(name)}" + (f"-{at}" if at else "")
+            number = int(one["index"][at])
+            yield draw.surface(key, one["offsets"], one["loss"][at], str(one.get("directions", "")), number)
+
+
+def _images(run: RunRecord, anchor: str) -> Iterator[Block]:
+    pictures = run.analyses.get("pictures")
+    if pictures is None:
+        yield _missing(run, "pictures of adversarial examples", "pictures")
+    else:
+        yield _grid(run, f"{anchor}-pictures", pictures)
+        yield Line(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
+    turned = run.analyses.get("turns-into")
+    if turned is None:
+        yield _missing(run, "pictures of what large perturbations turn images into", "turns-into")
+        return
+    image = np.rint(np.clip(turned["clean"], 0, 1) * 255).astype(np.uint8)
+    arrays = {
+        **{name: turned[name] for name in ("index", "label", "clean_prediction")},
+        "radius": np.zeros(len(image)),
+        "image": image,
+        "adversarial": turned["images_uint8"][None],
+        "prediction": turned["prediction_uint8"][None],
+    }
+    ball = f"linf:{radius_text(float(turned.get('eps', 0)))}, {turned.get('steps')} steps of BIM"
+    title = f"What images turn into within {ball}"
+    yield draw.grid(f"{anchor}-turns-into", title, _names(run, arrays), arrays, [ball], differences=False)
+
+
+def _radii(run: RunRecord, anchor: str) -> Iterator[Block]:
+    logged = [record for record in run.metrics if "radius_mean" in record]
+    if not logged:
+        return
+    drawn = [record for record in logged if "radius_histogram" in record]
+    edges = drawn[-1]["radius_histogram"]["edges"] if drawn else []
+    same = [record for record in drawn if record["radius_histogram"]["edges"] == edges]
+    if same:
+        counts = np.array([record["radius_histogram"]["counts"] for record in same])
+        yield draw.radius_histogram(f"{anchor}-radii", [record["step"] for record in same], edges, counts)
+    # The examples followed are those with the lowest numbers seen so far; the last line names the final three.
+    names = list(logged[-1].get("radius_of", {}))[:3]
+    histories = {
+        name: [(record["step"], record["radius_of"][name]) for record in logged if name in record.get("radius_of", {})]
+        for name in names
+    }
+    means = [(record["step"], record["radius_mean"]) for record in logged]
+    yield draw.radius_growth(f"{anchor}-growth", means, histories)
+    for name in ("radii-smallest", "radii-largest"):
+        found = run.analyses.get(name)
+        if found is None:
+            yield _missing(run, f"pictures of the images with the {name.removeprefix('radii-')} radii", name)
+        else:
+            yield _grid(run, f"{anchor}-{name}", found, radii=True)
+
+
+def _grid(run: RunRecord, key: str, found: dict[str, Any], *, radii: bool = False) -> Figure:
+    variants = [str(name) for name in found.get("variants", [])]
+    variants += [f"variant {number}" for number in range(len(variants), len(found["prediction"]))]
+    title = str(found.get("title") or "Images, attacked and the difference")
+    names = _names(run, found)
+    return draw.grid(key, title, names, found, variants[: len(found["prediction"])], radii=radii)
+
+
+def _names(run: RunRecord, found: dict[str, Any]) -> dict[int, str]:
+    """Class names by number, from the file or else the run."""
+    own = [str(name) for name in found.get("classes", [])]
+    numbers = {int(n) for key in ("label", "clean_prediction", "prediction") for n in np.unique(found[key])}
+    return {number: own[number] if 0 <= number < len(own) else run.class_name(number) for number in numbers}
+
+
+def _plain(name: str) -> str:
+    """A file's name as part of an id: letters, digits and hyphens."""
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)

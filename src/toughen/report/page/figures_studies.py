@@ -1,0 +1,85 @@
+"""Drawings of several runs or of a study's rows: clean against robust accuracy, and robustness against cost.
+
+trade_off("study-1-trade-off", [Point("Free m = 8", clean=0.86, robust=0.46, low=0.44, high=0.48)])
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from toughen.report.blocks import Figure, csv_text, label, percent
+from toughen.report.page.svg import INK, cleaned, drawing, legend, plain_ticks, series
+
+
+class Point(NamedTuple):
+    """A run or a row: fractions, the interval of the robust accuracy, what it cost and the published pair."""
+
+    name: str
+    clean: float
+    robust: float
+    low: float | None = None
+    high: float | None = None
+    cost: float | None = None
+    unreliable: bool = False
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Those that no other beats in one of the two accuracies without losing in the other, by clean accuracy."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.clean, -point.robust, point.name)):
+        if not point.unreliable and (not found or point.robust > max(other.robust for other in found)):
+            found.append(point)
+    return found[::-1]
+
+
+def trade_off(key: str, points: Sequence[Point]) -> Figure:
+    """Clean against robust accuracy with 95 % intervals, and the Pareto front of what can be believed."""
+    title = "Clean against robust accuracy"
+    front = pareto(points)
+    with drawing((5.2, 3.2)) as (figure, axes):
+        _marks(axes, [(100 * point.clean, point) for point in points])
+        axes.plot(
+            [100 * p.clean for p in front], [100 * p.robust for p in front], color=INK, linewidth=1, linestyle="--"
+        )
+        axes.set_xlabel("clean accuracy, % (dashed: Pareto front)")
+        axes.set_ylabel("robust accuracy, %")
+        alt = "On the Pareto front: " + "; ".join(
+            f"{point.name} with {percent(point.clean)} clean and {percent(point.robust)} robust" for point in front
+        )
+        svg = cleaned(figure, key=key, title=title, alt=f"{alt}.")
+    return Figure(key, title, f"{alt}.", _csv(points), svg=svg)
+
+
+def against_cost(key: str, points: Sequence[Point], unit: str) -> Figure:
+    """Robust accuracy with 95 % intervals against what training cost, on a logarithmic scale."""
+    title = "Robustness against cost"
+    with drawing((5.2, 3.0)) as (figure, axes):
+        known = [(point.cost, point) for point in points if point.cost]
+        _marks(axes, known)
+        axes.set_xscale("log")
+        plain_ticks(axes)
+        axes.set_xlabel(f"cost of training, {unit}")
+        axes.set_ylabel("robust accuracy, %")
+        best = max((point for _, point in known), key=lambda point: point.robust)
+        alt = f"The most robust, {best.name} with {percent(best.robust)}, cost {best.cost:,.0f} {unit}."
+        svg = cleaned(figure, key=key, title=title, alt=alt)
+    return Figure(key, title, alt, _csv(points), svg=svg)
+
+
+def _marks(axes, points: Sequence[tuple[float, Point]]) -> None:
+    few = len(points) <= 12
+    for number, (x, point) in enumerate(points):
+        style = {**series(number if few else 0), "linestyle": "none"}
+        y = 100 * point.robust
+        if point.low is not None and point.high is not None:
+            reach = [[max(0.0, y - 100 * point.low)], [max(0.0, 100 * point.high - y)]]
+            axes.errorbar(x, y, yerr=reach, color=style["color"], linewidth=0.9, capsize=2)
+        faces = {"markerfacecolor": "none"} if point.unreliable else {}
+        text = label(point.name) + (" (unreliable)" if point.unreliable else "")
+        axes.plot([x], [y], label=text if few else None, **{"markersize": 6, **style, **faces})
+    if few:
+        legend(axes)
+
+
+def _csv(points: Sequence[Point]) -> str:
+    names = ("name", "clean", "robust", "low", "high", "cost", "unreliable")
+    return csv_text(names, (["" if value is None else value for value in point] for point in points))

@@ -1,0 +1,117 @@
+"""Making a study's folder: the plan, resolved, as JSON that reports read without torch.
+
+folder = begin(load("free-table-1"), "small", Path("runs/studies/free-table-1-small"))
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from toughen import recipes
+from toughen.models.cost import Passes
+from toughen.recipes import Recipe
+from toughen.storage import files
+from toughen.studies.folder import STUDY, StudyFolder
+from toughen.studies.grid import Measure, Plan, PlannedRow, expand
+from toughen.studies.schema import Study
+from toughen.studies.text import StudyError
+
+
+def begin(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, name: str = "") -> StudyFolder:
+    """The study's folder, made or found as it was left.
+
+    Args:
+        study: what to do.
+        scale: toy, small or paper.
+        out: the folder; new, empty, or of the same study at the same scale with the same changes.
+        changes: `key=value` for every recipe.
+        name: of the study, for titles.
+
+    Raises:
+        StudyError: the folder holds something else, or there is no row without a fault.
+    """
+    plan = expand(study, scale, changes)
+    if not plan.trainings:
+        raise StudyError("\n".join(f"rows.{row.name}: {row.error}" for row in plan.rows.values()))
+    asked = resolved(plan, name)
+    if (out / STUDY).is_file():
+        found = files.read_json(out / STUDY)
+        if found != asked:
+            different = next(key for key in asked if found.get(key) != asked[key])
+            raise StudyError(
+                f"{out} holds another study, or this one otherwise ({different} differs); give another --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out} exists and holds no study; give another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_json(out / STUDY, asked)
+    return StudyFolder(out)
+
+
+def resolved(plan: Plan, name: str) -> dict[str, Any]:
+    """The plan in JSON's types."""
+    size = plan.study.size(plan.scale)
+    notes = [plan.study.note, size.note]
+    notes += [f"{key}: {column.note}" for key, column in plan.study.columns.items() if column.note]
+    notes += [
+        f"{key}: {stand_in.suite or stand_in.what} stands in for {column.suite or column.what}"
+        for key, column in plan.study.columns.items()
+        if (stand_in := size.column(key, column)) != column
+    ]
+    return {
+        "name": name,
+        "title": plan.study.title,
+        "scale": plan.scale,
+        "changes": list(plan.changes),
+        "notes": [note for note in notes if note],
+        "columns": {
+            key: size.column(key, column).model_dump(mode="json") for key, column in plan.study.columns.items()
+        },
+        "rows": {key: _row(row) for key, row in plan.rows.items()},
+        "trainings": {key: _training(recipe) for key, recipe in plan.trainings.items()},
+    }
+
+
+def _row(row: PlannedRow) -> dict[str, Any]:
+    return {
+        "label": row.label,
+        "error": row.error,
+        "trainings": list(row.trainings),
+        "pick": row.pick,
+        "weights": row.weights,
+        "sources": sorted({m.column.source for m in row.measures.values() if m.column.source}),
+        "notes": list(row.notes),
+        "measures": {key: _figure(measure) for key, measure in row.measures.items()},
+    }
+
+
+def _figure(measure: Measure) -> dict[str, Any]:
+    return {
+        "column": measure.column.model_dump(mode="json"),
+        "limit": measure.limit,
+        "folder": measure.folder,
+        "published": [
+            {
+                "id": cell.id,
+                "value": cell.value,
+                "unit": cell.unit,
+                "std": cell.std,
+                "raw": cell.raw,
+                "note": cell.record.get("note"),
+            }
+            for cell in measure.cells
+        ],
+    }
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    method = recipe.method.resolved(recipe.threat)
+    passes: Passes = method.passes(calls=2 if recipe.weight_perturbation else 1)
+    return {
+        "recipe": recipes.dump(recipe),
+        "steps": recipe.total_steps,
+        "natural_steps": recipe.natural_steps,
+        "forwards": passes.forwards * recipe.batches,
+        "backwards": passes.backwards * recipe.batches,
+    }

@@ -1,0 +1,193 @@
+"""What a report page draws of a run, or of a model of one's own: sweeps, gradients, surfaces and pictures, as files.
+
+    found = analyse("runs/free", limit=200)                         # into runs/free/analysis
+    EpsSweep.read(found.folder / "eps-sweep.json").accuracies
+
+Each analysis is a file that appears whole, so the same call goes on where it was killed. A folder belongs to one model,
+one set of images, one ball and one seed, which `identity.json` names; another one is refused.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from toughen.data.base import fingerprint
+from toughen.evaluation import EpsSweep
+from toughen.evaluation.resume import Identity, hash_model, hash_tensor, identity_of
+from toughen.evaluation.work_unit import memory_explained
+from toughen.models.prepared import Progress
+from toughen.modes import plain
+from toughen.recipes.schema import check_radius
+from toughen.settings import known
+from toughen.storage import files
+from toughen.threat import parse
+from toughen.workflows.analysis_kinds import FILES, SURFACES, Told, Work, radii_of
+from toughen.workflows.model_sources import is_run, limited, open_subject
+
+IDENTITY = "identity.json"
+
+LIMIT = 200
+"""Test images of the sweeps and the gradients, where nobody says how many."""
+
+_CALLED = {
+    "model": "another model (or other weights of it)",
+    "data": "other test images",
+    "images": "another number of images",
+    "threat": "another ball",
+    "seed": "another seed",
+    "radii": "other radii of the training images",
+    "version": "another version of toughen",
+}
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What `analyse` did.
+
+    Attributes:
+        folder: where the files lie.
+        made: names of those that were computed now.
+        kept: names of those that were there.
+        warning: of the sweep over the radius, where its attack is too weak.
+    """
+
+    folder: Path
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    warning: str | None
+
+
+def analyse(
+    what: Path | str,
+    *,
+    limit: int | None = None,
+    only: Collection[str] = (),
+    data: str | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    checkpoint: str = "best",
+    weights: str | None = None,
+    threat: str | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Analysed:
+    """Compute what a page draws, into a folder from which the same call goes on.
+
+    Sweeps and gradients are of the first test images (see `limited`). Surfaces and pictures are of the last ones, which
+    nobody has picked; of as many spread over all of them where these lie by class. For a run of the method
+    instance_adaptive there are pictures of the training images with the smallest and the largest radii too.
+
+    Args:
+        what: see `open_subject`.
+        limit: test images of the sweeps and the gradients; 200 by default, or all where there are fewer.
+        only: some of the analyses, by the name of their files without the ending; "surface" and "radii" are several.
+        data: see `open_subject`.
+        size: see `open_subject`.
+        mean: see `open_subject`.
+        std: see `open_subject`.
+        checkpoint: see `open_run`.
+        weights: see `open_run`.
+        threat: another ball than the run's, as text.
+        batch_size: images at a time.
+        seed: of the random draws.
+        out: the folder; by default `analysis` in a run's folder, and `analysis/NAME` for a model of one's own.
+        progress: called with (name of the file, images done, images in all).
+        note: is told how the model was opened, where that is worth knowing.
+
+    Raises:
+        ValueError: as for `open_subject` and the analyses; for a name that is none; for radii of a run that has none;
+            for a folder of other analyses, or with other files (EV271).
+        Locked: another process writes the folder.
+    """
+    names = _chosen(only)
+    subject = open_subject(str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights)
+    if subject.said:
+        note(subject.said)
+    ball = check_radius(parse(threat)) if threat is not None else subject.threat
+    if ball is None:
+        raise ValueError(f"{what} does not say within which ball; give --threat, like --threat linf:8/255")
+    test, index, _ = limited(subject.test, min(LIMIT, len(subject.test)) if limit is None else limit)
+    run = Path(what) if is_run(str(what)) else None
+    radii = None if run is None else radii_of(run)
+    if radii is None:
+        if only and any(name.startswith("radii") for name in names):
+            raise ValueError(f"{what} keeps no radii of training images; leave radii out of --only")
+        names = [name for name in names if not name.startswith("radii")]
+    # One surface an image, and of a very small test set not so many.
+    lost = [f"surface-{number}.npz" for number in range(len(subject.test), SURFACES)]
+    names = [name for name in names if name not in lost]
+    folder = out or (run / "analysis" if run else Path("analysis") / subject.folder.name)
+    identity = identity_of(
+        model=hash_model(plain(subject.model)),
+        data=fingerprint({"test": subject.test}),
+        images=len(test),
+        threat=str(ball),
+        seed=seed,
+        radii=radii and hash_tensor(radii.radius),
+    )
+    _refuse_foreign(folder)
+    work = Work(subject, ball, test, index, seed, batch_size, radii)
+    with files.lock(folder), memory_explained():
+        _claim(folder, identity)
+        kept = [name for name in names if _is_whole(folder / name)]
+        for name in (name for name in names if name not in kept):
+            told = Told(name, progress or (lambda *now: None))
+            FILES[name][1](work, told).write(folder / name)
+            told.end()
+    sweep = folder / "eps-sweep.json"
+    warning = EpsSweep.read(sweep).warning if sweep.name in names else None
+    return Analysed(folder, tuple(name for name in names if name not in kept), tuple(kept), warning)
+
+
+def _chosen(only: Collection[str]) -> list[str]:
+    """The files that names stand for, in their order."""
+    stems = [Path(file).stem for file in FILES]
+    for name in only:
+        known(name, [*stems, "surface", "radii"], "analysis")
+    return [
+        file
+        for file, stem in zip(FILES, stems, strict=True)
+        if not only or any(stem == name or stem.startswith(f"{name}-") for name in only)
+    ]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds anything but analyses, before anything is computed or written."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"EV271 {folder} is a file; give a new or empty folder")
+    if not folder.is_dir() or (folder / IDENTITY).is_file():
+        return
+    # Locks and what a kill left of a file begin with a dot.
+    if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+        raise ValueError(f"EV271 {folder} holds other files ({min(others)}); give a new or empty folder")
+
+
+def _claim(folder: Path, identity: Identity) -> None:
+    """Claim a folder for these analyses, or find it claimed for them, and sweep what a kill left."""
+    for stray in folder.glob(".tmp-*"):
+        files.delete(stray)
+    if not (folder / IDENTITY).is_file():
+        files.write_json(folder / IDENTITY, identity)
+        return
+    found = files.read_json(folder / IDENTITY)
+    for name, value in identity.items():
+        was = found.get(name) if isinstance(found, dict) else None
+        if was != value:
+            figures = f" ({was}, given {value})" if name in ("images", "threat", "seed", "version") else ""
+            raise ValueError(
+                f"EV271 {folder} holds analyses of {_CALLED[name]}{figures}; give another folder with --out, or "
+                "delete it"
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and holds what it should; one that rotted is worth its work, no more."""
+    # zipfile, zlib and numpy's reader of headers each have errors of their own for a damaged archive.
+    with suppress(Exception):
+        return FILES[path.name][0].read(path) is not None
+    return False

@@ -1,0 +1,178 @@
+"""`toughen label`: opens the run, the pool and the test split, and builds the extra set.
+
+Example:
+    manifest = label_sources("pool", "runs/scorer", against="cifar10", counts=(200_000, 500_000), out=Path("extra"))
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toughen.data import ImageData, ResizeCrop, find, load
+from toughen.data.base import Examples
+from toughen.data.decode import as_stored, viewed
+from toughen.data.pseudo_labelling.build import THRESHOLD, Progress, label
+from toughen.models import exported
+from toughen.training.setup import chosen_device
+from toughen.workflows.model_sources import check_there, is_exported, is_run, open_model
+from toughen.workflows.run_folder import open_run
+
+
+def label_sources(
+    pool: str,
+    scorer: str,
+    *,
+    against: str,
+    counts: Sequence[int],
+    out: Path,
+    threshold: float = THRESHOLD,
+    labeller: str | None = None,
+    soft: bool = False,
+    foreign: bool = False,
+    batch_size: int = 256,
+    size: int | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Build an extra training set from named things.
+
+    Args:
+        pool: a source of images, see `data.find`; its training part is the pool. It needs no labels, and those that
+            it has are not looked at.
+        scorer: a classifier, see `open_classifier`. A run or an exported model says what view of the images it was
+            trained on, and then that is what is scored, compared and written.
+        against: the source whose test split no chosen image may be a copy of; its classes are those of the set.
+        counts: sizes of the sets, see `label`.
+        out: the folder of the set.
+        threshold: L2 distance up to which an image is a copy, pixels in [0, 1].
+        labeller: a second classifier that labels the chosen images, like `scorer`.
+        soft: whether probabilities are written beside the class indices.
+        foreign: whether the scorer's last logit is for images that show none of the classes.
+        batch_size: images in a pass.
+        size: side to which all images are brought (see `ResizeCrop`); None: what the scorer was trained on, or images
+            as they are.
+        progress: see `label`.
+        note: is told how the classifiers were opened, where that is worth knowing.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: a source or classifier that is not there, a classifier of other classes than those of `against`, or
+            as for `label`.
+    """
+    with _size_named(), torch.random.fork_rng():
+        scored = open_classifier(scorer, lambda view: load(against, view), size=size, foreign=foreign)
+        second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None
+        for opened in (scored, second):
+            if opened is not None and opened.said:
+                note(opened.said)
+        return label(
+            open_pool(pool, scored.view),
+            scored.model,
+            test_images=scored.target.test.images,
+            classes=scored.target.classes,
+            counts=counts,
+            out=out,
+            threshold=threshold,
+            labels="probabilities" if soft else "hard",
+            labeller=second and second.model,
+            foreign=foreign,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _size_named() -> Iterator[None]:
+    """Here there is no recipe whose data.size could be given."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.size, like data.size=224", "--size, like --size 224")) from None
+
+
+def open_pool(source: str, view: ResizeCrop | None) -> Examples:
+    """The training part of a source, whose images are decoded when they are asked for unless they are in memory.
+
+    Raises:
+        ValueError: as for `data.find`, or the source has no training images.
+    """
+    found = find(source, unlabelled=True)
+    if isinstance(found, ImageData):
+        return (viewed(found, view) if view else found).train
+    if "train" not in found.parts:
+        raise ValueError(f"{found.name} holds no training images to choose from; give a folder of images or shards.")
+    return as_stored(found, "train", view)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedLabeller:
+    """A classifier that scores or labels.
+
+    Attributes:
+        model: on its device.
+        view: of the images that it is given; None for images as they are.
+        target: the data whose classes it is to tell apart, in that view.
+        said: what was done to open it, for the user; often nothing.
+    """
+
+    model: nn.Module
+    view: ResizeCrop | None
+    target: ImageData
+    said: str = ""
+
+
+def open_classifier(
+    what: str, look: Callable[[ResizeCrop | None], ImageData], *, size: int | None = None, foreign: bool = False
+) -> OpenedLabeller:
+    """A classifier, on a GPU if there is one, with the data whose classes it is to tell apart.
+
+    Args:
+        what: a run folder, whose best weights are taken, or any other model, see `subjects.open_subject`.
+        look: what opens that data in a view.
+        size: side to which images are brought; None for what the model was trained on, as far as that is known.
+        foreign: whether it has one more class, of images that show none of the others.
+
+    Raises:
+        ValueError: as for `open_subject`; the model's classes have other names than the data's; or a size for a run
+            that says itself what it is.
+    """
+    path, view = Path(what), ResizeCrop(size) if size else None
+    if is_exported(path):
+        config = exported.read_config(path)
+        if view is None and config["view"]:
+            view = ResizeCrop(**config["view"])
+        target = look(view)
+        _check_names(what, config["classes"], target)
+        return OpenedLabeller(exported.load_model(path).to(chosen_device("auto")), view, target)
+    if is_run(what):
+        check_there(path)
+        run = open_run(path)
+        own = run.recipe.data.view
+        if view and own:
+            raise ValueError(f"{what} was trained on images of side {own.size}, and gets such; leave out --size")
+        target = look(view or own)
+        _check_names(what, run.data.classes, target)
+        return OpenedLabeller(run.model, view or own, target)
+    target = look(view)
+    for_classes = replace(target, classes=(*target.classes, "foreign")) if foreign else target
+    model, said = open_model(what, for_classes)
+    return OpenedLabeller(model.to(chosen_device("auto")), view, target, said)
+
+
+def _check_names(what: str, theirs: Sequence[str], target: ImageData) -> None:
+    """Refuse a classifier whose classes are called otherwise, where both sides have names and not just numbers."""
+    if any([*names] == [str(number) for number in range(len(names))] for names in (theirs, target.classes)):
+        return
+    for number, (its, ours) in enumerate(zip(theirs, target.classes, strict=False)):
+        if its != ours:
+            raise ValueError(
+                f"class {number} is {its!r} for {what} and {ours!r} in {target.name}; give a classifier of the classes "
+                f"of {target.name}, in their order, or other data"
+            )

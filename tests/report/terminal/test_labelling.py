@@ -1,0 +1,77 @@
+import io
+import subprocess
+import sys
+
+from rich.console import Console
+
+from toughen.report.terminal.labelling import counting, labelling_table
+
+QUANTILES = [0.9123, 0.95, 0.96, 0.97, 0.99]
+MANIFEST = {
+    "request": {"threshold": 2000 / 255, "labels": "probabilities", "foreign": True},
+    "pool": {"images": 200, "removed_within_threshold": 30, "exact_copies": 5, "foreign": 12, "candidates": 158},
+    "perceptual": {"bound": 0.9, "images": 7, "mirrored": 2, "removed": 5, "chosen": 1},
+    "sets": [
+        {
+            "count": 8,
+            "chosen": 7,
+            "missing": 1,
+            "classes": {
+                "cat": {"chosen": 4, "score_quantiles": QUANTILES},
+                "[dog]": {"chosen": 3, "missing": 1, "score_quantiles": None},
+            },
+        }
+    ],
+    "classes": {"cat": {"candidates": 155}, "[dog]": {"candidates": 3}},
+    "labelled_by": "labeller",
+    "labeller_agrees": 0.875,
+}
+
+
+def shown(what: object) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_says_what_was_done():
+    text = " ".join(shown(labelling_table(MANIFEST)).split())
+    for part in (
+        "│ cat │ 155 │ 4 │ 0.9123 │",
+        "│ [dog] │ 3 │ 3 (1 missing) │ - │",
+        "│ all │ 158 │ 7 │ │",
+        "30 images (15.0 %) are within 2000/255 of a test image and were left out, 5 of them exact copies",
+        "7 look like a test image (correlation of 0.9 or more), 2 of them mirrored; 1 of these were chosen",
+        "12 are foreign to the scorer",
+        "labels: probabilities by the labeller, which agrees with the scorer on 87.5 %",
+        "The set of 8 holds 7 images: too few candidates for [dog]",
+    ):
+        assert part in text
+
+
+def test_what_was_not_asked_is_not_said():
+    plain = {**MANIFEST, "request": {"threshold": 0.5, "labels": "hard", "foreign": False}, "labeller_agrees": None}
+    text = shown(labelling_table({**plain, "labelled_by": "scorer"}))
+    assert "labels: class indices by the scorer\n" in text
+    assert "foreign" not in text
+
+
+def test_progress_is_lines_in_a_log_and_a_bar_in_a_terminal():
+    console = Console(file=io.StringIO(), width=160)
+    with counting(console) as watch:
+        watch("scored", 5, 10)
+        watch("scored", 10, 10)
+        watch("written", 4, 4)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "scored 10 of 10 images\nwritten 4 of 4 images\n"
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with counting(console) as watch:
+        watch("scored", 5, 10)
+    assert isinstance(console.file, io.StringIO)
+    assert "5/10" in console.file.getvalue()
+
+
+def test_it_loads_no_torch():
+    code = "import sys, toughen.report.terminal.labelling; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
