@@ -1,12 +1,16 @@
-import re
+import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 import toughen
+from design_page import floors, orders
 from toughen.cli import app as cli
 from toughen.evaluation.resume import identity_of
 
@@ -51,35 +55,83 @@ def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch):
     assert shown.output == f"toughen {toughen.__version__}\n"
 
 
-FLOORS = [
-    {"naming", "noise", "threat", "losses", "modes", "models", "distributed", "outcomes", "store", "checkpoint",
-     "bounds", "schedule", "averaging", "sharding", "counting", "display", "batched", "fusion", "exported"},
-    {"attacks", "data"},
-    {"corruptions"},
-    {"methods", "evaluation"},
-    {"recipes", "report"},
-    {"training"},
-    {"demo", "catalogue", "export", "studies", "testing"},
-    {"command"},
-    {"cli_study"},
-    {"cli"},
-    {"__main__", "__init__"},
-]  # fmt: skip
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in (ROOT / "src" / "toughen").rglob("*.py"):
+        parts = path.relative_to(ROOT / "src").with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
 
 
-def test_a_room_imports_only_from_floors_below():
-    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    source = ROOT / "src" / "toughen"
-    for path in source.rglob("*.py"):
-        room = path.relative_to(source).parts[0].removesuffix(".py")
-        text = re.sub(r"if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text())
-        for match in re.finditer(r"^\s*(?:from|import) toughen\.(\w+)|^\s*from toughen import (.+)$", text, re.M):
-            names = [match[1]] if match[1] else re.findall(r"\w+", match[2])
-            for name in names:
-                if name not in floor_of or name == room:
+def imports_of(tree: ast.AST, names: Collection[str]) -> set[str]:
+    """The modules that a module imports, inside functions too; not what is for type checkers alone."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0
+            wanted = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in names else node.module for name in wanted}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        found |= imports_of(node, names)
+    return {name for name in found if name in names}
+
+
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Which modules of the package each of them imports."""
+    paths = modules()
+    return {name: imports_of(ast.parse(path.read_text(encoding="utf-8")), paths) for name, path in paths.items()}
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in: what stands below the package."""
+    return module.split(".")[1]
+
+
+def test_a_room_imports_only_from_floors_below() -> None:
+    storeys = list(floors().values())
+    ground = storeys[0]
+    floor_of = {room: number for number, rooms in enumerate(storeys) for room in rooms}
+    inner = {name: wanted for name, wanted in graph().items() if name not in ("toughen", "toughen.__main__")}
+    assert {room_of(name) for name in inner} == set(floor_of)
+    for name, wanted in inner.items():
+        room = room_of(name)
+        for other in sorted(wanted - {"toughen"}):
+            below = (
+                floor_of[room_of(other)] < floor_of[room] or room_of(other) == room or {room, room_of(other)} <= ground
+            )
+            assert below, f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    sorter = TopologicalSorter(graph())
+    # A circle is an error that names the modules on it.
+    assert set(sorter.static_order()) >= set(modules()) - {"toughen"}
+
+
+def test_the_order_within_a_package() -> None:
+    for package, groups in orders().items():
+        floor_of = {part: number for number, parts in enumerate(groups) for part in parts}
+        for name, wanted in graph().items():
+            for other in wanted:
+                if not (name.startswith(f"toughen.{package}.") and other.startswith(f"toughen.{package}.")):
                     continue
-                below = floor_of[name] < floor_of[room] or (floor_of[name] == floor_of[room] == 0)
-                assert below, f"{path.relative_to(ROOT)} imports {name}"
+                part, its = name.split(".")[2], other.split(".")[2]
+                if part in floor_of and its in floor_of and part != its:
+                    assert floor_of[its] < floor_of[part], f"{name} imports {other}"
+
+
+def test_names_mean_one_thing() -> None:
+    classes: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(module)
+    assert not {name: where for name, where in classes.items() if len(where) > 1}
 
 
 def test_no_file_is_longer_than_400_lines():

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toughen.corruptions.base import Corruption
+from toughen.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from toughen.corruptions.colour import brightness, contrast, saturate
+from toughen.corruptions.constants import SETS
+from toughen.corruptions.digital import elastic_transform, jpeg_compression, pixelate
+from toughen.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from toughen.corruptions.spatter import spatter
+from toughen.corruptions.weather import fog, frost, snow
 from toughen.noise import derive
 from toughen.settings import known
-
-from .base import Corruption
-from .blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from .colour import brightness, contrast, saturate
-from .constants import SETS
-from .digital import elastic_transform, jpeg_compression, pixelate
-from .noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from .spatter import spatter
-from .weather import fog, frost, snow
 
 REGISTRY: dict[str, Corruption] = {
     "gaussian_noise": gaussian_noise,

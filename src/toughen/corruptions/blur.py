@@ -6,8 +6,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Generators, Images, to_levels
-from .filters import along_line, clipped_zoom, gaussian
+from toughen.corruptions.base import Generators, Images, to_levels
+from toughen.corruptions.filters import along_line, clipped_zoom, gaussian
 
 # Fourier coefficients at once: more of them leave the cache, and the transform takes twice as long.
 TRANSFORMED = 1 << 15

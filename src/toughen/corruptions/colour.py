@@ -7,7 +7,7 @@ levels falls on the same side.
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Generators, Images, to_levels
+from toughen.corruptions.base import Generators, Images, to_levels
 
 Plane = NDArray[np.float64]
 # Which of (value, middle, least) the red, green and blue of each sixth of the hue circle are.

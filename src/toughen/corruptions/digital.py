@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .base import Generators, Images, to_levels
-from .filters import gaussian, sample
+from toughen.corruptions.base import Generators, Images, to_levels
+from toughen.corruptions.filters import gaussian, sample
 
 
 def elastic_transform(images: Images, shares: tuple[float, float, float], rngs: Generators) -> Images:

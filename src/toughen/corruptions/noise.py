@@ -9,7 +9,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import ROUND_TRIP, Generators, Images
+from toughen.corruptions.base import ROUND_TRIP, Generators, Images
 
 
 def gaussian_noise(images: Images, deviation: float, rngs: Generators) -> Images:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Generators, Images, to_levels
-from .filters import gaussian
-from .weather import grey
+from toughen.corruptions.base import Generators, Images, to_levels
+from toughen.corruptions.filters import gaussian
+from toughen.corruptions.weather import grey
 
 WATER = np.array([175, 238, 238], np.float32) / np.float32(255)
 MUD = np.array([63, 42, 20], np.float32) / np.float32(255)

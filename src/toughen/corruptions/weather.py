@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .base import Generators, Images, to_levels
-from .filters import along_line, clipped_zoom
+from toughen.corruptions.base import Generators, Images, to_levels
+from toughen.corruptions.filters import along_line, clipped_zoom
 
 PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -212,23 +212,23 @@ def _weights_file(path: Path) -> Path:
     return file
 
 
-class _Strict(BaseModel):
+class _StrictDescription(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Architecture(_Strict):
+class _Architecture(_StrictDescription):
     name: str
     options: dict[str, Any]
 
 
-class _View(_Strict):
+class _ViewDescription(_StrictDescription):
     model_config = ConfigDict(extra="forbid")
     size: PositiveInt
     resize: PositiveInt | None = None
     area: float = 1.0
 
 
-class _Description(_Strict):
+class _Description(_StrictDescription):
     """What must be of some type in a description, for who reads it relies on that."""
 
     architecture: _Architecture
@@ -236,7 +236,7 @@ class _Description(_Strict):
     in_channels: PositiveInt
     classes: list[str]
     normalization: dict[str, str | list[float]]
-    view: _View | None = None
+    view: _ViewDescription | None = None
     threat: str = ""
     data: str = ""
 

@@ -51,25 +51,25 @@ Suite = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
 """A name in the list of suites. A user may name a file with a suite of their own; a study's file may not."""
 
 
-class _Strict(BaseModel):
+class _StrictRecord(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Column(_Strict):
+class _Column(_StrictRecord):
     what: str
     suite: Suite | None = None
     attack: str | None = None
     source: str | None = None
 
 
-class _Measure(_Strict):
+class _Measure(_StrictRecord):
     column: _Column
     limit: int | None
     folder: Name | Literal[""]
     published: list[dict[str, Any]]
 
 
-class _Row(_Strict):
+class _Row(_StrictRecord):
     label: str
     error: str | None
     trainings: list[Name]
@@ -80,12 +80,12 @@ class _Row(_Strict):
     measures: dict[str, _Measure]
 
 
-class _Training(_Strict):
+class _Training(_StrictRecord):
     recipe: str
     steps: int
 
 
-class _Asked(_Strict):
+class _Asked(_StrictRecord):
     name: str
     title: str
     scale: str

@@ -20,11 +20,11 @@ from toughen.training.catastrophic_overfitting import OverfittingState
 Whole = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+class _StrictState(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
     """Values of the very kind that is written."""
 
 
-class _Meters(_Strict, frozen=True):
+class _Meters(_StrictState, frozen=True):
     """Sums since the last line of the log, of one rank."""
 
     loss: float
@@ -33,7 +33,7 @@ class _Meters(_Strict, frozen=True):
     correct: dict[str, Whole]
 
 
-class _Best(_Strict, frozen=True):
+class _Best(_StrictState, frozen=True):
     """The best weights of a candidate."""
 
     step: Whole
@@ -41,7 +41,7 @@ class _Best(_Strict, frozen=True):
     robust_accuracy: float
 
 
-class SavedState(_Strict, frozen=True):
+class SavedState(_StrictState, frozen=True):
     """What a checkpoint holds beside tensors; the defaults are for what older ones lack.
 
     Attributes:

@@ -159,7 +159,7 @@ def fitted(build: Callable[[], Classifier], state: Mapping[str, Tensor], where: 
 
 
 @dataclass(frozen=True)
-class _View:
+class _UnwrappedState:
     """A state dict with the wrappers taken off: new key -> key in the file."""
 
     names: Names
@@ -170,20 +170,20 @@ class _View:
 
 @dataclass(frozen=True)
 class _Attempt:
-    view: _View
+    view: _UnwrappedState
     layout: KeyNames
     names: Names
     unused: tuple[str, ...] = field(default=())
 
     @classmethod
-    def of(cls, view: _View, layout: KeyNames) -> "_Attempt":
+    def of(cls, view: _UnwrappedState, layout: KeyNames) -> "_Attempt":
         names, unused = layout.renamed(view.names)
         return cls(view, layout, names, tuple(unused))
 
 
-def _views(state: Mapping[str, Tensor], where: str) -> list[_View]:
+def _views(state: Mapping[str, Tensor], where: str) -> list[_UnwrappedState]:
     """The state dict as it is, and after each wrapper that can be taken off."""
-    view = _View({name: name for name in state})
+    view = _UnwrappedState({name: name for name in state})
     views = [view]
     while len(views) <= _WRAPPERS:
         before = view
@@ -203,7 +203,7 @@ def _views(state: Mapping[str, Tensor], where: str) -> list[_View]:
     return views
 
 
-def _without_statistics(view: _View, state: Mapping[str, Tensor], where: str) -> _View:
+def _without_statistics(view: _UnwrappedState, state: Mapping[str, Tensor], where: str) -> _UnwrappedState:
     """The view without a bundled mean and std of one number a channel."""
     for mean_name, std_name in _PAIRS:
         for name, original in view.names.items():
@@ -241,7 +241,7 @@ def _check_fit(
     expected: Mapping[str, Tensor],
     target: nn.Module,
     where: str,
-    views: list[_View],
+    views: list[_UnwrappedState],
 ) -> None:
     missing = [key for key in expected if key not in attempt.names and not key.endswith(COUNTER)]
     unexpected = [original for ours, original in attempt.names.items() if ours not in expected]
@@ -271,12 +271,12 @@ def networks_of(state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Any], 
     return _identified(state, _views(state, "a state dict"))
 
 
-def _identified(state: Mapping[str, Tensor], views: list[_View]) -> list[tuple[str, dict[str, Any], float]]:
+def _identified(state: Mapping[str, Tensor], views: list[_UnwrappedState]) -> list[tuple[str, dict[str, Any], float]]:
     rows = [row for view in views for row in identify({k: state[original] for k, original in view.names.items()})]
     return sorted(rows, key=lambda row: -row[2])
 
 
-def _resemblance(state: Mapping[str, Tensor], views: list[_View]) -> str:
+def _resemblance(state: Mapping[str, Tensor], views: list[_UnwrappedState]) -> str:
     rows = _identified(state, views)
     if not rows:
         return "it looks like no network that toughen has by name"
