@@ -30,12 +30,13 @@ def first_seen(model: nn.Module, attack, *args, **settings) -> Tensor:
 
 
 def uniform(x: Tensor, threat: Threat, draws: Stream) -> Tensor:
-    """Uniform in the ball: each entry in Linf; in L2 a direction, and a length whose 32nd power is uniform."""
+    """Uniform in the ball: each entry in Linf; in L2 all but two coordinates of a point on the unit sphere of 34."""
     if isinstance(threat, Linf):
         return 0.1 * draws.uniform((2, 4, 4), dtype=x.dtype)
     v = draws.child("direction").normal((2, 4, 4), dtype=x.dtype)
-    share = (draws.child("length").uniform((1, 1, 1), dtype=x.dtype) + 1) / 2
-    return 0.4 * share ** (1 / 32) * v / v.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    dropped = draws.child("length").normal((2,), dtype=x.dtype)
+    square = v.square().sum((1, 2, 3)) + dropped.square().sum(1)
+    return 0.4 * v / square.sqrt().reshape(-1, 1, 1, 1)
 
 
 @each_ball

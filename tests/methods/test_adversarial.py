@@ -173,8 +173,9 @@ def test_n_fgsm_by_hand(threat: Threat):
         eta = 0.2 * uniform(one, "noise")
     else:
         eta = one.noise.child("noise", "direction").normal(SHAPE, dtype=torch.float64)
-        share = (one.noise.child("noise", "length").uniform((1, 1, 1), dtype=torch.float64) + 1) / 2
-        eta = 0.8 * share ** (1 / 64) * eta / eta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        dropped = one.noise.child("noise", "length").normal((2,), dtype=torch.float64)
+        square = eta.square().sum((1, 2, 3)) + dropped.square().sum(1)
+        eta = 0.8 * eta / square.sqrt().reshape(-1, 1, 1, 1)
     noisy = (one.x + eta).clamp(0, 1)
     g = gradient(hand, noisy, lambda z: F.cross_entropy(z, one.y, reduction="none"))
     step = 0.1 * g.sign() if isinstance(threat, Linf) else 0.4 * g / g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
