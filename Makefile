@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-bench demo test lint format clean bench bench-gpu bench-step bench-peers bench-growth bench-methods \
 	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
-	bench-streaming bench-label bench-corruptions bench-real bench-studies faults
+	bench-streaming bench-label bench-corruptions bench-real bench-studies faults ruler
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -42,6 +42,14 @@ test: $(READY)  ## the tests
 
 faults: $(READY)  ## every goal of reliability in full: kills, damage, full disks, hostile files, fuzz; the suite 20 times (4 hours)
 	$(BIN)/python benchmarks/faults.py
+
+# BEFORE: src/ of another tree, say of a commit before a re-organisation: git worktree add ../before COMMIT
+ruler: $(READY)  ## proof that this tree computes what that of BEFORE=TREE/src does, and ends what that one began
+	test -f "$(BEFORE)/toughen/__init__.py" || { echo "give BEFORE=TREE/src, of the tree to compare with"; exit 2; }
+	$(BIN)/python benchmarks/ruler.py take --source "$(BEFORE)" --out benchmarks/results/ruler_before.json
+	$(BIN)/python benchmarks/ruler.py take --source src --out benchmarks/results/ruler_after.json
+	$(BIN)/python benchmarks/ruler.py cross --before "$(BEFORE)" --after src
+	$(BIN)/python benchmarks/ruler.py compare benchmarks/results/ruler_before.json benchmarks/results/ruler_after.json
 
 lint: $(READY)  ## formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .

@@ -5,13 +5,14 @@ its work have appeared, and ended by the same command of the other. What lies in
 tree makes undisturbed, and the work that was done before the kill must not be done again.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from ruler_digests import Digests
 OUT = "out"
 CHECKPOINTS = f"{OUT}/checkpoints/step-*/MANIFEST.json"
 UNITS = f"{OUT}/units/[0-9a-z]*[0-9].json"
+
+
+Stamps = dict[Path, tuple[int, int]]
+"""What tells whether a file was written again: its number on the disk, and when it was written."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,19 @@ class Crossing:
     end: str
 
 
+LONGER = {
+    "steps": 240,
+    "save_every": 24,
+    "log_every": 12,
+    "overfitting_every": 96,
+    "selection": {"suite": "pgd-1", "every": 96},
+}
+"""Of a run, so that it has ten checkpoints to be killed between."""
+
+
 def _training(**changes: object) -> Crossing:
     def write(folder: Path) -> list[str]:
-        write_recipe(folder / "recipe.yaml", **{"steps": 480, "save_every": 24, "log_every": 12, **changes})
+        write_recipe(folder / "recipe.yaml", **LONGER, **changes)
         return ["train", "recipe.yaml"]
 
     return Crossing(write, CHECKPOINTS, 2, f"{OUT}/summary.json")
@@ -89,74 +104,81 @@ def cross(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> boo
     Returns:
         Whether the files are equal and no work was done twice.
     """
-    crossing, started = CROSSINGS[name], time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
-        found: dict[str, dict[str, str]] = {}
-        again: list[str] = []
-        for way in ("whole", "crossed"):
-            folder = Path(place) / way
-            folder.mkdir()
-            arguments = [*crossing.write(folder), "--out", OUT]
-            done = _begin(crossing, folder, arguments, before) if way == "crossed" else {}
-            again = _end(name, folder, arguments, after, done)
-            digests = Digests()
-            digests.folder(name, folder / OUT)
-            found[way] = digests.found
-    whole, crossed = found["whole"], found["crossed"]
+    started = time.monotonic()
+    try:
+        whole, _, _ = _made(CROSSINGS[name], None, after)
+        crossed, done, again = _made(CROSSINGS[name], before, after)
+    except RuntimeError as error:
+        print(f"{name}: FAILED: {error}", flush=True)
+        return False
     differs = sorted(key for key in whole.keys() | crossed.keys() if whole.get(key) != crossed.get(key))
-    verdict = "equal" if not differs else f"DIFFERENT: {', '.join(differs)}"
+    verdict = f"DIFFERENT: {', '.join(differs)}" if differs else "equal"
     redone = f"; DONE TWICE: {', '.join(again)}" if again else ""
     took = time.monotonic() - started
-    print(f"{name}: {verdict}{redone} ({len(whole)} files, killed after {len(done)}, {took:.0f} s)", flush=True)
+    print(f"{name}: {verdict}{redone} ({len(whole)} files, killed after {done}, {took:.0f} s)", flush=True)
     return not differs and not again
 
 
-def _start(folder: Path, arguments: list[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _made(
+    crossing: Crossing, begin: Mapping[str, str] | None, end: Mapping[str, str]
+) -> tuple[dict[str, str], int, list[str]]:
+    """Digests of what two trees make, how many files of work the first had done, and those that were done twice."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        arguments = [*crossing.write(folder), "--out", OUT]
+        done = _begin(crossing, folder, arguments, begin) if begin else {}
+        again = _end(crossing, folder, arguments, end, done)
+        digests = Digests()
+        digests.folder(OUT, folder / OUT)
+        return digests.found, len(done), again
+
+
+@contextlib.contextmanager
+def _started(folder: Path, arguments: list[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, in a group of processes of its own, so that the workers of a study die with it."""
     with (folder / "said").open("wb") as said:
         command = [sys.executable, "-m", "toughen", *arguments]
-        # A group of its own, so that the workers of a study die with it.
-        return subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=said, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _stamps(folder: Path, pattern: str) -> dict[Path, tuple[int, int]]:
-    """What tells whether a file was written again, for each that matches."""
+def _stamps(folder: Path, pattern: str) -> Stamps:
     found = {}
     for path in folder.glob(pattern):
         # It may be deleted by now.
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             about = path.stat()
             found[path] = about.st_ino, about.st_mtime_ns
     return found
 
 
-def _begin(
-    crossing: Crossing, folder: Path, arguments: list[str], variables: Mapping[str, str]
-) -> dict[Path, tuple[int, int]]:
+def _begin(crossing: Crossing, folder: Path, arguments: list[str], variables: Mapping[str, str]) -> Stamps:
     """Run the command until so much is done, and kill it; the files that are done."""
-    process = _start(folder, arguments, variables)
-    while process.poll() is None and len(_stamps(folder, crossing.files)) < crossing.count:
-        time.sleep(0.005)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = _stamps(folder, crossing.files)
+    with _started(folder, arguments, variables) as process:
+        while process.poll() is None and len(_stamps(folder, crossing.files)) < crossing.count:
+            time.sleep(0.005)
     if process.returncode != -signal.SIGKILL or any(folder.glob(crossing.end)):
         raise RuntimeError(f"{arguments} ended before it was killed:\n{(folder / 'said').read_text()[-2000:]}")
-    return done
+    return _stamps(folder, crossing.files)
 
 
 def _end(
-    name: str, folder: Path, arguments: list[str], variables: Mapping[str, str], done: dict[Path, tuple[int, int]]
+    crossing: Crossing, folder: Path, arguments: list[str], variables: Mapping[str, str], done: Stamps
 ) -> list[str]:
     """Run the command to its end; names of files that were done and were written again meanwhile."""
-    process, again = _start(folder, arguments, variables), set[str]()
-    while process.poll() is None:
-        for path, stamp in _stamps(folder, CROSSINGS[name].files).items():
-            if done.get(path, stamp) != stamp:
-                again.add(path.relative_to(folder).as_posix())
-        time.sleep(0.01)
+    again = set[str]()
+    with _started(folder, arguments, variables) as process:
+        while process.poll() is None:
+            for path, stamp in _stamps(folder, crossing.files).items():
+                if done.get(path, stamp) != stamp:
+                    again.add(path.relative_to(folder).as_posix())
+            time.sleep(0.01)
     if process.returncode:
-        raise RuntimeError(
-            f"{name}, {arguments}: exit code {process.returncode}\n{(folder / 'said').read_text()[-2000:]}"
-        )
+        said = (folder / "said").read_text(encoding="utf-8")
+        raise RuntimeError(f"{arguments}: exit code {process.returncode}\n{said[-2000:]}")
     return sorted(again)
