@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toughen import attacks, corruptions, data, losses, methods, models, testing
+    from toughen import attacks, corruptions, data, evaluation, losses, methods, models, recipes, testing
     from toughen.evaluation import Evaluation, check, evaluate
     from toughen.models import Classifier
     from toughen.models.exported import load_model
@@ -28,7 +28,7 @@ _HOMES = {
     "load_model": "toughen.models.exported",
     "train": "toughen.training",
 }
-_ROOMS = ("attacks", "corruptions", "data", "losses", "methods", "models", "testing")
+_ROOMS = ("attacks", "corruptions", "data", "evaluation", "losses", "methods", "models", "recipes", "testing")
 
 __all__ = [
     "L2",
@@ -41,10 +41,12 @@ __all__ = [
     "corruptions",
     "data",
     "evaluate",
+    "evaluation",
     "load_model",
     "losses",
     "methods",
     "models",
+    "recipes",
     "testing",
     "train",
 ]

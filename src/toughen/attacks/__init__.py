@@ -1,12 +1,18 @@
-"""Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv.
+"""Attacks: pure functions (model, x, y, *, threat, ...) -> x_adv, each in `ATTACKS` under the name it has here.
 
-docs/methods/README.md has a page for each family: its equations, settings, deviations and traps. There stands too which
-papers are called Free, Limits, IAAT and Bilateral.
+    x_adv = pgd(model, x, y, threat=Linf(8 / 255), steps=20)              # called by hand: arguments are checked
+    spec = AttackSpec(name="pgd", steps=20)                               # as recipes and suites write it
+
+What an attack of your own is made of: `@attack` above it checks what it is given, `@minimal_norm` says that it looks
+for the nearest example wherever it lies; `from_image` and `from_starts` run the one loop, `ascend`, with a `Rule` that
+makes steps of gradients. The rest is on lower floors: `modes.attacking`, `models.batched`, `noise`, `threat`, `losses`,
+and the types of settings in `settings`. See docs/adding-an-attack.md, and docs/methods/README.md, which has a page for
+each family and says which papers are called Free, Limits, IAAT and Bilateral.
 """
 
 from toughen.attacks.adam_pgd import adam_pgd
 from toughen.attacks.apgd import apgd, apgd_targeted
-from toughen.attacks.ascent import ascend
+from toughen.attacks.ascent import Rule, ascend, from_image, from_starts
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.deepfool import deepfool
@@ -24,6 +30,7 @@ from toughen.attacks.targeted import targeted_pgd
 __all__ = [
     "ATTACKS",
     "AttackSpec",
+    "Rule",
     "adam_pgd",
     "apgd",
     "apgd_targeted",
@@ -36,6 +43,8 @@ __all__ = [
     "diversified_pgd",
     "fab",
     "fgsm",
+    "from_image",
+    "from_starts",
     "mi_fgsm",
     "minimal_norm",
     "multi_targeted",

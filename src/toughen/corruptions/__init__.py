@@ -24,6 +24,8 @@ from toughen.corruptions.weather import fog, frost, snow
 from toughen.noise import derive
 from toughen.settings import known
 
+__all__ = ["CORRUPTIONS", "EXTRA", "MAIN", "REGISTRY", "SEVERITIES", "constants_for", "corrupt"]
+
 REGISTRY: dict[str, Corruption] = {
     "gaussian_noise": gaussian_noise,
     "shot_noise": shot_noise,
