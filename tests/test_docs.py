@@ -89,8 +89,9 @@ def test_a_paper_that_is_called_by_a_short_name_is_introduced():
     for path, text in texts():
         if path.suffix != ".py" or "src" not in path.parts:
             continue
-        package = path.parent / "__init__.py"
-        around = text + (package.read_text(encoding="utf-8") if package != path else "")
+        # Its package introduces a name, or the one around that.
+        packages = [folder / "__init__.py" for folder in path.parents if (folder / "__init__.py").is_file()]
+        around = text + "".join(package.read_text(encoding="utf-8") for package in packages)
         for name, authors in AUTHORS.items():
             cited = re.search(
                 rf"\b{name}(?:'s)?,? (?:section|table|algorithm|equation|figure|appendix|supplement)", text
