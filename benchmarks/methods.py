@@ -24,7 +24,7 @@ import torch
 from toughen.recipes.text import build
 from toughen.storage.files import Locked
 from toughen.training import train
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("pgd-20", "pgd-40-margin")
@@ -129,7 +129,10 @@ def run(kind: str, work: Path, source: str | None, only: list[str]) -> None:
         try:
             summary = train(build({**shared, **chosen[name]}), folder)
             suites = (*QUICK, setting.suite)
-            results = {suite: evaluate_run(folder, suite=suite, limit=setting.images)[0].summary() for suite in suites}
+            results = {
+                suite: evaluate(folder, EvaluationSettings(suite, limit=setting.images))[0].summary()
+                for suite in suites
+            }
         except Locked:
             continue
         (folder / "row.json").write_text(json.dumps({"name": name, "summary": summary, "results": results}))

@@ -59,11 +59,11 @@ def test_without_a_known_white_they_are_refused_by_name(tmp_path, array, said, v
     assert said in text
     assert str(folder) in text
     assert "save it with 8 bits a channel" in text
-    assert "data.size" not in text
+    assert "ResizeCrop" not in text
 
 
 def test_16_bits_as_they_are_are_refused_with_a_remedy_that_works(tmp_path, one_sentence):
     folder = folder_of(tmp_path, np.full((9, 12), 65535, np.uint16), "png")
     assert "mode I;16" in (text := one_sentence(load, str(folder)))
-    assert "data.size=224" in text
+    assert "view=ResizeCrop(224)" in text
     assert (load(str(folder), ResizeCrop(8)).test.images == 255).all()

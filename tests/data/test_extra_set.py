@@ -105,7 +105,7 @@ def test_images_of_another_size(tmp_path, one_sentence):
     source = npz(tmp_path / "a.npz", label=LABELS)
     text = one_sentence(load_extra, source, shape=(3, 32, 32), classes=3)
     assert "(3, 5, 7)" in text
-    assert "data.size" in text
+    assert "view=ResizeCrop(224)" in text
     viewed = load_extra(source, shape=(3, 4, 4), classes=3, view=ResizeCrop(4))
     assert isinstance(viewed, LazySplit)
     assert viewed.images.shape == (12, 3, 4, 4)

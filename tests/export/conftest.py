@@ -10,7 +10,7 @@ from toughen.data import DATA, ImageData
 from toughen.evaluation import Evaluation
 from toughen.recipes.text import build
 from toughen.training import train
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, ModelSource, evaluate
 
 CLASSES = ("Ölkanne", "猫", "a|b", "<i>four</i>")
 
@@ -49,10 +49,10 @@ def run(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run with evaluations, all weak: three of its usual weights, one of others; do not write into it."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(bare, folder)
-    evaluate_run(folder, suite="pgd-10")
-    evaluate_run(folder, suite="pgd-20", limit=20, threat="linf:0.3")
-    evaluate_run(folder, suite="pgd-20", limit=30)
-    evaluate_run(folder, suite="pgd-10", checkpoint="last", weights="weights")
+    evaluate(folder, "pgd-10")
+    evaluate(folder, EvaluationSettings("pgd-20", limit=20, threat="linf:0.3"))
+    evaluate(folder, EvaluationSettings("pgd-20", limit=30))
+    evaluate(ModelSource(str(folder), checkpoint="last", weights="weights"), "pgd-10")
     for place in (folder / "evaluation").iterdir():
         # What an audit says of so small a network is not what is tested here.
         found = Evaluation.read(place)

@@ -23,8 +23,7 @@ from toughen.export.facts import is_strong
 from toughen.report.terminal.tables import percent, with_interval
 from toughen.storage import files
 from toughen.threat import Linf
-from toughen.workflows.corruptions import evaluate_corruptions
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, evaluate, measure_corruptions
 
 
 def exported(run: Path, out: Path, **given: Any) -> tuple[dict[str, Any], str]:
@@ -114,7 +113,7 @@ def test_corrupted_images_are_counted_and_their_seeds_told_apart(bare: Path, tmp
     copy = tmp_path / "run"
     shutil.copytree(bare, copy)
     for seed, limit in ((0, 20), (3, None)):
-        evaluate_corruptions(copy, seed=seed, limit=limit)
+        measure_corruptions(copy, seed=seed, limit=limit)
     _, prose = exported(copy, tmp_path / "out")
     first, second = (results(copy)[name] for name in ("corruptions_n20", "corruptions_seed3"))
     assert first["mean_15"]["accuracy"] != second["mean_15"]["accuracy"]
@@ -137,7 +136,7 @@ def test_corrupted_images_are_counted_and_their_seeds_told_apart(bare: Path, tmp
 def test_two_seeds_of_a_suite_are_told_apart_and_notes_are_kept(run: Path, tmp_path: Path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    found, folder = evaluate_run(copy, suite="pgd-10", seed=5)
+    found, folder = evaluate(copy, EvaluationSettings("pgd-10", seed=5))
     dataclasses.replace(found, notes=("Halved | twice.",)).write(folder)
     header, prose = exported(copy, tmp_path / "out")
     rows = [line.split(" | ")[0] for line in prose.splitlines() if line.startswith("| pgd-10")]

@@ -66,7 +66,7 @@ def test_what_was_exported_is_uploaded_and_nothing_else(hub: Fake, out: Path, pu
 
 
 @pytest.mark.parametrize(
-    ("private", "said"), [(False, "is public; add --public"), (True, "is private; leave --public")]
+    ("private", "said"), [(False, "is public; add public=True"), (True, "is private; leave public out")]
 )
 def test_who_may_see_a_repository_is_never_changed_by_the_way(hub: Fake, out: Path, private: bool, said: str):
     hub.private = private

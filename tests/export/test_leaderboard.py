@@ -14,7 +14,7 @@ from toughen.export import export
 from toughen.export.facts import gather
 from toughen.export.leaderboard import entry, other_images
 from toughen.recipes.text import build
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, evaluate
 
 FIELDS = [
     "link", "name", "authors", "venue", "dataset", "threat_model", "eps", "architecture", "additional_data",
@@ -28,9 +28,9 @@ def attacked(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setitem(SUITES, "autoattack", {"apgd-ce": AttackSpec(name="apgd", steps=20)})
     folder = tmp_path / "attacked"
     shutil.copytree(bare, folder)
-    evaluate_run(folder, suite="autoattack", limit=20)
-    evaluate_run(folder, suite="autoattack")
-    evaluate_run(folder, suite="pgd-2", limit=10)
+    evaluate(folder, EvaluationSettings("autoattack", limit=20))
+    evaluate(folder, "autoattack")
+    evaluate(folder, EvaluationSettings("pgd-2", limit=10))
     return folder
 
 

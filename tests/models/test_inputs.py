@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toughen.errors import UsageError, in_shell
 from toughen.models import Classifier, build
 from toughen.models.inputs import check_takes
+from toughen.recipes import RecipeError
 
 CPU = torch.device("cpu")
 
@@ -55,26 +57,30 @@ CASES = [
     (
         Linear(32),
         (3, 64, 64),
-        rf"^the model does not take images of 3x64x64: {SAID}; it takes 3x32x32: give --size 32$",
+        rf"^the model does not take images of 3x64x64: {SAID}; it takes 3x32x32: give view=ResizeCrop\(32\)$",
     ),
-    (Linear(28, 1), (1, 8, 8), r"it takes 1x28x28: give --size 28$"),
+    (Linear(28, 1), (1, 8, 8), r"it takes 1x28x28: give view=ResizeCrop\(28\)$"),
     (
         Linear(7),
         (3, 8, 16),
-        r"images of 3x8x16: .*; nor those of usual sizes; look at what it expects, and give --size N for",
+        r"images of 3x8x16: .*; nor those of usual sizes; look at what it expects, and give view=ResizeCrop\(N\) for",
     ),
-    (Linear(7), (3, 64, 64), r"; nor those of usual sizes; .* --size N for another side$"),
+    (Linear(7), (3, 64, 64), r"; nor those of usual sizes; .* view=ResizeCrop\(N\) for another side$"),
     # What timm says comes before what happens to run.
-    (Strict(), (3, 64, 64), r": Input height \(64\) doesn't match model \(48\); it takes 3x48x48: give --size 48$"),
+    (
+        Strict(),
+        (3, 64, 64),
+        r": Input height \(64\) doesn't match model \(48\); it takes 3x48x48: give view=ResizeCrop\(48\)$",
+    ),
     (
         Classifier(Strict(), in_channels=3),
         (1, 48, 48),
-        r"takes images of 3 channels: give --size 48, which makes all im",
+        r"takes images of 3 channels: give view=ResizeCrop\(48\), which makes all im",
     ),
     (
         build("small_cnn", num_classes=4, width=2),
         (1, 28, 28),
-        r"channels: give --size 224, which makes all images RGB$",
+        r"channels: give view=ResizeCrop\(224\), which makes all images RGB$",
     ),
     (build("small_cnn", num_classes=4, in_channels=1, width=2), (3, 28, 28), r"; it takes images of 1 channels$"),
 ]
@@ -90,9 +96,11 @@ def test_one_sentence_with_the_images_its_words_and_a_remedy(model: nn.Module, s
         check_takes(model, [int(number) for number in found.groups()], CPU)
 
 
-def test_the_words_of_a_recipe():
-    with pytest.raises(ValueError, match=r"^model: mine does not take .*; it takes 3x32x32: give data\.size=32$"):
-        check_takes(Linear(32), (3, 64, 64), CPU, what="model: mine", size="data.size={}")
+def test_the_words_of_a_recipe_and_of_the_command_line():
+    with pytest.raises(UsageError, match=r"give view=ResizeCrop\(32\)$") as caught:
+        check_takes(Linear(32), (3, 64, 64), CPU, what="model: mine")
+    assert re.search(r"^model: mine does not take .*; it takes 3x32x32: give --size 32$", in_shell(caught.value))
+    assert re.search(r": give data\.size=32$", str(RecipeError(caught.value)))
 
 
 class Full(nn.Module):

@@ -23,7 +23,7 @@ from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
 from toughen.training.setup import check_images
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import evaluate
 from toughen.workflows.run_folder import open_run
 
 PARTS = {"train": 12, "val": 3, "test": 4}
@@ -111,9 +111,7 @@ def test_an_image_that_breaks_in_the_middle_of_a_run_is_to_be_restored(folder: P
         patched.setattr(run_module, "taken", breaking)
         with pytest.raises(RecipeError) as caught:
             train(of_photographs(folder), tmp_path / "run")
-    remedy = (
-        "but this run goes on only with the images that it began with: restore them, or begin anew in another --out"
-    )
+    remedy = "but this run goes on only with the images that it began with: restore them, or begin anew in another out"
     assert str(caught.value) == f"data: DA412 {victim} is a broken image (OSError); remove or replace it; {remedy}"
     assert latest_checkpoint(tmp_path / "run", warn=print) is not None
     with pytest.raises(RecipeError, match=f"{victim} is a broken image .* {remedy}$"):
@@ -145,14 +143,14 @@ def test_the_split_that_has_changed_is_told_and_the_test_split_stops_nothing(fol
         train(of_photographs(folder), tmp_path / "run", display=said)
         assert said.notes[0] == "the test images of images have changed; training goes on, for it never looks at them"
     else:
-        remedy = "restore them, or begin anew in another --out"
+        remedy = "restore them, or begin anew in another out"
         with pytest.raises(
             RecipeError, match=rf"^CK302 .* data holds now \(the {name} images have changed\); {remedy}$"
         ):
             train(of_photographs(folder), tmp_path / "run")
     run = open_run(tmp_path / "run")
     assert run.said == f"the {name} images of images have changed since {tmp_path / 'run'} was trained"
-    found, _ = evaluate_run(tmp_path / "run", suite="pgd-2")
+    found, _ = evaluate(tmp_path / "run", "pgd-2")
     assert found.n == (7 if part == "test" else 8)
 
 

@@ -22,7 +22,7 @@ from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
 from toughen.training.loop import train_batch
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, evaluate
 
 RECIPE = """
 data: colour
@@ -213,7 +213,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_without_the_weights_it_started_fr
     text = done("train", "recipe.yaml", *given, "--out", "killed-1")
     assert "killed-1 is complete" in text
     assert "training starts from" not in text
-    evaluate_run("whole", suite="pgd-1", limit=4)
+    evaluate("whole", EvaluationSettings("pgd-1", limit=4))
     assert not any(pretrained for _, pretrained in timm.asked)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toughen import recipes
+from toughen import recipes, workflows
 from toughen.data import DATA, load
 from toughen.evaluation import evaluate
 from toughen.losses import cross_entropy
@@ -18,7 +18,7 @@ from toughen.training import run as run_module
 from toughen.training.loop import train_batch
 from toughen.training.monitors import NonFinite
 from toughen.training.setup import build_model, channel_statistics, set_up, splits
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings
 from toughen.workflows.run_folder import open_run
 
 CPU = torch.device("cpu")
@@ -71,13 +71,14 @@ def test_train_resume_evaluate_of_a_2000_parameter_model(tiny: str, tmp_path: Pa
     assert again["seconds"] == summary["seconds"]
     assert before == {path: path.read_bytes() for path in out.rglob("*.safetensors")}
 
-    found, folder = evaluate_run(out, suite="pgd-3", limit=20)
+    found, folder = workflows.evaluate(out, EvaluationSettings("pgd-3", limit=20))
     result = json.loads((folder / "result.json").read_text())
     assert {"clean_accuracy", "robust_accuracy", "n", "suite", "threat"} <= result.keys()
     assert (result["n"], result["suite"], result["threat"]) == (20, "pgd-3", "linf:0.1")
     assert (folder / "examples.parquet").is_file()
     assert found.robust_accuracy <= found.clean_accuracy
-    assert evaluate_run(out, suite="pgd-3", limit=20)[0].outcomes.robust_correct == found.outcomes.robust_correct
+    again, _ = workflows.evaluate(out, EvaluationSettings("pgd-3", limit=20))
+    assert again.outcomes.robust_correct == found.outcomes.robust_correct
 
 
 def test_the_resolved_recipe_starts_the_same_run_again(tiny: str, tmp_path: Path):
@@ -238,7 +239,7 @@ def test_a_folder_with_another_recipe_or_other_files_is_refused_and_left_alone(t
     out = tmp_path / "run"
     train(recipe(), out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(RecipeError, match=r"another recipe \(seed: 0 there, 1 here\); give another --out"):
+    with pytest.raises(RecipeError, match=r"another recipe \(seed: 0 there, 1 here\); give another out"):
         train(recipe(seed=1), out)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     (tmp_path / "other").mkdir()
@@ -308,7 +309,7 @@ def test_opening_runs_says_what_is_missing(tiny: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no weights 'average-0\.5'; it has weights"):
         open_run(tmp_path / "run", weights="average-0.5")
     with pytest.raises(ValueError, match="limit is 99, but there are 40"):
-        evaluate_run(tmp_path / "run", suite="pgd-2", limit=99)
+        workflows.evaluate(tmp_path / "run", EvaluationSettings("pgd-2", limit=99))
 
 
 def test_bf16_trains(tiny: str):

@@ -16,7 +16,7 @@ from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
 from toughen.training.loop import train_batch
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import evaluate
 from toughen.workflows.run_folder import open_run
 
 
@@ -120,7 +120,7 @@ def test_the_test_split_is_evaluated_in_its_centre_view(folder, tmp_path):
             views.append(torch.tensor(ResizeCrop(16).centre(image).transpose(2, 0, 1)))
     assert torch.equal(run.data.test.images, torch.stack(views))
     right = run.model(torch.stack(views).float() / 255).argmax(1) == torch.arange(3).repeat_interleave(5)
-    found, _ = evaluate_run(tmp_path / "run", suite="pgd-2")
+    found, _ = evaluate(tmp_path / "run", "pgd-2")
     assert found.clean_accuracy == int(right.sum()) / 15
     assert found.n == 15
 

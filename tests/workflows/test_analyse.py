@@ -22,8 +22,7 @@ from toughen.evaluation.analyses.image_grid import ImageGrid
 from toughen.storage import files
 from toughen.threat import Linf
 from toughen.training import train
-from toughen.workflows import analysis_kinds
-from toughen.workflows.analyse import analyse
+from toughen.workflows import ModelSource, analyse, analysis_kinds
 from toughen.workflows.analysis_kinds import FILES
 from toughen.workflows.run_folder import open_run
 
@@ -161,8 +160,9 @@ def test_a_folder_of_other_analyses_is_refused_and_left_alone(
     run = make(changes=("averages=[0.5]",))
     analyse(run, limit=6, only=["gradients"])
     before = everything(run)
-    with pytest.raises(ValueError, match=f"EV271 run/analysis holds analyses of {says}.*--out, or delete it"):
-        analyse(run, **{"limit": 6, "only": ["gradients"], **change})
+    source = ModelSource(str(run), weights=change.pop("weights", None))
+    with pytest.raises(ValueError, match=f"EV271 run/analysis holds analyses of {says}.* with out, or delete it"):
+        analyse(source, **{"limit": 6, "only": ["gradients"], **change})
     assert everything(run) == before
 
 
@@ -205,7 +205,7 @@ def test_the_smallest_and_the_largest_radii(make: Callable[..., Path]):
 
 def test_radii_of_a_run_that_keeps_none_and_of_other_images(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     run = make()
-    with pytest.raises(ValueError, match=r"run keeps no radii of training images; leave radii out of --only"):
+    with pytest.raises(ValueError, match=r"run keeps no radii of training images; leave radii out of only"):
         analyse(run, only=["pictures", "radii-largest"])
     assert not (run / "analysis").exists()
     adaptive = make(ADAPTIVE, "adaptive")

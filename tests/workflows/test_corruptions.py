@@ -11,7 +11,7 @@ from cli.test_app import TINY, done, everything, failed
 from conftest import tiny_data
 from toughen.corruptions import CORRUPTIONS, MAIN, corrupt
 from toughen.evaluation.corruption.result import CorruptionResult
-from toughen.workflows.corruptions import evaluate_corruptions
+from toughen.workflows import ModelSource, measure_corruptions
 
 MINE = """
 import torch
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(mine: str):
 
 def test_from_python(mine: str):
     seen = []
-    found, error, folder = evaluate_corruptions(f"{mine}:build", data="tiny", limit=6, progress=seen.append)
+    found, error, folder = measure_corruptions(ModelSource(f"{mine}:build", data="tiny"), limit=6, progress=seen.append)
     assert folder == Path("evaluation/mine-py-build/corruptions_n6")
     assert found.accuracy("contrast", 1) == by_hand("contrast", 1, 6)
     assert error.value is None

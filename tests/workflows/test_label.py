@@ -20,7 +20,8 @@ from toughen.export import export
 from toughen.models import build as build_network
 from toughen.recipes.text import build, parse_yaml
 from toughen.training import train
-from toughen.workflows.label import label_sources, open_classifier, open_pool
+from toughen.workflows import ModelSource, label
+from toughen.workflows.label import open_classifier, open_pool
 from toughen.workflows.run_folder import open_run
 
 RECIPE = """
@@ -51,7 +52,7 @@ def sources(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_run_scores_and_a_function_labels(sources: str):
     train(build(parse_yaml(RECIPE, "test")), Path("run"))
-    manifest = label_sources(
+    manifest = label(
         "pool", "run", against=sources, counts=(8,), out=Path("out"), threshold=0.01, labeller="mine.py:make", soft=True
     )
     assert manifest["pool"]["exact_copies"] == manifest["pool"]["removed_within_threshold"] == 6
@@ -78,7 +79,7 @@ def test_a_pool_is_a_folder_of_images_without_labels(sources: str):
     np.savez("pool.npz", **npz)
     assert torch.equal(open_pool("pool.npz", None).images, pool)
     made = [
-        label_sources(source, "mine.py:make", against=sources, counts=(4,), out=Path(f"out-{source}"), threshold=0.01)
+        label(source, "mine.py:make", against=sources, counts=(4,), out=Path(f"out-{source}"), threshold=0.01)
         for source in ("loose", "pool.npz")
     ]
     assert made[0]["sets"] == made[1]["sets"]
@@ -107,7 +108,7 @@ def look(view: ResizeCrop | None) -> ImageData:
 
 def labelled(scorer: str, out: str, **given: Any) -> dict[str, Any]:
     settings = {"pool": "pool", "against": "tiny", "counts": (8,), "threshold": 0.01, **given}
-    return label_sources(scorer=scorer, out=Path(out), **settings)
+    return label(scorer=ModelSource(scorer, size=settings.pop("size", None)), out=Path(out), **settings)
 
 
 def test_an_export_and_a_file_of_weights_score_like_the_run(sources: str):
@@ -176,8 +177,8 @@ def test_photographs_are_brought_to_the_size_that_is_given(sources: str):
         "anything = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
     for what, says in (
-        ("anything", "or give --size, like --size 224, to crop and resize them."),
-        ("scorer", "give --size N for another side"),
+        ("anything", "or give size, like size=224, to crop and resize them."),
+        ("scorer", "give size=N for another side"),
     ):
         with pytest.raises(ValueError, match=f"{re.escape(says)}$"):
             labelled(f"mine.py:{what}", "out", pool="photographs", counts=(4,))
@@ -187,7 +188,7 @@ def test_photographs_are_brought_to_the_size_that_is_given(sources: str):
     train(build(parse_yaml(RECIPE.replace("data: tiny", "data: {source: tiny, size: 16}"), "test")), Path("run"))
     made = labelled("run", "as-trained", pool="photographs", counts=(4,))
     assert made["pool"]["shape"] == [3, 16, 16]
-    with pytest.raises(ValueError, match=r"^run was trained on images of side 16, and gets such; leave out --size$"):
+    with pytest.raises(ValueError, match=r"^run was trained on images of side 16, and gets such; leave out size$"):
         labelled("run", "out", pool="photographs", counts=(4,), size=16)
 
 
@@ -196,12 +197,12 @@ def test_models_that_do_not_take_the_images_are_refused_before_the_work(sources:
         "from torch import nn\n\ndef linear(n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(n, 4))\n\n"
         "large, colour = linear(32 * 32), nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
-    says = r" does not take images of 1x8x8: .*; it takes 1x32x32: give --size 32$"
+    says = r" does not take images of 1x8x8: .*; it takes 1x32x32: give size=32$"
     with pytest.raises(ValueError, match="^The scorer" + says):
         labelled("sized.py:large", "out")
     with pytest.raises(ValueError, match="^The labeller" + says):
         labelled("mine.py:make", "out", labeller="sized.py:large")
-    with pytest.raises(ValueError, match=r"takes images of 3 channels: give --size 224, which makes all images RGB$"):
+    with pytest.raises(ValueError, match=r"takes images of 3 channels: give size=224, which makes all images RGB$"):
         labelled("sized.py:colour", "out")
     assert not list(Path("out").rglob("*.npz"))
     # The remedy, in the same folder.

@@ -2,8 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,7 @@ from toughen.corruptions import MAIN, corrupt
 from toughen.data import DATA, ImageData, Split
 from toughen.evaluation import Evaluation
 from toughen.evaluation.corruption.result import CorruptionResult
-from toughen.workflows.corruptions import evaluate_corruptions
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, ModelSource, evaluate, measure_corruptions
 from toughen.workflows.model_sources import limited
 
 # Answers by the brightest quarter; noise leaves some answers wrong.
@@ -28,6 +27,7 @@ def build():
     return torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten()).eval()
 """
 
+SORTED_DATA = ModelSource("mine.py:build", data="sorted")
 SORTED = "images spread over the 40 of the test set, which lie sorted by class: the i-th, from 0, is number floor("
 ROWS = [0, 6, 13, 20, 26, 33]
 """floor(40 i / 6)"""
@@ -94,8 +94,9 @@ def test_spread_where_they_lie_by_class():
 
 
 def test_an_evaluation_says_which_images_it_took(here: Path):
-    given: dict[str, Any] = {"data": "sorted", "threat": "linf:0.01", "suite": "pgd-2"}
-    found, folder = evaluate_run("mine.py:build", limit=6, **given)
+    whole_set = EvaluationSettings("pgd-2", threat="linf:0.01")
+    few = replace(whole_set, limit=6)
+    found, folder = evaluate(SORTED_DATA, few)
     clean = found.outcomes.attack == "clean"
     test = by_class().test
     assert isinstance(test, Split)
@@ -106,7 +107,7 @@ def test_an_evaluation_says_which_images_it_took(here: Path):
     assert note == f"6 {SORTED}i * 40 / 6) of them; that is its index in examples.parquet"
     assert Evaluation.read(folder).notes == found.notes
     # A part of the whole: an image's random draws are those that it has there.
-    whole, _ = evaluate_run("mine.py:build", **given)
+    whole, _ = evaluate(SORTED_DATA, whole_set)
     assert whole.notes == ()
     for attack in whole.outcomes.attacks:
         all_of = whole.outcomes.attack == attack
@@ -114,7 +115,7 @@ def test_an_evaluation_says_which_images_it_took(here: Path):
         some = found.outcomes.attack == attack
         for row, distance in zip(found.outcomes.index[some], found.outcomes.distance[some], strict=True):
             assert distance == pytest.approx(distances[row], abs=1e-7)
-    mixed, _ = evaluate_run("mine.py:build", limit=6, out=Path("mixed"), **{**given, "data": "tiny"})
+    mixed, _ = evaluate(ModelSource("mine.py:build", data="tiny"), few, out=Path("mixed"))
     assert mixed.notes == ()
     assert mixed.outcomes.index[mixed.outcomes.attack == "clean"].tolist() == list(range(6))
 
@@ -129,8 +130,8 @@ def test_the_command_prints_the_note(here: Path):
 
 
 def test_corruptions_of_spread_images_are_those_of_the_whole_test_set(here: Path):
-    found, _, folder = evaluate_corruptions("mine.py:build", data="sorted", limit=6)
-    whole, _, _ = evaluate_corruptions("mine.py:build", data="sorted")
+    found, _, folder = measure_corruptions(SORTED_DATA, limit=6)
+    whole, _, _ = measure_corruptions(SORTED_DATA)
     assert np.array_equal(found.label, whole.label[ROWS])
     assert np.array_equal(found.clean, whole.clean[ROWS])
     assert np.array_equal(found.prediction, whole.prediction[:, :, ROWS])
@@ -148,7 +149,7 @@ def test_published_images_are_found_where_the_spread_ones_are(here: Path):
         every = torch.cat([corrupt(test.images, name, severity, seed=9) for severity in range(1, 6)])
         np.save(published / f"{name}.npy", every.permute(0, 2, 3, 1).numpy())
     np.save(published / "labels.npy", np.tile(test.labels.numpy(), 5))
-    found, _, _ = evaluate_corruptions("mine.py:build", data="sorted", limit=6, published=published)
+    found, _, _ = measure_corruptions(SORTED_DATA, limit=6, published=published)
     for name, severity in (("fog", 5), ("gaussian_noise", 1)):
         images = corrupt(test.images, name, severity, seed=9)
         assert found.accuracy(name, severity) == right(Split(images, test.labels))[ROWS].double().mean()

@@ -10,17 +10,32 @@ the model; 75 stopped, and the same command goes on; 76 the run folder is in use
 Everything heavy is imported by the command that needs it.
 """
 
-import os
-import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from toughen import __version__
-from toughen.cli.arguments import Arguments
+from toughen.cli.arguments import (
+    Arguments,
+    Ball,
+    BatchSize,
+    Checkpoint,
+    Data,
+    Mean,
+    Model,
+    Out,
+    Scorer,
+    Seed,
+    Size,
+    Std,
+    Weights,
+    parts_of,
+    source_of,
+)
 from toughen.cli.errors import console, plain_errors, show_warnings_briefly
 from toughen.cli.study import app as study
+from toughen.errors import Command
 
 app = typer.Typer(
     cls=Arguments,
@@ -50,12 +65,6 @@ def toughen(
     """What stands before every command; Typer's own help is that of the application."""
 
 
-def _numbers(text: str | None) -> list[float] | None:
-    from toughen.settings import parse_number
-
-    return None if text is None else [parse_number(part) for part in text.split(",")]
-
-
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (toughen list recipes) or a YAML file.")],
@@ -68,6 +77,7 @@ def train(
     """Train a classifier."""
     with plain_errors():
         from toughen import recipes, report
+        from toughen.parallel.ranks import is_first
         from toughen.progress import terminal
         from toughen.training import train as run
 
@@ -76,36 +86,33 @@ def train(
             print(recipes.dump(loaded) + report.predicted_cost(loaded))
             return
         folder = out or Path("runs") / loaded.name
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first():
             print(report.predicted_cost(loaded).replace("# ", ""), flush=True)
         with show_warnings_briefly():
             summary = run(loaded, folder, display=terminal(console()))
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first():
             console().print(report.training_table(summary))
-            print(f"run folder: {folder}\nnext: toughen evaluate {shlex.quote(str(folder))} --suite pgd-20")
+            print(f"run folder: {folder}\nnext: {Command('evaluate', folder, suite='pgd-20')}")
 
 
 @app.command()
 def evaluate(
-    run_or_model: Annotated[
-        str,
-        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
-    ],
+    run_or_model: Model,
     suite: Annotated[
         str, typer.Option(help="Attacks, like autoattack (toughen list suites), or FILE.py:DICT; or corruptions.")
     ] = "pgd-20",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N test images; N spread evenly if they lie by class.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
-    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
-    threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
-    seed: Annotated[int, typer.Option(min=0, help="Of the attacks.")] = 0,
+    data: Data = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    checkpoint: Checkpoint = "best",
+    weights: Weights = None,
+    threat: Ball = None,
+    batch_size: BatchSize = 250,
+    seed: Seed = 0,
     step_size: Annotated[str | None, typer.Option(help="Of the suite's PGD attacks, like 1/255.")] = None,
     independent: Annotated[bool, typer.Option(help="Every attack on every image, not on what is left.")] = False,
     keep: Annotated[str | None, typer.Option(help="Keep adversarial examples: float32 or uint8.")] = None,
@@ -115,72 +122,50 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Suite corruptions: of the mCE, alexnet or another result.json.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")] = None,
+    out: Out = None,
 ) -> None:
     """Measure clean and robust accuracy on the test split; killed, the same command goes on."""
     with plain_errors():
-        from toughen import report
+        from toughen import report, workflows
+        from toughen.parallel.ranks import is_first
         from toughen.progress import watching
+        from toughen.report.terminal.corruptions import corruption_table
         from toughen.settings import known, parse_number
-        from toughen.workflows.evaluate import evaluate_run
 
-        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
-        if suite == "corruptions":
-            from toughen.report.terminal.corruptions import corruption_table
-            from toughen.workflows.corruptions import evaluate_corruptions, refuse_attack_options
-
-            refuse_attack_options(threat=threat, step_size=step_size, independent=independent, keep=keep)
-            with show_warnings_briefly(), watching(console()) as watch:
-                measured, error, folder = evaluate_corruptions(
-                    run_or_model,
-                    limit=limit,
-                    **fed,
-                    checkpoint=checkpoint,
-                    weights=weights,
-                    published=published,
-                    baseline=baseline,
-                    batch_size=batch_size,
-                    seed=seed,
-                    out=out,
-                    progress=watch,
-                )
-            if int(os.environ.get("RANK", "0")) == 0:
-                console().print(corruption_table(measured.summary(), vars(error)))
-                print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
-            return
-        if published is not None or baseline is not None:
+        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
+        source = source_of(run_or_model, mean, std, **chosen)
+        attacked = {"--threat": threat, "--step-size": step_size, "--independent": independent, "--keep": keep}
+        named = ", ".join(option for option, value in attacked.items() if value)
+        corrupted = suite == "corruptions"
+        if corrupted and named:
+            raise ValueError(f"suite {suite} runs no attack, so {named} has no meaning there; leave it out")
+        if not corrupted and (published is not None or baseline is not None):
             raise ValueError("--published and --baseline go with --suite corruptions alone; leave them out")
         if keep is not None:
             known(keep, ("float32", "uint8"), "way to keep examples")
+        shared: Any = {"limit": limit, "batch_size": batch_size, "seed": seed}
         with show_warnings_briefly(), watching(console()) as watch:
-            found, folder = evaluate_run(
-                run_or_model,
-                suite=suite,
-                limit=limit,
-                **fed,
-                checkpoint=checkpoint,
-                weights=weights,
-                threat=threat,
-                batch_size=batch_size,
-                seed=seed,
-                step_size=parse_number(step_size) if step_size is not None else None,
-                independent=independent,
-                keep=keep,  # pyright: ignore[reportArgumentType]
-                out=out,
-                progress=watch,
-                note=print if int(os.environ.get("RANK", "0")) == 0 else lambda text: None,
-            )
-        if int(os.environ.get("RANK", "0")) == 0:
-            console().print(report.evaluation_table(found.summary()))
+            if corrupted:
+                measured, error, folder = workflows.measure_corruptions(
+                    source, **shared, published=published, baseline=baseline, out=out, progress=watch
+                )
+                table = corruption_table(measured.summary(), vars(error))
+            else:
+                step = parse_number(step_size) if step_size is not None else None
+                settings = workflows.EvaluationSettings(
+                    suite, **shared, threat=threat, step_size=step, independent=independent, keep=cast("Any", keep)
+                )
+                note = print if is_first() else lambda text: None
+                found, folder = workflows.evaluate(source, settings, out=out, progress=watch, note=note)
+                table = report.evaluation_table(found.summary())
+        if is_first():
+            console().print(table)
             print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
 
 
 @app.command()
 def analyse(
-    run_or_model: Annotated[
-        str,
-        typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."),
-    ],
+    run_or_model: Model,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Test images of the sweeps and gradients; 200 by default.")
     ] = None,
@@ -188,28 +173,27 @@ def analyse(
         list[str] | None,
         typer.Option(help="eps-sweep, step-sweep, gradients, surface, turns-into, pictures, radii; several by commas."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data set of a model of your own.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")] = "best",
-    weights: Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")] = None,
-    threat: Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 250,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the files; the same command goes on there.")] = None,
+    data: Data = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    checkpoint: Checkpoint = "best",
+    weights: Weights = None,
+    threat: Ball = None,
+    batch_size: BatchSize = 250,
+    seed: Seed = 0,
+    out: Out = None,
 ) -> None:
     """Compute what a report draws: sweeps, gradients, surfaces, pictures; killed, the same command goes on."""
     with plain_errors():
+        from toughen import workflows
         from toughen.report.terminal.labelling import counting
-        from toughen.workflows.analyse import analyse as compute
 
-        wanted = [name.strip() for item in only or () for name in item.split(",")]
-        fed = {"data": data, "size": size, "mean": _numbers(mean), "std": _numbers(std)}
-        chosen = {"checkpoint": checkpoint, "weights": weights, "threat": threat, "out": out}
-        given = {"limit": limit, "only": wanted, "batch_size": batch_size, "seed": seed, **fed, **chosen}
+        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
+        source = source_of(run_or_model, mean, std, **chosen)
+        given: Any = {"limit": limit, "only": parts_of(only), "threat": threat, "batch_size": batch_size, "seed": seed}
         with show_warnings_briefly(), counting(console()) as watch:
-            found = compute(run_or_model, **given, progress=watch, note=print)
+            found = workflows.analyse(source, **given, out=out, progress=watch, note=print)
         for name in (*found.kept, *found.made):
             print(f"{found.folder / name}{' (was there)' if name in found.kept else ''}")
         if found.warning:
@@ -218,28 +202,26 @@ def analyse(
 
 @app.command()
 def check(
-    run_or_model: Annotated[
-        str, typer.Argument(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
-    ],
-    data: Annotated[str | None, typer.Option(help="Data set of a model of your own; test images are shown.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")] = None,
+    run_or_model: Model,
+    data: Data = None,
+    size: Size = None,
     limit: Annotated[int, typer.Option(min=1, help="How many test images are looked at.")] = 128,
-    mean: Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Goes with --mean.")] = None,
+    mean: Mean = None,
+    std: Std = None,
 ) -> None:
     """Find what is wrong with how a model is fed, within a minute; exit code 3 if anything is."""
     with plain_errors():
+        from toughen import workflows
         from toughen.evaluation.audit.model_check import check as look
         from toughen.evaluation.audit.model_check import sample
         from toughen.report.terminal.model_check import checkup_table
-        from toughen.workflows.model_sources import open_subject
 
         with show_warnings_briefly():
-            subject = open_subject(run_or_model, data=data, size=size, mean=_numbers(mean), std=_numbers(std))
-            if subject.said:
-                print(subject.said)
-            some = subject.test.take(sample(len(subject.test), limit))
-            found = look(subject.model, some.images, some.labels, classes=subject.classes, limit=limit)
+            opened = workflows.open(source_of(run_or_model, mean, std, data=data, size=size))
+            if opened.said:
+                print(opened.said)
+            some = opened.test.take(sample(len(opened.test), limit))
+            found = look(opened.model, some.images, some.labels, classes=opened.classes, limit=limit)
         console().print(checkup_table(found.summary()))
         if not found.fine:
             raise typer.Exit(3)
@@ -253,8 +235,8 @@ def export(
         list[str] | None,
         typer.Option("--format", help="safetensors (always), onnx, robustbench; several with commas."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="best (by validation) or last.")] = "best",
-    weights: Annotated[str | None, typer.Option(help="weights, or an average like average-0.995.")] = None,
+    checkpoint: Checkpoint = "best",
+    weights: Weights = None,
     licence: Annotated[str | None, typer.Option(help="For the model card, like apache-2.0.")] = None,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the Hugging Face Hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Pushed for everybody to see; private without.")] = False,
@@ -270,7 +252,7 @@ def export(
             raise ValueError("--public goes with --push; give --push OWNER/NAME")
         if push is not None:
             hub.check(push)
-        wanted = [name.strip() for item in formats or ["safetensors"] for name in item.split(",")]
+        wanted = parts_of(formats or ["safetensors"])
         made = write(run, out, checkpoint=checkpoint, weights=weights, formats=wanted, licence=licence)
         for name, size in made.files.items():
             print(f"{made.folder / name}: {size:,} bytes")
@@ -278,15 +260,13 @@ def export(
             print(f"note: {note}")
         if push is not None:
             print(f"pushed: {hub.push(out, push, public=public)} ({'public' if public else 'private'})")
-        print(f"next: toughen evaluate {shlex.quote(str(out))} --data {shlex.quote(made.data)}")
+        print(f"next: {Command('evaluate', out, data=made.data)}")
 
 
 @app.command()
 def label(
     pool: Annotated[str, typer.Argument(help="The images to choose from: a source, like a folder or a file.")],
-    scorer: Annotated[
-        str, typer.Option(help="A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION.")
-    ],
+    scorer: Scorer,
     against: Annotated[str, typer.Option(help="Data whose test images must not be in the set; gives the classes.")],
     count: Annotated[list[int], typer.Option(help="Images to choose; several counts give nested sets.")],
     out: Annotated[Path, typer.Option(help="Folder of the set; the same command goes on there.")],
@@ -294,19 +274,20 @@ def label(
     labeller: Annotated[str | None, typer.Option(help="A second classifier that labels what is chosen.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
     foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
-    size: Annotated[int | None, typer.Option(min=1, help="Bring all images to this side, like 224.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    size: Size = None,
+    batch_size: BatchSize = 256,
 ) -> None:
     """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
     with plain_errors():
         from toughen.report.terminal.labelling import counting, labelling_table
         from toughen.settings import parse_number
-        from toughen.workflows.label import label_sources
+        from toughen.workflows import ModelSource
+        from toughen.workflows import label as build
 
         with show_warnings_briefly(), counting(console()) as watch:
-            manifest = label_sources(
+            manifest = build(
                 pool,
-                scorer,
+                ModelSource(scorer, size=size),
                 against=against,
                 counts=count,
                 out=out,
@@ -315,7 +296,6 @@ def label(
                 soft=probabilities,
                 foreign=foreign,
                 batch_size=batch_size,
-                size=size,
                 progress=watch,
                 note=print,
             )
@@ -364,7 +344,7 @@ def import_(
 
         counts = import_folder(folder, out)
         print(", ".join(f"{count} {part} images" for part, count in counts.items()))
-        print(f"next: toughen train RECIPE {shlex.quote(f'data={out}')}")
+        print(f"next: {Command('train', 'RECIPE', f'data={out}')}")
 
 
 @app.command()

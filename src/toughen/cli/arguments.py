@@ -1,12 +1,31 @@
-"""What a command takes before it looks at it: text that can be written again.
+"""What commands take: text that can be written again, and the options that several of them share.
 
 app = typer.Typer(cls=Arguments)
 """
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from toughen.workflows import ModelSource
+
+MODEL = "A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."
+
+Model = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help=MODEL)]
+Scorer = Annotated[str, typer.Option(help=MODEL)]
+Data = Annotated[str | None, typer.Option(help="Data set of a model of your own.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")]
+Mean = Annotated[str | None, typer.Option(help="Normalise first: one number a channel, like 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
+Checkpoint = Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")]
+Weights = Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")]
+Ball = Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the random draws.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")]
 
 
 class Arguments(TyperGroup):
@@ -20,3 +39,21 @@ class Arguments(TyperGroup):
             except UnicodeEncodeError:
                 raise typer.BadParameter(f"{argument!a} is not UTF-8; rename it, or go there and give '.'") from None
         return super().parse_args(ctx, args)
+
+
+def source_of(what: str, mean: str | None, std: str | None, **given: Any) -> "ModelSource":
+    """The model that a command is about, with its normalisation's numbers read from text.
+
+    Raises:
+        ValueError: these are no numbers.
+    """
+    from toughen.settings import parse_number
+    from toughen.workflows import ModelSource
+
+    numbers = [None if text is None else [parse_number(part) for part in text.split(",")] for text in (mean, std)]
+    return ModelSource(what, mean=numbers[0], std=numbers[1], **given)
+
+
+def parts_of(items: list[str] | None) -> list[str]:
+    """What an option that may be given several times, and each time with commas, names in all."""
+    return [name.strip() for item in items or () for name in item.split(",")]

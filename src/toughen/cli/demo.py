@@ -14,7 +14,7 @@ from rich.console import Console
 from toughen import recipes, report
 from toughen.progress import terminal
 from toughen.training import train
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import evaluate
 
 SUITE = "pgd-40"
 # The whole demo is to take a minute and a half on two CPU cores; the last row is left out where it would take longer.
@@ -39,7 +39,7 @@ def demo(out: Path, console: Console) -> list[tuple[str, dict[str, Any], dict[st
                 show(f"{name} is left out: about {expected:.0f} s here; toughen train {name} runs it")
                 continue
         summary = train(recipe, out / name, display=terminal(console))
-        found, _ = evaluate_run(out / name, suite=SUITE)
+        found, _ = evaluate(out / name, SUITE)
         rows.append((name, summary, found.summary()))
     threat = rows[0][1]["threat"]
     title = f"{rows[0][2]['n']} test digits, robust: {SUITE} within {threat} (95 % interval)"

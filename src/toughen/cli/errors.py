@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from toughen.errors import in_shell
 from toughen.storage.files import Damaged, Locked
 
 
@@ -37,7 +38,7 @@ def plain_errors() -> Iterator[None]:
     except (Stopped, Lost) as error:
         _fail(str(error), 75)
     except (ValueError, NonFinite, Diverged, Damaged, Unsound) as error:
-        _fail(str(error), 2)
+        _fail(in_shell(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from toughen.cli.errors import console, plain_errors, show_warnings_briefly
+from toughen.errors import Command
 
 app = typer.Typer(no_args_is_help=True, help="Whole tables: run, watch and print studies.", rich_markup_mode=None)
 
@@ -77,7 +78,7 @@ def run(
         given = {key: value for key, _, value in (item.partition("=") for item in set_ or ())}
         if executor == "slurm":
             print("submitted: " + ", ".join(executors.run_on_slurm(folder, jobs=jobs, parameters=given)))
-            print(f"next: toughen study status {folder.path}")
+            print(f"next: {Command('study', 'status', folder.path)}")
             return
         with watching(folder, console()) as watch:
             if executor == "ray":

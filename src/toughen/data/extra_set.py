@@ -15,6 +15,7 @@ from toughen.data.decode import as_stored, in_memory, too_large, viewed
 from toughen.data.files import BY_SIZE
 from toughen.data.image_source import RawDataset
 from toughen.data.lazy_split import LazySplit
+from toughen.errors import UsageError, image_size
 
 TOLERANCE = 1e-3
 """How far the sum of an example's probabilities may be from 1."""
@@ -53,10 +54,11 @@ def extra_of(
         raise ValueError(f"{name} holds no image; give an extra set with some.")
     labels = _labels(examples.labels, names, classes, name)
     if examples.shape != shape:
-        remedy = "resize them" if view else "give data.size, like data.size=224, or resize them"
-        raise ValueError(
-            f"The images of the extra set {name} are {examples.shape} (C, H, W), but the training images are {shape}; "
-            f"{remedy}."
+        remedy = () if view else ("give ", image_size(like=224), ", or ")
+        raise UsageError(
+            f"The images of the extra set {name} are {examples.shape} (C, H, W), but the training images are {shape}; ",
+            *remedy,
+            "resize them.",
         )
     if isinstance(examples, LazySplit):
         examples = LazySplit(examples.encoded, labels, examples.key, view, examples.rows)

@@ -25,6 +25,7 @@ from toughen.data import cache
 from toughen.data.base import Examples
 from toughen.data.files import BY_SIZE
 from toughen.data.lazy_split import LazySplit
+from toughen.errors import UsageError
 from toughen.parallel.ranks import cores
 
 BLOCK = 512
@@ -59,7 +60,7 @@ def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
             memory = memories[collection] = memories.get(collection) or _memory(split)
             if len(places := memory.unknown(split.rows)):
                 works.append((split, memory, places))
-    faults: list[tuple[str, str]] = []
+    faults: list[tuple[str, ValueError]] = []
     done, total = 0, sum(len(places) for _, _, places in works)
     kept = time.monotonic()
     with ThreadPoolExecutor(cores()) as pool:
@@ -75,25 +76,25 @@ def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
                 yield done, total
             memory.keep()
     if faults:
-        raise ValueError(_sentence(faults))
+        raise faults[0][1] if len(faults) == 1 else _together(faults)
 
 
-def _fault(split: LazySplit, place: int) -> str:
+def _fault(split: LazySplit, place: int) -> ValueError | None:
     try:
         split.check(place)
     except ValueError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
-def _sentence(faults: list[tuple[str, str]]) -> str:
-    if len(faults) == 1:
-        return faults[0][1]
+def _together(faults: list[tuple[str, ValueError]]) -> UsageError:
     names = ", ".join(name for name, _ in faults[:NAMED])
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-    clauses = [fault.removeprefix("DA412 ").removeprefix(name).strip() for name, fault in faults]
+    clauses = [str(fault).removeprefix("DA412 ").removeprefix(name).strip() for name, fault in faults]
     which = "each" if len(set(clauses)) == 1 else "the first"
-    return f"DA412 {len(faults)} images cannot be used ({names}{more}): {which} {clauses[0]}"
+    said, *rest = UsageError(faults[0][1]).args
+    said = said.removeprefix("DA412 ").removeprefix(faults[0][0]).lstrip()
+    return UsageError(f"DA412 {len(faults)} images cannot be used ({names}{more}): {which} {said}", *rest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toughen.data.crops import UNSCALED, ResizeCrop, to_rgb, unscaled
 from toughen.data.image_source import ImageSource
+from toughen.errors import UsageError, image_size
 from toughen.parallel.ranks import cores
 
 # What Pillow raises on broken images, format by format.
@@ -65,9 +66,11 @@ class LazySplit:
         with self._opened(0) as image:
             mode, (width, height) = image.mode, image.size
         if mode not in CHANNELS:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name(0)} is of mode {mode}, but images as they are must be {' or '.join(CHANNELS)}; "
-                "convert them, or give data.size, like data.size=224, which makes all of them RGB of one size."
+                "convert them, or give ",
+                image_size(like=224),
+                ", which makes all of them RGB of one size.",
             )
         return CHANNELS[mode], height, width
 
@@ -148,10 +151,11 @@ class LazySplit:
         channels, height, width = self.shape
         if (CHANNELS.get(image.mode), *image.size) != (channels, width, height):
             mode = next(mode for mode, count in CHANNELS.items() if count == channels)
-            raise ValueError(
+            raise UsageError(
                 f"{self.name(number)} is {image.mode} of {image.size[0]}x{image.size[1]} pixels, but the first image "
-                f"is {mode} of {width}x{height}; bring all images to one mode and size, or give data.size, like "
-                "data.size=224, to crop and resize them."
+                f"is {mode} of {width}x{height}; bring all images to one mode and size, or give ",
+                image_size(like=224),
+                ", to crop and resize them.",
             )
         return np.asarray(image).reshape(height, width, channels)
 

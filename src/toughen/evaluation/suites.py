@@ -18,6 +18,7 @@ from torch import Tensor
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
+from toughen.errors import Option, UsageError
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.plan import UNBOUNDED, SideAttack
 from toughen.outcomes import CLEAN
@@ -227,7 +228,7 @@ def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec
     members = {} if isinstance(suite, Adaptive) else dict(suite)
     stepped = {label: member for label, member in members.items() if _has_step(member)}
     if not stepped:
-        raise ValueError("no attack of this suite has a step size; leave --step-size out")
+        raise UsageError("no attack of this suite has a step size; leave ", Option("step_size"), " out")
     return members | {label: _stepped(member, step_size) for label, member in stepped.items()}
 
 

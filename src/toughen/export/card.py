@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from toughen.errors import Command
 from toughen.evaluation import Evaluation
 from toughen.export.facts import RunFacts, is_strong
 from toughen.export.leaderboard import other_images
@@ -136,7 +137,7 @@ def _what(facts: RunFacts) -> list[str]:
 
 def _measured(facts: RunFacts) -> list[str]:
     threat = facts.run.recipe.threat
-    again = "`toughen evaluate RUN --suite autoattack`"
+    again = f"`{Command('evaluate', 'RUN', suite='autoattack')}`"
     lines = ["## Accuracy", ""]
     if not facts.evaluations:
         said = "**Not evaluated:** no test accuracy of these weights, clean or robust, was measured."

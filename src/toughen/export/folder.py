@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from toughen.errors import Command
 from toughen.export import leaderboard, to_onnx
 from toughen.export.card import card
 from toughen.export.facts import RunFacts, gather
@@ -122,9 +123,8 @@ def _notes(facts: RunFacts, difference: float | None) -> list[str]:
     if difference is not None:
         notes.append(f"{ONNX} gives the model's logits on {TRIED} images of noise to within {difference:.1e}")
     if not facts.evaluations:
-        notes.append(
-            f"the card says: not evaluated; toughen evaluate {facts.run.folder} --suite autoattack measures it"
-        )
+        measuring = Command("evaluate", facts.run.folder, suite="autoattack")
+        notes.append(f"the card says: not evaluated; {measuring} measures it")
     if unreliable := [found.suite for found in facts.evaluations if found.unreliable]:
         notes.append(f"the card says: UNRELIABLE ({', '.join(dict.fromkeys(unreliable))})")
     return notes

@@ -8,6 +8,7 @@ Only the files that `toughen export` wrote are uploaded.
 import re
 from pathlib import Path
 
+from toughen.errors import Command, Option, UsageError
 from toughen.models.exported import CONFIG, is_exported
 from toughen.storage import files as store
 
@@ -49,7 +50,7 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     if not is_exported(folder):
-        raise ValueError(f"{folder} is no exported model; give the --out of a toughen export")
+        raise UsageError(f"{folder} is no exported model; give the ", Option("out"), " of a ", Command("export"))
     check(repository)
     files = sorted([CONFIG, *store.read_json(folder / CONFIG).get("files", {})])
     # The error's parents are what the client's own connection raises, which differs between its versions.
@@ -60,8 +61,10 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
         api.create_repo(repository, repo_type="model", private=not public, exist_ok=True)
         private = bool(api.repo_info(repository, repo_type="model").private)
         if private == public:
-            is_now, advice = ("private", "leave --public out") if private else ("public", "add --public to publish")
-            raise ValueError(f"{repository} exists on the Hub and is {is_now}; {advice}, or give another name")
+            is_now, verb, end = ("private", "leave", "out") if private else ("public", "add", "to publish")
+            option = Option("public", None if private else True)
+            said = f"{repository} exists on the Hub and is {is_now}; {verb} "
+            raise UsageError(said, option, f" {end}, or give another name")
         api.upload_folder(
             repo_id=repository,
             repo_type="model",

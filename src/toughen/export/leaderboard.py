@@ -7,6 +7,7 @@ Nothing is made up: what a run folder does not say is null, for you to fill in.
 
 from typing import Any
 
+from toughen.errors import Command, UsageError
 from toughen.evaluation import Evaluation
 from toughen.export.facts import RunFacts, is_strong
 
@@ -39,9 +40,10 @@ def entry(facts: RunFacts) -> dict[str, Any]:
     mine = [found for found in facts.in_the_ball if found.suite == SUITE]
     recipe = facts.run.recipe
     if not mine:
-        raise ValueError(
+        raise UsageError(
             f"{facts.run.folder} has no evaluation of {facts.run.weights} by AutoAttack in {recipe.threat}, which a "
-            f"leaderboard entry needs; run: toughen evaluate {facts.run.folder} --suite {SUITE}"
+            "leaderboard entry needs; run: ",
+            Command("evaluate", facts.run.folder, suite=SUITE),
         )
     best = min(mine, key=lambda found: (-found.n, found.robust_accuracy))
     lower = [

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from toughen.errors import Option, UsageError
 from toughen.models.exported import CONFIG, is_exported, read_config
 from toughen.storage import files
 
@@ -36,18 +37,20 @@ def refuse_foreign(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder as --out")
+        raise UsageError(f"{out} is a file; give a folder as ", Option("out"))
     names = sorted(path.name for path in out.iterdir())
     if not names:
         return
     if not is_exported(out):
-        raise ValueError(f"{out} exists and holds other things, such as {names[0]}; give another --out")
+        raise UsageError(f"{out} exists and holds other things, such as {names[0]}; give another ", Option("out"))
     read_config(out)
     written = files.read_json(out / CONFIG).get("files", {})
     for name in names:
         path = out / name
         if name != CONFIG and not (path.is_file() and sha256(path) == written.get(name)):
-            raise ValueError(f"{path} is not as toughen export wrote it; give another --out, or delete {out}")
+            raise UsageError(
+                f"{path} is not as toughen export wrote it; give another ", Option("out"), f", or delete {out}"
+            )
 
 
 @contextmanager

@@ -19,6 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toughen.errors import Option, UsageError
+
+REMEDY = ("; leave onnx out of ", Option("formats"))
+
 TOLERANCE = 1e-5
 """For logits up to 1; in proportion for larger ones, whose last bits are larger too."""
 
@@ -58,9 +62,10 @@ def write(model: nn.Module, path: Path, images: Tensor) -> float:
         run = _runner(path)
         worst, largest = _compare(model, run, images)
     if not worst <= TOLERANCE * largest:
-        raise ValueError(
+        raise UsageError(
             f"the ONNX file gives other logits than the model: they differ by {worst:.2g}, and "
-            f"{TOLERANCE * largest:.2g} is allowed; nothing is exported; leave onnx out of --format"
+            f"{TOLERANCE * largest:.2g} is allowed; nothing is exported",
+            *REMEDY,
         )
     return worst
 
@@ -100,7 +105,7 @@ def _translate(model: nn.Module, path: Path, images: Tensor) -> None:
             )
     except (OnnxExporterError, RuntimeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"torch cannot write this model as ONNX: {reason[:200]}; leave onnx out of --format") from None
+        raise UsageError(f"torch cannot write this model as ONNX: {reason[:200]}", *REMEDY) from None
     found = onnx.load(path)
     _forget_places(found)
     onnx.checker.check_model(found)
@@ -141,7 +146,7 @@ def _refusals() -> Iterator[None]:
         yield
     except kinds as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"onnxruntime does not run this model: {reason[-200:]}; leave onnx out of --format") from None
+        raise UsageError(f"onnxruntime does not run this model: {reason[-200:]}", *REMEDY) from None
 
 
 @contextmanager

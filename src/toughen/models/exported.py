@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor
 
 from toughen import models
+from toughen.errors import Command, Option, UsageError
 from toughen.models import Classifier
 from toughen.models.classifier import Normalize, PerImageStandardize
 from toughen.models.pretrained.load import fitted
@@ -208,7 +209,9 @@ def _spelt(name: str) -> str:
 def _weights_file(path: Path) -> Path:
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path} holds no exported model ({WEIGHTS}); give the --out of a toughen export")
+        raise UsageError(
+            f"{path} holds no exported model ({WEIGHTS}); give the ", Option("out"), " of a ", Command("export")
+        )
     return file
 
 

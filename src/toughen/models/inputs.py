@@ -1,7 +1,7 @@
 """Images that a network does not take: one sentence with what they are, what it said, and what it does take.
 
 check_takes(model, (3, 64, 64), device)    # ValueError: the model does not take images of 3x64x64: mat1 and mat2
-                                           # shapes cannot be multiplied; it takes 3x32x32: give --size 32
+                                           # shapes cannot be multiplied; it takes 3x32x32: give view=ResizeCrop(32)
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from toughen.errors import Option, UsageError, image_size
 from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
 from toughen.modes import evaluating
@@ -19,9 +20,6 @@ SIDES = (32, 224, 28, 64, 96, 256, 299, 384)
 # What a network says by raising that an input does not suit it.
 REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 
-SIZE = "--size {}"
-"""How the side of the images is given to a command; a recipe has `data.size={}`."""
-
 
 def check_takes(
     model: nn.Module,
@@ -30,7 +28,6 @@ def check_takes(
     dtype: torch.dtype = torch.float32,
     *,
     what: str = "the model",
-    size: str = SIZE,
 ) -> None:
     """One forward pass of two black images in inference mode; model and random state are as before.
 
@@ -40,7 +37,6 @@ def check_takes(
         device: where it is.
         dtype: in which it computes.
         what: what to call it in the error.
-        size: how the side of the images is given, see `refusal`.
 
     Raises:
         ValueError: it does not take such images, see `refusal`.
@@ -50,7 +46,7 @@ def check_takes(
     except REFUSALS as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
-        raise refusal(model, shape, error, device, dtype, what=what, size=size) from error
+        raise refusal(model, shape, error, device, dtype, what=what) from error
 
 
 def refusal(
@@ -61,8 +57,7 @@ def refusal(
     dtype: torch.dtype = torch.float32,
     *,
     what: str = "the model",
-    size: str = SIZE,
-) -> ValueError:
+) -> UsageError:
     """What to tell a user whose images a model refused.
 
     Args:
@@ -72,19 +67,18 @@ def refusal(
         device: where it is.
         dtype: in which it computes.
         what: what to call it.
-        size: how the side of the images is given, with {} for the number.
     """
     said = first_line(error).removesuffix(".")
     channels = _channels(model)
     if channels is not None and channels != shape[0]:
-        remedy = f"it takes images of {channels} channels"
+        remedy: tuple[str | Option, ...] = (f"it takes images of {channels} channels",)
         if channels == 3:
-            remedy += f": give {size.format(_named_side(model) or 224)}, which makes all images RGB"
+            remedy += (": give ", image_size(_named_side(model) or 224), ", which makes all images RGB")
     elif taken := _side_taken(model, shape, device, dtype):
-        remedy = f"it takes {'x'.join(map(str, (shape[0], taken, taken)))}: give {size.format(taken)}"
+        remedy = (f"it takes {'x'.join(map(str, (shape[0], taken, taken)))}: give ", image_size(taken))
     else:
-        remedy = f"nor those of usual sizes; look at what it expects, and give {size.format('N')} for another side"
-    return ValueError(f"{what} does not take images of {'x'.join(map(str, shape))}: {said}; {remedy}")
+        remedy = ("nor those of usual sizes; look at what it expects, and give ", image_size("N"), " for another side")
+    return UsageError(f"{what} does not take images of {'x'.join(map(str, shape))}: {said}; ", *remedy)
 
 
 def first_line(error: Exception) -> str:

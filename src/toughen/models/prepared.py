@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.contract import check_images, check_labels
+from toughen.errors import UsageError
 from toughen.evaluation.referee import check_logits, predict
 from toughen.evaluation.work_unit import as_input, placement
 from toughen.models import batched
@@ -79,7 +80,7 @@ def _first_logits(model: nn.Module, first: Tensor) -> Tensor:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         found = refusal(model, first.shape[1:], error, first.device, first.dtype)
-        raise ValueError(f"EV226 {found}") from error
+        raise UsageError("EV226 ", found) from error
 
 
 def check_examples(

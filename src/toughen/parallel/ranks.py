@@ -59,6 +59,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first() -> bool:
+    """Whether torchrun calls this process its first; true without torchrun. Answers before the processes have met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def group(device: torch.device) -> Iterator[None]:
     """Join the other processes that torchrun started, if any, until the context ends.

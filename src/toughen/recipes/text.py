@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toughen.data import DATA
+from toughen.errors import Command, UsageError
 from toughen.recipes import twins
 from toughen.recipes.overlay import laid_over
 from toughen.recipes.schema import Recipe
@@ -36,9 +37,16 @@ BASED = (*BESIDE, *Recipe.model_fields)
 # A file of this kind is a part for others to build on, no recipe by itself.
 PART = "_"
 
+KEYS = {"size": "data.size", "weights": "model.weights"}
+"""What a recipe calls options that have other names elsewhere."""
 
-class RecipeError(ValueError):
+LISTING = Command("list", "recipes")
+
+
+class RecipeError(UsageError):
     """What is wrong with a recipe: one line for each fault, with its path, what is allowed and the nearest name."""
+
+    names = KEYS
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,7 +101,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{where}{line}: {error.problem}; write YAML like `method: {{name: free}}`") from None
     except (yaml.YAMLError, RecursionError):
-        raise RecipeError(f"{where} is not readable as YAML; see `toughen list recipes` for examples") from None
+        raise RecipeError(f"{where} is not readable as YAML; see `{LISTING}` for examples") from None
 
 
 _parse_shipped = functools.cache(parse_yaml)
@@ -159,7 +167,7 @@ def _from_package(recipe: str) -> _File:
     name = recipe if recipe in texts else original
     if name not in texts:
         guess = nearest(recipe, [*shipped(), *(f"{name}{twins.ENDING}" for name in twinned())])
-        guess = guess or "; see `toughen list recipes`"
+        guess = guess or f"; see `{LISTING}`"
         raise RecipeError(f"{shown(recipe)} is no shipped recipe{guess} (or give the path of a YAML file)")
     return _File(name, texts[name], None, name != recipe)
 

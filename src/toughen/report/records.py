@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from toughen.errors import Command, Option, UsageError
 from toughen.outcomes import Outcomes, interval
 from toughen.storage import files
 from toughen.storage.limits import check_zip
@@ -168,7 +169,13 @@ def read_run(path: Path) -> RunRecord:
         ValueError: the folder holds neither a recipe nor an evaluation.
     """
     if not path.is_dir():
-        raise ValueError(f"there is no folder {path}; give a run folder, the --out of a toughen train, or a study")
+        raise UsageError(
+            f"there is no folder {path}; give a run folder, the ",
+            Option("out"),
+            " of a ",
+            Command("train"),
+            ", or a study",
+        )
     results = sorted(path.glob("evaluation/*/result.json"))
     if not (path / "recipe.yaml").is_file() and not results:
         raise ValueError(f"{path} is no run folder: it has no recipe.yaml and no evaluation; give a run or a study")

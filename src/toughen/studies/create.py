@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toughen import recipes
+from toughen.errors import Option
 from toughen.models.cost import Passes
 from toughen.recipes import Recipe
 from toughen.storage import files
@@ -39,10 +40,10 @@ def begin(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, n
         if found != asked:
             different = next(key for key in asked if found.get(key) != asked[key])
             raise StudyError(
-                f"{out} holds another study, or this one otherwise ({different} differs); give another --out"
+                f"{out} holds another study, or this one otherwise ({different} differs); give another ", Option("out")
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out} exists and holds no study; give another --out")
+        raise StudyError(f"{out} exists and holds no study; give another ", Option("out"))
     else:
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / STUDY, asked)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from toughen.errors import Command
 from toughen.parallel.ranks import cores
 from toughen.studies.folder import StudyFolder
 from toughen.studies.text import StudyError
@@ -89,8 +90,8 @@ class _Worker:
 
     def __init__(self, path: Path, shard: tuple[int, int], environment: dict[str, str]) -> None:
         # -P: a file beside where the user stands must not be taken for a module.
-        self._command = [sys.executable, "-P", "-m", "toughen", "study", "work", str(path)]
-        self._command += ["--shard", f"{shard[0] + 1}/{shard[1]}"]
+        work = Command("study", "work", path, shard=f"{shard[0] + 1}/{shard[1]}")
+        self._command = [sys.executable, "-P", "-m", *work.words]
         self._log, self._environment = path / "workers.log", environment
         self.start()
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from toughen.errors import Command, UsageError
 from toughen.storage import files
 
 STUDY = "study.json"
@@ -127,7 +128,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / STUDY).is_file():
-            raise ValueError(f"{path} holds no study; give the folder of a toughen study run")
+            raise UsageError(f"{path} holds no study; give the folder of a ", Command("study", "run"))
         self.asked: dict[str, Any] = files.read_json(path / STUDY)
         check(self.asked, path / STUDY)
 

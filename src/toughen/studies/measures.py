@@ -12,10 +12,8 @@ from toughen.evaluation import gradient_magnitude, transfer
 from toughen.evaluation.suites import find
 from toughen.studies.folder import StudyFolder
 from toughen.threat import parse
-from toughen.workflows.corruptions import evaluate_corruptions
-from toughen.workflows.evaluate import evaluate_run
+from toughen.workflows import EvaluationSettings, ModelSource, OpenedRun, evaluate, measure_corruptions, open_run
 from toughen.workflows.model_sources import limited
-from toughen.workflows.run_folder import OpenedRun, open_run
 
 Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 """(folder, row, training, the measure as in study.json, where it goes)"""
@@ -23,22 +21,13 @@ Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 
 def robust(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under a suite, or under a single one of its attacks."""
-    column = asked["column"]
-    evaluate_run(
-        folder.run(training),
-        suite=column["suite"],
-        attack=column["attack"],
-        limit=asked["limit"],
-        weights=folder.rows[row]["weights"],
-        threat=column["threat"],
-        step_size=column["step_size"],
-        out=out,
-    )
+    chosen = {key: asked["column"][key] for key in ("suite", "attack", "threat", "step_size")}
+    evaluate(_source(folder, row, training), EvaluationSettings(**chosen, limit=asked["limit"]), out=out)
 
 
 def corruptions(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under the 19 corruptions."""
-    evaluate_corruptions(folder.run(training), limit=asked["limit"], weights=folder.rows[row]["weights"], out=out)
+    measure_corruptions(_source(folder, row, training), limit=asked["limit"], out=out)
 
 
 def gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
@@ -85,6 +74,10 @@ def _surrogate(folder: StudyFolder, row: str, training: str, source: str | None)
             "the column a source"
         )
     return row, others[0]
+
+
+def _source(folder: StudyFolder, row: str, training: str) -> ModelSource:
+    return ModelSource(str(folder.run(training)), weights=folder.rows[row]["weights"])
 
 
 def _opened(folder: StudyFolder, row: str, training: str) -> OpenedRun:

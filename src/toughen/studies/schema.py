@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from toughen.errors import Command
 from toughen.evaluation import suites
 from toughen.settings import Count, Positive, Settings, known
 from toughen.studies.published import check_filter
@@ -65,7 +66,7 @@ class StudyColumn(Settings, frozen=True):
     def _consistent(self) -> Self:
         attacked = self.what in ("robust", "transfer")
         if attacked and self.suite is None:
-            raise ValueError("suite is missing; give one, like pgd-20 (toughen list suites)")
+            raise ValueError(f"suite is missing; give one, like pgd-20 ({Command('list', 'suites')})")
         if not attacked and (self.suite or self.step_size or self.attack):
             raise ValueError(
                 f"suite, attack and step_size belong to attacks, and this column is {self.what}; leave them out"

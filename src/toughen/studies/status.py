@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from toughen.errors import Option
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
 
 TAIL = 4096
@@ -42,7 +43,7 @@ def summary(folder: StudyFolder) -> str:
     failed = [str(task) for task in tasks if folder.failure(task)]
     faulty = [name for name, row in folder.rows.items() if row["error"]]
     line = f"{done} of {len(tasks)} tasks done"
-    line += f"; failed: {', '.join(failed)} (--retry tries again)" if failed else ""
+    line += f"; failed: {', '.join(failed)} ({Option('retry', True).shell} tries again)" if failed else ""
     return line + (f"; rows with a fault: {', '.join(faulty)}" if faulty else "")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from toughen.errors import Command, UsageError
 from toughen.recipes import RecipeError
 from toughen.recipes.text import LONGEST, parse_yaml
 from toughen.settings import nearest
 from toughen.studies.schema import Study
 
 
-class StudyError(ValueError):
+class StudyError(UsageError):
     """What is wrong with a study, for its author."""
 
 
@@ -41,14 +42,14 @@ def load(study: str) -> Study:
             reason = getattr(error, "strerror", None) or "not text"
             raise StudyError(f"study file {study} cannot be read: {reason}; check the path") from None
     elif (texts := shipped()).get(study) is None:
-        guess = nearest(study, texts) or "; see `toughen study list`"
+        guess = nearest(study, texts) or f"; see `{Command('study', 'list')}`"
         raise StudyError(f"{study!r} is no shipped study{guess} (or give the path of a YAML file)")
     else:
         text = texts[study]
     try:
         return Study.model_validate(parse_yaml(text, study))
     except RecipeError as error:
-        raise StudyError(str(error)) from None
+        raise StudyError(error) from None
     except ValidationError as error:
         faults = (f"{study}: {'.'.join(map(str, e['loc'])) or 'the study'}: {e['msg']}" for e in error.errors())
         raise StudyError("\n".join(fault.replace("Value error, ", "") for fault in faults)) from None

@@ -66,7 +66,7 @@ def start(model: Classifier, recipe: Recipe, note: Callable[[str], None], *, fre
         try:
             loaded = load_weights(bare, recipe.model.weights, strict=False)
         except ValueError as error:
-            raise RecipeError(f"model.weights: {error}") from None
+            raise RecipeError("model.weights: ", error) from None
         if loaded.normalization and not _equal(_statistics(model), loaded.normalization):
             raise RecipeError(_otherwise(f"the weights in {recipe.model.weights}", loaded.normalization, model))
         note(f"training starts from {loaded}")
@@ -126,7 +126,7 @@ def _known(recipe: Recipe) -> Statistics | None:
     try:
         return pretrained_normalization(recipe.model.name)
     except ValueError as error:
-        raise RecipeError(f"model: {error}") from None
+        raise RecipeError("model: ", error) from None
 
 
 def _statistics(model: Classifier) -> Statistics | None:

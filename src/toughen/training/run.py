@@ -18,6 +18,7 @@ from toughen import recipes
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
+from toughen.errors import Option
 from toughen.models.cost import counted
 from toughen.optim import ema
 from toughen.parallel import ranks as distributed
@@ -141,12 +142,13 @@ def check_folder(recipe: Recipe, out: Path) -> None:
         if (different := recipes.differences(recipes.load(str(path)), recipe)) and not is_unused(out):
             raise RecipeError(
                 f"{out} holds a run of another recipe ({'; '.join(different[:3])}{'; ...' if different[3:] else ''}); "
-                "give another --out"
+                "give another ",
+                Option("out"),
             )
     elif out.exists() and (
         not out.is_dir() or any(not file.name.startswith((".lock", ".tmp-")) for file in out.iterdir())
     ):
-        raise RecipeError(f"{out} exists and is no run folder; give another --out")
+        raise RecipeError(f"{out} exists and is no run folder; give another ", Option("out"))
 
 
 def is_unused(out: Path) -> bool:
@@ -212,11 +214,11 @@ def resume(
         changed = about.changed(now)
         if seen := [name for name in changed if name != "test"]:
             which = f"the {' and '.join(seen)} images have changed"
-            raise RecipeError(f"CK302 {out} was trained on other images than its data holds now ({which}); {WAY_OUT}")
+            raise RecipeError(f"CK302 {out} was trained on other images than its data holds now ({which}); ", *WAY_OUT)
         if changed:
             display.note(f"the test images of {name} have changed; training goes on, for it never looks at them")
         if saved.extra != extra:
-            raise RecipeError(f"CK302 {out} was trained on other images than its extra holds now; {WAY_OUT}")
+            raise RecipeError(f"CK302 {out} was trained on other images than its extra holds now; ", *WAY_OUT)
         if (threads := torch.get_num_threads()) != saved.threads:
             display.note(f"RN502 Resumed with {threads} threads (was {saved.threads}): close, but not bit-equal.")
         with fitting(checkpoint):
@@ -247,7 +249,7 @@ def taken(batches: Batches, number: int) -> Batch:
     try:
         return batches[number]
     except ValueError as error:
-        raise RecipeError(refusal(str(error), fresh=False)) from None
+        raise refusal(error, fresh=False) from None
 
 
 def loop(

@@ -20,6 +20,7 @@ from toughen.data.dataset_card import DatasetCard
 from toughen.data.integrity import examined
 from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.batches import Extra
+from toughen.errors import Option, UsageError, naming
 from toughen.methods import Spec
 from toughen.models.inputs import check_takes
 from toughen.noise import derive
@@ -27,6 +28,7 @@ from toughen.optim.ema import Averages
 from toughen.optim.schedules import warmed_up
 from toughen.parallel import ranks, sharding
 from toughen.recipes import Recipe, RecipeError
+from toughen.recipes.text import KEYS
 from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, folding_of, laid_out
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
@@ -34,7 +36,7 @@ from toughen.training.loop import Job
 from toughen.training.monitors import Finite
 from toughen.training.unsafe_kernels import REASON, narrow
 
-WAY_OUT = "restore them, or begin anew in another --out"
+WAY_OUT = ("restore them, or begin anew in another ", Option("out"))
 
 PATIENCE = 10
 """Seconds of looking at images after which the user is told so."""
@@ -59,7 +61,8 @@ def chosen_device(name: str) -> torch.device:
 
 def load_data(recipe: Recipe) -> ImageData:
     """The recipe's data set, with the extra, pseudo-labelled set left aside."""
-    return load(recipe.data.source, recipe.data.view)
+    with naming(**KEYS):
+        return load(recipe.data.source, recipe.data.view)
 
 
 def load_pseudo_labelled(recipe: Recipe, data: ImageData) -> Extra | None:
@@ -72,7 +75,7 @@ def load_pseudo_labelled(recipe: Recipe, data: ImageData) -> Extra | None:
         if settings.limit is not None:
             examples = first(examples, settings.limit)
     except ValueError as error:
-        raise RecipeError(f"data.extra: {error}") from None
+        raise RecipeError("data.extra: ", error) from None
     return Extra(examples, len(data.train), settings.labelled)
 
 
@@ -119,10 +122,10 @@ def check_images(
         try:
             state = (next(looked, None), "")
         except ValueError as error:
-            state = (None, str(error))
+            state = (None, str(RecipeError(error)))
         progress, fault = ranks.from_main(state)
         if fault:
-            raise RecipeError(refusal(fault, fresh=fresh))
+            raise refusal(ValueError(fault), fresh=fresh)
         if progress is None:
             return
         if time.monotonic() - told >= PATIENCE:
@@ -130,10 +133,10 @@ def check_images(
             note(f"looking whether all images can be decoded: {progress[0]:,} of {progress[1]:,}")
 
 
-def refusal(fault: str, *, fresh: bool) -> str:
+def refusal(fault: ValueError, *, fresh: bool) -> RecipeError:
     """What to do about a broken image, which a run that has begun cannot do without."""
-    kept = "" if fresh else f"; but this run goes on only with the images that it began with: {WAY_OUT}"
-    return f"data: {fault.rstrip('.')}{kept}"
+    kept = () if fresh else ("; but this run goes on only with the images that it began with: ", *WAY_OUT)
+    return RecipeError(f"data: {str(RecipeError(fault)).rstrip('.')}", *kept)
 
 
 def set_up(
@@ -183,9 +186,9 @@ def set_up(
     model.to(device, dtype)
     if fresh:
         try:
-            check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}", size="data.size={}")
+            check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}")
         except ValueError as error:
-            raise RecipeError(str(error)) from None
+            raise RecipeError(error) from None
     check_ranks_have_rows(recipe, model, batches.smallest)
     slots = ranks.slots(recipe.batch_size)
     try:
@@ -347,6 +350,8 @@ def build_model(recipe: Recipe, data: ImageData | DatasetCard, split: Examples |
             **normalize,
             **settings,
         )
+    except UsageError as error:
+        raise RecipeError("model: ", error) from None
     except (ValueError, RuntimeError, MemoryError) as error:
         # RuntimeError is what torch raises where the memory does not suffice.
         raise RecipeError(f"model: {str(error).partition(chr(10))[0] or type(error).__name__}") from None

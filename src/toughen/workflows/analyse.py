@@ -7,23 +7,22 @@ Each analysis is a file that appears whole, so the same call goes on where it wa
 one set of images, one ball and one seed, which `identity.json` names; another one is refused.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from toughen.data.base import fingerprint
+from toughen.errors import Option, UsageError, naming
 from toughen.evaluation import EpsSweep
 from toughen.evaluation.resume import Identity, hash_model, hash_tensor, identity_of
 from toughen.evaluation.work_unit import memory_explained
 from toughen.models.prepared import Progress
 from toughen.modes import plain
-from toughen.recipes.schema import check_radius
 from toughen.settings import known
 from toughen.storage import files
-from toughen.threat import parse
 from toughen.workflows.analysis_kinds import FILES, SURFACES, Told, Work, radii_of
-from toughen.workflows.model_sources import is_run, limited, open_subject
+from toughen.workflows.model_sources import ModelSource, is_run, limited, open
 
 IDENTITY = "identity.json"
 
@@ -58,17 +57,12 @@ class Analysed:
     warning: str | None
 
 
+@naming(size="size")
 def analyse(
-    what: Path | str,
+    source: ModelSource | Path | str,
     *,
     limit: int | None = None,
     only: Collection[str] = (),
-    data: str | None = None,
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    checkpoint: str = "best",
-    weights: str | None = None,
     threat: str | None = None,
     batch_size: int = 250,
     seed: int = 0,
@@ -83,15 +77,9 @@ def analyse(
     instance_adaptive there are pictures of the training images with the smallest and the largest radii too.
 
     Args:
-        what: see `open_subject`.
+        source: the model and how it is fed; a text or path alone says what it is.
         limit: test images of the sweeps and the gradients; 200 by default, or all where there are fewer.
         only: some of the analyses, by the name of their files without the ending; "surface" and "radii" are several.
-        data: see `open_subject`.
-        size: see `open_subject`.
-        mean: see `open_subject`.
-        std: see `open_subject`.
-        checkpoint: see `open_run`.
-        weights: see `open_run`.
         threat: another ball than the run's, as text.
         batch_size: images at a time.
         seed: of the random draws.
@@ -100,38 +88,37 @@ def analyse(
         note: is told how the model was opened, where that is worth knowing.
 
     Raises:
-        ValueError: as for `open_subject` and the analyses; for a name that is none; for radii of a run that has none;
-            for a folder of other analyses, or with other files (EV271).
+        ValueError: as for `open` and the analyses; for a name that is none; for radii of a run that has none; for a
+            folder of other analyses, or with other files (EV271).
         Locked: another process writes the folder.
     """
     names = _chosen(only)
-    subject = open_subject(str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights)
-    if subject.said:
-        note(subject.said)
-    ball = check_radius(parse(threat)) if threat is not None else subject.threat
-    if ball is None:
-        raise ValueError(f"{what} does not say within which ball; give --threat, like --threat linf:8/255")
-    test, index, _ = limited(subject.test, min(LIMIT, len(subject.test)) if limit is None else limit)
-    run = Path(what) if is_run(str(what)) else None
+    opened = open(source)
+    what = opened.source.what
+    if opened.said:
+        note(opened.said)
+    ball = opened.ball(threat)
+    test, index, _ = limited(opened.test, min(LIMIT, len(opened.test)) if limit is None else limit)
+    run = opened.source.path if is_run(what) else None
     radii = None if run is None else radii_of(run)
     if radii is None:
         if only and any(name.startswith("radii") for name in names):
-            raise ValueError(f"{what} keeps no radii of training images; leave radii out of --only")
+            raise UsageError(f"{what} keeps no radii of training images; leave radii out of ", Option("only"))
         names = [name for name in names if not name.startswith("radii")]
     # One surface an image, and of a very small test set not so many.
-    lost = [f"surface-{number}.npz" for number in range(len(subject.test), SURFACES)]
+    lost = [f"surface-{number}.npz" for number in range(len(opened.test), SURFACES)]
     names = [name for name in names if name not in lost]
-    folder = out or (run / "analysis" if run else Path("analysis") / subject.folder.name)
+    folder = out or (run / "analysis" if run else Path("analysis") / opened.folder.name)
     identity = identity_of(
-        model=hash_model(plain(subject.model)),
-        data=fingerprint({"test": subject.test}),
+        model=hash_model(plain(opened.model)),
+        data=fingerprint({"test": opened.test}),
         images=len(test),
         threat=str(ball),
         seed=seed,
         radii=radii and hash_tensor(radii.radius),
     )
     _refuse_foreign(folder)
-    work = Work(subject, ball, test, index, seed, batch_size, radii)
+    work = Work(opened, ball, test, index, seed, batch_size, radii)
     with files.lock(folder), memory_explained():
         _claim(folder, identity)
         kept = [name for name in names if _is_whole(folder / name)]
@@ -179,10 +166,8 @@ def _claim(folder: Path, identity: Identity) -> None:
         was = found.get(name) if isinstance(found, dict) else None
         if was != value:
             figures = f" ({was}, given {value})" if name in ("images", "threat", "seed", "version") else ""
-            raise ValueError(
-                f"EV271 {folder} holds analyses of {_CALLED[name]}{figures}; give another folder with --out, or "
-                "delete it"
-            )
+            said = f"EV271 {folder} holds analyses of {_CALLED[name]}{figures}; give another folder with "
+            raise UsageError(said, Option("out"), ", or delete it")
 
 
 def _is_whole(path: Path) -> bool:

@@ -19,6 +19,7 @@ from toughen import recipes
 from toughen.data import ImageData
 from toughen.data.base import Examples
 from toughen.data.dataset_card import DatasetCard
+from toughen.errors import Option, UsageError
 from toughen.evaluation import EpsSweep, GradientMagnitude, LossSurface, StepSweep, WeaklyBounded
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.analyses.gradients import gradient_magnitude
@@ -103,9 +104,10 @@ class Radii:
         """
         data = load_data(self.recipe)
         if "train" in self.about.changed(data.fingerprints):
-            raise ValueError(
+            raise UsageError(
                 f"CK302 the training images of {data.name} have changed since {self.run} was trained, so its radii "
-                "belong to others; restore them, or name the other analyses with --only"
+                "belong to others; restore them, or name the other analyses with ",
+                Option("only"),
             )
         return data
 
@@ -128,7 +130,7 @@ class Work:
     """What is analysed.
 
     Attributes:
-        subject: the model and all test images.
+        opened: the model and all test images.
         ball: of the attacks.
         test: images of the sweeps and the gradients.
         index: their positions in the test set; None where they are the first.
@@ -137,7 +139,7 @@ class Work:
         radii: of a run's training images.
     """
 
-    subject: OpenedModel
+    opened: OpenedModel
     ball: Threat
     test: Examples
     index: Tensor | None
@@ -148,7 +150,7 @@ class Work:
     @property
     def measured(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Model, images and labels of the sweeps and the gradients."""
-        return self.subject.model, self.test.images, self.test.labels
+        return self.opened.model, self.test.images, self.test.labels
 
 
 def _eps_sweep(work: Work, told: Told) -> EpsSweep:
@@ -183,11 +185,11 @@ def _gradients(work: Work, told: Told) -> GradientMagnitude:
 
 def _surface(number: int, work: Work, told: Told) -> LossSurface:
     """The plane whose second direction reaches the rim of the ball."""
-    x, y, index = (column[number : number + 1] for column in _last(work.subject.test, SURFACES))
+    x, y, index = (column[number : number + 1] for column in _last(work.opened.test, SURFACES))
     # Both directions are signs: as many of them have the square root of their number as Euclidean length.
     length = math.sqrt(x[0].numel()) if work.ball.norm == L2.norm else 1.0
     return loss_surface(
-        work.subject.model,
+        work.opened.model,
         x,
         y,
         radius=float(work.ball.eps) / length,
@@ -200,21 +202,21 @@ def _surface(number: int, work: Work, told: Told) -> LossSurface:
 
 
 def _turns_into(work: Work, told: Told) -> WeaklyBounded:
-    x, y, index = _last(work.subject.test, TURNED)
+    x, y, index = _last(work.opened.test, TURNED)
     progress = told.over(len(x))
-    return weakly_bounded(work.subject.model, x, y, batch_size=work.batch_size, index=index, progress=progress)
+    return weakly_bounded(work.opened.model, x, y, batch_size=work.batch_size, index=index, progress=progress)
 
 
 def _pictures(work: Work, told: Told) -> ImageGrid:
-    x, y, index = _last(work.subject.test, SHOWN)
-    spread = int(index[0]) + len(x) < len(work.subject.test)
+    x, y, index = _last(work.opened.test, SHOWN)
+    spread = int(index[0]) + len(x) < len(work.opened.test)
     return _pictured(
         work,
         told,
         (x, y, index),
         {str(work.ball): work.ball},
         f"{len(x)} test images spread over all, which lie by class" if spread else f"The last {len(x)} test images",
-        work.subject.classes,
+        work.opened.classes,
     )
 
 
@@ -243,7 +245,7 @@ def _pictured(
 ) -> ImageGrid:
     x, y, index = some
     return pictures(
-        work.subject.model,
+        work.opened.model,
         x,
         y,
         threats=threats,

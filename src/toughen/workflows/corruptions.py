@@ -1,17 +1,15 @@
 """Accuracy of a run, or of a model of one's own, under common corruptions of its test images.
 
 Example:
-    found, error, folder = evaluate_corruptions("runs/free", limit=1000)
+    found, error, folder = measure_corruptions("runs/free", limit=1000)
     found.mean(MAIN), error.value
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from toughen.corruptions import CORRUPTIONS
 from toughen.corruptions.published import open_published
+from toughen.errors import naming
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
 from toughen.evaluation.corruption.result import (
     ALEXNET,
@@ -22,21 +20,16 @@ from toughen.evaluation.corruption.result import (
 )
 from toughen.evaluation.time_left import Progress
 from toughen.parallel import ranks
-from toughen.workflows.model_sources import limited, open_subject
+from toughen.workflows.model_sources import ModelSource, folder_of, limited, open
 
 SUITE = "corruptions"
 
 
-def evaluate_corruptions(
-    what: Path | str,
+@naming(size="size")
+def measure_corruptions(
+    source: ModelSource | Path | str,
     *,
     limit: int | None = None,
-    data: str | None = None,
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    checkpoint: str = "best",
-    weights: str | None = None,
     published: Path | None = None,
     baseline: str | None = None,
     batch_size: int = 250,
@@ -49,14 +42,8 @@ def evaluate_corruptions(
     Under torchrun the ranks share the corruptions. Of a published set, the corruptions that are there are measured.
 
     Args:
-        what: see `open_subject`.
+        source: the model and how it is fed; a text or path alone says what it is.
         limit: only so many test images, see `limited`.
-        data: see `open_subject`.
-        size: see `open_subject`.
-        mean: see `open_subject`.
-        std: see `open_subject`.
-        checkpoint: see `open_run`.
-        weights: see `open_run`.
         published: folder of CIFAR-10-C, CIFAR-100-C or ImageNet-C; by default the corrupted images are made.
         baseline: of the mCE, see `mean_corruption_error`.
         batch_size: images at a time.
@@ -68,25 +55,20 @@ def evaluate_corruptions(
         The result, the mean corruption error and the folder the result lies in.
 
     Raises:
-        ValueError: as for `open_subject`, `corruption_accuracy` and `mean_corruption_error`.
+        ValueError: as for `open`, `corruption_accuracy` and `mean_corruption_error`.
     """
     if baseline not in (None, ALEXNET):
         # Before the work, which may take hours.
         open_baseline(baseline)
-    subject = open_subject(str(what), data=data, size=size, mean=mean, std=std, checkpoint=checkpoint, weights=weights)
-    test, index, notes = limited(subject.test, limit)
+    opened = open(source)
+    test, index, notes = limited(opened.test, limit)
     labels = test.labels if index is None else None
     names = CORRUPTIONS if published is None else open_published(published, labels).names
-    parts = [
-        SUITE,
-        "published" if published is not None else "",
-        f"n{len(test)}" if len(test) < len(subject.test) else "",
-    ]
-    parts += [subject.variant, f"seed{seed}" if seed else ""]
-    into = out or subject.folder / "_".join(part for part in parts if part)
-    with ranks.group(torch.device(next(subject.model.parameters(), torch.zeros(())).device)):
+    kind = "published" if published is not None else ""
+    into = out or folder_of(opened, SUITE, kind, images=len(test), seed=seed)
+    with opened.joined():
         found = corruption_accuracy(
-            subject.model,
+            opened.model,
             test,
             test.labels,
             corruptions=names,
@@ -100,15 +82,3 @@ def evaluate_corruptions(
             notes=[f"{said}; i is its index in examples.parquet" for said in notes],
         )
     return found, mean_corruption_error(found, baseline), into
-
-
-def refuse_attack_options(*, threat: str | None, step_size: str | None, independent: bool, keep: str | None) -> None:
-    """Refuse what only attacks understand.
-
-    Raises:
-        ValueError: names the options.
-    """
-    given = {"--threat": threat, "--step-size": step_size, "--independent": independent, "--keep": keep}
-    named = [option for option, value in given.items() if value]
-    if named:
-        raise ValueError(f"suite {SUITE} runs no attack, so {', '.join(named)} has no meaning there; leave it out")

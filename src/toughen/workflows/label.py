@@ -1,11 +1,10 @@
 """`toughen label`: opens the run, the pool and the test split, and builds the extra set.
 
 Example:
-    manifest = label_sources("pool", "runs/scorer", against="cifar10", counts=(200_000, 500_000), out=Path("extra"))
+    manifest = label("pool", "runs/scorer", against="cifar10", counts=(200_000, 500_000), out=Path("extra"))
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,38 @@ from torch import nn
 from toughen.data import ImageData, ResizeCrop, find, load
 from toughen.data.base import Examples
 from toughen.data.decode import as_stored, viewed
-from toughen.data.pseudo_labelling.build import THRESHOLD, Progress, label
+from toughen.data.pseudo_labelling import build
+from toughen.data.pseudo_labelling.build import THRESHOLD, Progress
+from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
 from toughen.training.setup import chosen_device
-from toughen.workflows.model_sources import check_there, is_exported, is_run, open_model
+from toughen.workflows.model_sources import (
+    ModelSource,
+    as_source,
+    build_model,
+    check_there,
+    is_exported,
+    is_run,
+    refuse_normalisation,
+    refuse_run_options,
+    view_of,
+)
 from toughen.workflows.run_folder import open_run
 
 
-def label_sources(
+@naming(size="size")
+def label(
     pool: str,
-    scorer: str,
+    scorer: ModelSource | Path | str,
     *,
     against: str,
     counts: Sequence[int],
     out: Path,
     threshold: float = THRESHOLD,
-    labeller: str | None = None,
+    labeller: ModelSource | Path | str | None = None,
     soft: bool = False,
     foreign: bool = False,
     batch_size: int = 256,
-    size: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -44,19 +55,17 @@ def label_sources(
     Args:
         pool: a source of images, see `data.find`; its training part is the pool. It needs no labels, and those that
             it has are not looked at.
-        scorer: a classifier, see `open_classifier`. A run or an exported model says what view of the images it was
-            trained on, and then that is what is scored, compared and written.
+        scorer: a classifier, see `open_classifier`. What its images are made into is scored, compared and written: of
+            the size that it names, or else as the run or exported model was trained on, or as they are.
         against: the source whose test split no chosen image may be a copy of; its classes are those of the set.
-        counts: sizes of the sets, see `label`.
+        counts: sizes of the sets, see `build.label`.
         out: the folder of the set.
         threshold: L2 distance up to which an image is a copy, pixels in [0, 1].
         labeller: a second classifier that labels the chosen images, like `scorer`.
         soft: whether probabilities are written beside the class indices.
         foreign: whether the scorer's last logit is for images that show none of the classes.
         batch_size: images in a pass.
-        size: side to which all images are brought (see `ResizeCrop`); None: what the scorer was trained on, or images
-            as they are.
-        progress: see `label`.
+        progress: see `build.label`.
         note: is told how the classifiers were opened, where that is worth knowing.
 
     Returns:
@@ -64,15 +73,15 @@ def label_sources(
 
     Raises:
         ValueError: a source or classifier that is not there, a classifier of other classes than those of `against`, or
-            as for `label`.
+            as for `build.label`.
     """
-    with _size_named(), torch.random.fork_rng():
-        scored = open_classifier(scorer, lambda view: load(against, view), size=size, foreign=foreign)
+    with torch.random.fork_rng():
+        scored = open_classifier(scorer, lambda view: load(against, view), foreign=foreign)
         second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None
         for opened in (scored, second):
             if opened is not None and opened.said:
                 note(opened.said)
-        return label(
+        return build.label(
             open_pool(pool, scored.view),
             scored.model,
             test_images=scored.target.test.images,
@@ -86,15 +95,6 @@ def label_sources(
             batch_size=batch_size,
             progress=progress,
         )
-
-
-@contextmanager
-def _size_named() -> Iterator[None]:
-    """Here there is no recipe whose data.size could be given."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("data.size, like data.size=224", "--size, like --size 224")) from None
 
 
 def open_pool(source: str, view: ResizeCrop | None) -> Examples:
@@ -129,40 +129,46 @@ class OpenedLabeller:
 
 
 def open_classifier(
-    what: str, look: Callable[[ResizeCrop | None], ImageData], *, size: int | None = None, foreign: bool = False
+    source: ModelSource | Path | str, look: Callable[[ResizeCrop | None], ImageData], *, foreign: bool = False
 ) -> OpenedLabeller:
     """A classifier, on a GPU if there is one, with the data whose classes it is to tell apart.
 
     Args:
-        what: a run folder, whose best weights are taken, or any other model, see `subjects.open_subject`.
+        source: of the model, without data of its own.
         look: what opens that data in a view.
-        size: side to which images are brought; None for what the model was trained on, as far as that is known.
         foreign: whether it has one more class, of images that show none of the others.
 
     Raises:
-        ValueError: as for `open_subject`; the model's classes have other names than the data's; or a size for a run
-            that says itself what it is.
+        ValueError: as for `model_sources.open`; the model's classes have other names than the data's; or a size for a
+            run that says itself what it is.
     """
-    path, view = Path(what), ResizeCrop(size) if size else None
+    source = as_source(source)
+    what, path, view = source.what, source.path, source.view
+    if source.data is not None:
+        raise UsageError(f"{what} is to tell the classes of ", Option("against"), " apart; leave out ", Option("data"))
     if is_exported(path):
+        refuse_run_options(source)
+        refuse_normalisation(source)
         config = exported.read_config(path)
-        if view is None and config["view"]:
-            view = ResizeCrop(**config["view"])
+        view = view_of(source, config)
         target = look(view)
         _check_names(what, config["classes"], target)
         return OpenedLabeller(exported.load_model(path).to(chosen_device("auto")), view, target)
     if is_run(what):
         check_there(path)
-        run = open_run(path)
+        refuse_normalisation(source)
+        run = open_run(path, checkpoint=source.checkpoint, weights=source.weights)
         own = run.recipe.data.view
         if view and own:
-            raise ValueError(f"{what} was trained on images of side {own.size}, and gets such; leave out --size")
+            said = f"{what} was trained on images of side {own.size}, and gets such; leave out "
+            raise UsageError(said, Option("size"))
         target = look(view or own)
         _check_names(what, run.data.classes, target)
         return OpenedLabeller(run.model, view or own, target)
+    refuse_run_options(source)
     target = look(view)
     for_classes = replace(target, classes=(*target.classes, "foreign")) if foreign else target
-    model, said = open_model(what, for_classes)
+    model, said = build_model(source, for_classes)
     return OpenedLabeller(model.to(chosen_device("auto")), view, target, said)
 
 

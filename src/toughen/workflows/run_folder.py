@@ -11,6 +11,7 @@ from pathlib import Path
 from toughen import recipes
 from toughen.data import ImageData
 from toughen.data.dataset_card import DatasetCard
+from toughen.errors import Command, Option, UsageError
 from toughen.models import Classifier
 from toughen.models.pretrained.load import fitted
 from toughen.recipes import Recipe
@@ -95,17 +96,19 @@ def open_trained(folder: Path, *, checkpoint: str = "best", weights: str | None 
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint is {checkpoint!r}; it must be best or last")
     if not (folder / "recipe.yaml").is_file():
-        raise ValueError(f"{folder} is no run folder: it holds no recipe.yaml; give the --out of a toughen train")
+        said = f"{folder} is no run folder: it holds no recipe.yaml; give the "
+        raise UsageError(said, Option("out"), " of a ", Command("train"))
     recipe = recipes.load(str(folder / "recipe.yaml"))
     newest = latest_checkpoint(folder, warn=print, clean=False)
     if newest is None:
-        raise ValueError(f"{folder} has no checkpoint yet; give the same toughen train command to go on with it")
+        raise ValueError(f"{folder} has no checkpoint yet; give the same {Command('train')} command to go on with it")
     name = weights or recipe.headline
     group = f"best-{name}" if checkpoint == "best" else name
     if not newest.has(group):
         there = [c for c in ("weights", *(f"average-{d:g}" for d in recipe.averages)) if newest.has(c)]
         if name in there:
-            raise ValueError(f"{folder} has not been validated yet, so there is no best; use --checkpoint last")
+            said = f"{folder} has not been validated yet, so there is no best; use "
+            raise UsageError(said, Option("checkpoint", "last"))
         raise ValueError(f"{folder} has no weights {name!r}; it has {', '.join(there)}")
     saved = SavedState.of(newest)
     try:

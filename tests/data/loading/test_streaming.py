@@ -165,7 +165,7 @@ def test_mixed_sizes_and_modes_are_named(tmp_path, one_sentence):
     split = LazySplit(files, torch.zeros(3).long(), "mixed")
     text = one_sentence(lambda: split.take(torch.tensor([0, 1])).images)
     assert "b.png is RGB of 9x8" in text
-    assert "data.size=224" in text
+    assert "view=ResizeCrop(224)" in text
     assert "c.png is RGBA of 8x8" in one_sentence(lambda: split.take(torch.tensor([0, 2])).images)
     assert "c.png is of mode RGBA" in one_sentence(lambda: split.take(torch.tensor([2])).images)
 

@@ -114,7 +114,7 @@ def test_the_names(tmp_path, local):
 
 
 def test_imagenet_wants_a_view(one_sentence):
-    assert "data.size" in one_sentence(load, "imagenet")
+    assert "view=ResizeCrop(224)" in one_sentence(load, "imagenet")
 
 
 def failing(monkeypatch, error: Exception) -> None:

@@ -159,7 +159,7 @@ def test_too_much_for_memory_stays_in_its_files(tmp_path, monkeypatch, one_sente
     assert isinstance(data.train, LazySplit)
     assert same(data, parts)
     (folder / "train" / "eel" / "000011.png").write_bytes(encoded(parts["train"][0][0][:4]))
-    assert "data.size" in one_sentence(load, str(folder))
+    assert "view=ResizeCrop(224)" in one_sentence(load, str(folder))
 
 
 def test_large_images_are_decoded_alike(tmp_path):

@@ -24,6 +24,7 @@ from torch import Tensor
 from toughen.data.base import Examples, to_float
 from toughen.data.loading.augment import augment, check_padding
 from toughen.data.loading.sampler import SampledSet
+from toughen.errors import UsageError, image_size
 from toughen.losses import probabilities
 from toughen.noise import Stream, derive
 
@@ -232,7 +233,8 @@ def check_extra(extra: Extra, batch_size: int, split: Examples) -> None:
             f"A batch takes {rows} extra examples, but there are {n}; give more, or a larger share labelled."
         )
     if extra.examples.shape != split.shape:
-        raise ValueError(
-            f"The extra images are {extra.examples.shape} (C, H, W), but the training images are {split.shape}; give "
-            "data.size, like data.size=224, to bring both to one size, or resize the extra images."
+        raise UsageError(
+            f"The extra images are {extra.examples.shape} (C, H, W), but the training images are {split.shape}; give ",
+            image_size(like=224),
+            ", to bring both to one size, or resize the extra images.",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from toughen.data.files import visible, what_it_is
 from toughen.data.image_source import RawDataset
 from toughen.data.sources import cifar_binary, cifar_pickle, image_folder, npz, parquet, webdataset
+from toughen.errors import Command
 
 
 def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
@@ -28,8 +29,8 @@ def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
         return cifar_binary.find_binary(path)
     if cifar_pickle.is_python_layout(path):
         raise ValueError(
-            f"{path} holds CIFAR's Python layout, which is made of pickles and read only once; run `toughen import "
-            f"{path} --out {path.name}.npz` and give data={path.name}.npz."
+            f"{path} holds CIFAR's Python layout, which is made of pickles and read only once; run "
+            f"`{Command('import', path, out=f'{path.name}.npz')}` and give data={path.name}.npz."
         )
     if webdataset.holds_shards(path):
         return webdataset.find_shards(path, unlabelled=unlabelled)

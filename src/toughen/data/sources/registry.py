@@ -28,6 +28,7 @@ from toughen.data.image_source import RawDataset
 from toughen.data.sources import parquet
 from toughen.data.sources.detect import find_path
 from toughen.data.sources.hub import find_hub, kind_of, load_hub
+from toughen.errors import UsageError, image_size
 
 HUB = "hub:"
 
@@ -135,7 +136,7 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
         ValueError: there is no such name or path, the Hub cannot be reached, or the files do not hold what they must.
     """
     if source in PHOTOGRAPHS and view is None:
-        raise ValueError(f"{source} holds photographs of all sizes; give data.size, like data.size=224.")
+        raise UsageError(f"{source} holds photographs of all sizes; give ", image_size(like=224), ".")
     if source in DATA:
         return prepared(DATA[source](), view)
     if source.startswith(HUB) and view is None:

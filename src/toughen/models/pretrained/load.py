@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toughen.errors import Option, UsageError
 from toughen.models.classifier import Classifier, Normalize
 from toughen.models.pretrained.files import pick_state, read_state
 from toughen.models.pretrained.finetune import find_head
@@ -330,7 +331,10 @@ def _take_over(net: nn.Module, found: Statistics, where: str) -> None:
         has = _text(given)
     else:
         has = "each image by itself"
-    raise ValueError(
-        f"{where} bundles a normalisation ({_text(found)}), but the classifier normalises otherwise ({has}); "
-        "leave out its own"
+    raise UsageError(
+        f"{where} bundles a normalisation ({_text(found)}), but the classifier normalises otherwise "
+        f"({has}); leave out ",
+        Option("mean"),
+        " and ",
+        Option("std"),
     )

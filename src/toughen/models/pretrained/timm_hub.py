@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toughen.errors import Option, UsageError
 from toughen.models.pretrained.hub_access import cache_where_unreachable
 from toughen.models.pretrained.timm_import import import_beside_torchvision
 
@@ -109,10 +110,11 @@ def _create(timm: ModuleType, name: str, model: str, num_classes: int, in_channe
         raise ValueError(f"{name} cannot be built: {str(error).partition(chr(10))[0]}") from None
 
 
-def _unreachable(name: str, error: Exception) -> ValueError:
-    return ValueError(
+def _unreachable(name: str, error: Exception) -> UsageError:
+    return UsageError(
         f"{name} needs a file from the Hugging Face Hub that is not there or cannot be reached "
-        f"({type(error).__name__}); check the name and the network, or give weights you have with model.weights=FILE"
+        f"({type(error).__name__}); check the name and the network, or give weights you have as ",
+        Option("weights", "FILE", python="a file to toughen.models.load_weights"),
     )
 
 

@@ -4,12 +4,12 @@ for section in analyses(run, "run-1"):
     ...
 """
 
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from toughen.errors import Command
 from toughen.outcomes import interval
 from toughen.report.blocks import Block, Figure, Line, Section, Table, TableCell, radius_text
 from toughen.report.page import figures_analyses as draw
@@ -28,7 +28,7 @@ def analyses(run: RunRecord, anchor: str) -> list[Section]:
 
 
 def _missing(run: RunRecord, what: str, name: str) -> Line:
-    return Line(f"No {what} yet.", "missing", f"toughen analyse {shlex.quote(run.name)} --only {name}")
+    return Line(f"No {what} yet.", "missing", str(Command("analyse", run.name, only=name)))
 
 
 def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:

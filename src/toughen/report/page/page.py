@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toughen.errors import Option, UsageError
 from toughen.report.blocks import Figure, PageEntry, Table, csv_text, shown
 from toughen.report.page.run import run_part
 from toughen.report.page.study import comparison, study_part
@@ -67,7 +68,7 @@ def write_page(path: Path, made: Sequence[PageEntry]) -> int:
         OSError: the folder is missing or cannot be written.
     """
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
-        raise ValueError(f"{path} exists and is no page of toughen report; give another --out")
+        raise UsageError(f"{path} exists and is no page of toughen report; give another ", Option("out"))
     text = page(made)
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_text(path, text)
@@ -146,7 +147,7 @@ def write_figures(folder: Path, made: Sequence[PageEntry]) -> list[str]:
         OSError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / LIST).is_file())):
-        raise ValueError(f"{folder} holds other files; give a new or empty folder for --figures")
+        raise UsageError(f"{folder} holds other files; give a new or empty folder for ", Option("figures"))
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     lines = []

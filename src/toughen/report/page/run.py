@@ -3,12 +3,12 @@
 part = run_part(read_run(Path("runs/mine")), "run-1")
 """
 
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from toughen.errors import Command
 from toughen.outcomes import interval
 from toughen.progress import duration
 from toughen.report.alarms import logged_alarms, overfitted
@@ -29,8 +29,8 @@ def run_part(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
     """Every section of a run; or, `brief`, its result alone and how to see the rest."""
     result = Section("Result", list(_headline(run, anchor)))
     if brief:
-        page = f"toughen report {shlex.quote(run.name)} --out PAGE.html"
-        result.blocks.append(Line("There is more on a page of this run's own.", "missing", page))
+        page = Command("report", run.name, out="PAGE.html")
+        result.blocks.append(Line("There is more on a page of this run's own.", "missing", str(page)))
     sections = (
         [result]
         if brief
@@ -52,9 +52,9 @@ def run_part(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
     return PageEntry(anchor, run.name, f"run · {subtitle}" if subtitle else "run", sections)
 
 
-def missing(what: str, command: str, run: RunRecord) -> Line:
+def missing(what: str, command: Command) -> Line:
     """One line for a part that cannot be shown, with the command that makes it."""
-    return Line(f"No {what} yet.", "missing", command.replace("RUN", shlex.quote(run.name)))
+    return Line(f"No {what} yet.", "missing", str(command))
 
 
 def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
@@ -93,7 +93,7 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
     if items:
         yield KeyFigures(tuple(items))
     if not run.evaluations:
-        yield missing("evaluation", "toughen evaluate RUN --suite autoattack", run)
+        yield missing("evaluation", Command("evaluate", run.name, suite="autoattack"))
         return
     table = Table(
         f"{anchor}-evaluations",
@@ -145,7 +145,7 @@ def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
         steps, losses, rates = ([one[key] for one in lines] for key in ("step", "loss", "lr"))
         yield figures.loss_and_rate(f"{anchor}-loss", steps, losses, rates, batch)
     else:
-        yield missing("training log", "toughen train RECIPE --out RUN", run)
+        yield missing("training log", Command("train", "RECIPE", out=run.name))
     checks = [record for record in run.metrics if record.get("validation")]
     if checks:
         found = [record["validation"] for record in checks]
@@ -167,12 +167,14 @@ def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
         alarms = [Line(str(one["alarm"]), "bad") for _, one in watched if "alarm" in one]
         yield from alarms or [Line(f"No catastrophic overfitting in {len(watched)} checks.", "good")]
     elif lines:
-        yield missing("check for catastrophic overfitting", "toughen train RECIPE overfitting_every=100 --out RUN", run)
+        yield missing(
+            "check for catastrophic overfitting", Command("train", "RECIPE", "overfitting_every=100", out=run.name)
+        )
 
 
 def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.evaluations:
-        yield missing("attacks", "toughen evaluate RUN --suite autoattack", run)
+        yield missing("attacks", Command("evaluate", run.name, suite="autoattack"))
         return
     found = run.evaluations[0]
     outcomes = found.outcomes
@@ -237,7 +239,7 @@ def _classes(run: RunRecord, found: Evaluated, anchor: str) -> Iterator[Block]:
 
 def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.corruptions:
-        yield missing("measurement under corruptions", "toughen evaluate RUN --suite corruptions", run)
+        yield missing("measurement under corruptions", Command("evaluate", run.name, suite="corruptions"))
         return
     found = run.corruptions[0]
     shares = found.correct.mean(2)
@@ -275,7 +277,7 @@ def _settings(run: RunRecord, anchor: str) -> Iterator[Block]:
     if run.recipe_text:
         yield Text("The whole recipe", run.recipe_text)
     else:
-        yield missing("recipe", "toughen train RECIPE --out RUN", run)
+        yield missing("recipe", Command("train", "RECIPE", out=run.name))
     table = Table(f"{anchor}-environment", "Environment", ("what", "value"))
     for name, value in _environment(run):
         table.add(TableCell(name), TableCell(str(value)))
