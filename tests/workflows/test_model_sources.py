@@ -328,7 +328,7 @@ def test_refused(here: Path, made: Path, timm: Pretrained, what: str, given: dic
     Path("cut.safetensors").write_bytes(Path("small.safetensors").read_bytes()[:200])
     Path("broken.py").write_text("def build(:")
     Path("asking.py").write_text("import no_such_module")
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         opened(what, **given)
     assert says.format(what) in in_shell(caught.value)
     assert len(str(caught.value).splitlines()) == 1

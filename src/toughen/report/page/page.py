@@ -68,7 +68,7 @@ def write_page(path: Path, made: Sequence[PageEntry]) -> int:
         OSError: the folder is missing or cannot be written.
     """
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
-        raise UsageError(f"{path} exists and is no page of toughen report; give another ", Option("out"))
+        raise UsageError(f"{path} exists and is no page of toughen report; give another ", Option("out", python="path"))
     text = page(made)
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_text(path, text)
@@ -147,7 +147,9 @@ def write_figures(folder: Path, made: Sequence[PageEntry]) -> list[str]:
         OSError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / LIST).is_file())):
-        raise UsageError(f"{folder} holds other files; give a new or empty folder for ", Option("figures"))
+        raise UsageError(
+            f"{folder} holds other files; give a new or empty folder for ", Option("figures", python="the figures")
+        )
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     lines = []
