@@ -26,7 +26,8 @@ from toughen.data import load
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
 from toughen.evaluation.corruption.result import CorruptionResult
 from toughen.evaluation.time_left import Status
-from toughen.report.terminal.corruptions import corruption_table
+from toughen.report import render
+from toughen.report.tables.corruptions import describe_corruptions
 from toughen.workflows.run_folder import open_run
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     found = corruption_accuracy(run.model, test, test.labels, folder=folder, progress=progress)
     sums = check(folder)
     console = Console(file=StringIO(), width=120)
-    console.print(corruption_table(found.summary()))
+    console.print(render(describe_corruptions(found.summary())))
     assert isinstance(console.file, StringIO)
     table = console.file.getvalue().rstrip()
     print(f"{table}\nas the rows add up: {sums}")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from toughen import progress
-from toughen.progress import Display, Lines, Live, figures, terminal, validation_figures
+from toughen.progress import Display, Lines, Live, counting, figures, terminal, validation_figures
 
 FOUND = {
     "weights": {"clean_accuracy": 0.9, "robust_accuracy": 0.456},
@@ -117,3 +117,16 @@ def test_the_live_line_is_gone_after_a_failure_too():
     with pytest.raises(RuntimeError):
         run()
     assert after_escapes(file.getvalue()) == ["mine: free"]
+
+
+def test_a_count_is_lines_in_a_log_and_a_bar_in_a_terminal():
+    to, file = console()
+    with counting(to) as watch:
+        watch("scored", 5, 10)
+        watch("scored", 10, 10)
+        watch("written", 4, 4)
+    assert file.getvalue() == "scored 10 of 10 images\nwritten 4 of 4 images\n"
+    to, file = console(live=True)
+    with counting(to) as watch:
+        watch("scored", 5, 10)
+    assert "5/10" in file.getvalue()

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -158,6 +158,32 @@ def _status(status: tuple[str, int, int, float, float | None]) -> str:
     attack, done, attempted, accuracy, seconds_left = status
     left = "" if seconds_left is None else f", at most {duration(seconds_left)} left"
     return f"{attack}: {attempted - done} of {attempted} examples to go, accuracy {accuracy:.1%} so far{left}"
+
+
+@contextmanager
+def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far a piece of work is: a bar in a terminal, else a line at most every half minute, and at the end."""
+    if console.is_terminal:
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def move(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done)
+
+            yield move
+        return
+    last = time.monotonic()
+
+    def line(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= 30:
+            last = time.monotonic()
+            console.print(f"{what} {done} of {total} images", markup=False, highlight=False, emoji=False)
+
+    yield line
 
 
 def duration(seconds: float) -> str:

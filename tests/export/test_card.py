@@ -20,7 +20,7 @@ from toughen.evaluation.suites import SUITES, find
 from toughen.export import export
 from toughen.export.card import plain
 from toughen.export.facts import is_strong
-from toughen.report.terminal.tables import percent, with_interval
+from toughen.report.formatting import percent, with_interval
 from toughen.storage import files
 from toughen.threat import Linf
 from toughen.workflows import EvaluationSettings, evaluate, measure_corruptions

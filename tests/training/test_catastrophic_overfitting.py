@@ -23,7 +23,7 @@ from toughen.parallel import ranks
 from toughen.progress import Display
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build
-from toughen.report import training_table
+from toughen.report import describe_training, render
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import checkpointer, train
 from toughen.training.catastrophic_overfitting import (
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_amid_a_collapse_writes_the_same_log(
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert again["alarms"] == whole["alarms"]
     assert [note for note in later.notes if "AT101" in note] == [whole["alarms"][1]["alarm"]]
-    text = "".join(str(part) for part in training_table(again).renderables)
+    text = "".join(str(part) for part in render(describe_training(again)).renderables)
     assert all(alarm["alarm"] in text for alarm in whole["alarms"])
 
 

@@ -91,7 +91,7 @@ def train(
         with show_warnings_briefly():
             summary = run(loaded, folder, display=terminal(console()))
         if is_first():
-            console().print(report.training_table(summary))
+            console().print(report.render(report.describe_training(summary)))
             print(f"run folder: {folder}\nnext: {Command('evaluate', folder, suite='pgd-20')}")
 
 
@@ -129,7 +129,7 @@ def evaluate(
         from toughen import report, workflows
         from toughen.parallel.ranks import is_first
         from toughen.progress import watching
-        from toughen.report.terminal.corruptions import corruption_table
+        from toughen.report.tables.corruptions import describe_corruptions
         from toughen.settings import known, parse_number
 
         chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
@@ -149,7 +149,7 @@ def evaluate(
                 measured, error, folder = workflows.measure_corruptions(
                     source, **shared, published=published, baseline=baseline, out=out, progress=watch
                 )
-                table = corruption_table(measured.summary(), vars(error))
+                described = describe_corruptions(measured.summary(), vars(error))
             else:
                 step = parse_number(step_size) if step_size is not None else None
                 settings = workflows.EvaluationSettings(
@@ -157,9 +157,9 @@ def evaluate(
                 )
                 note = print if is_first() else lambda text: None
                 found, folder = workflows.evaluate(source, settings, out=out, progress=watch, note=note)
-                table = report.evaluation_table(found.summary())
+                described = report.describe_evaluation(found.summary())
         if is_first():
-            console().print(table)
+            console().print(report.render(described))
             print(f"results: {folder / 'result.json'}\nper example: {folder / 'examples.parquet'}")
 
 
@@ -187,7 +187,7 @@ def analyse(
     """Compute what a report draws: sweeps, gradients, surfaces, pictures; killed, the same command goes on."""
     with plain_errors():
         from toughen import workflows
-        from toughen.report.terminal.labelling import counting
+        from toughen.progress import counting
 
         chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
         source = source_of(run_or_model, mean, std, **chosen)
@@ -214,7 +214,8 @@ def check(
         from toughen import workflows
         from toughen.evaluation.audit.model_check import check as look
         from toughen.evaluation.audit.model_check import sample
-        from toughen.report.terminal.model_check import checkup_table
+        from toughen.report import render
+        from toughen.report.tables.model_check import describe_model_check
 
         with show_warnings_briefly():
             opened = workflows.open(source_of(run_or_model, mean, std, data=data, size=size))
@@ -222,7 +223,7 @@ def check(
                 print(opened.said)
             some = opened.test.take(sample(len(opened.test), limit))
             found = look(opened.model, some.images, some.labels, classes=opened.classes, limit=limit)
-        console().print(checkup_table(found.summary()))
+        console().print(render(describe_model_check(found.summary())))
         if not found.fine:
             raise typer.Exit(3)
 
@@ -279,7 +280,9 @@ def label(
 ) -> None:
     """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
     with plain_errors():
-        from toughen.report.terminal.labelling import counting, labelling_table
+        from toughen.progress import counting
+        from toughen.report import render
+        from toughen.report.tables.labelling import describe_labelling
         from toughen.settings import parse_number
         from toughen.workflows import ModelSource
         from toughen.workflows import label as build
@@ -299,7 +302,7 @@ def label(
                 progress=watch,
                 note=print,
             )
-        console().print(labelling_table(manifest))
+        console().print(render(describe_labelling(manifest)))
         print(f"the set: {out}\nwhat was done: {out / 'manifest.json'}")
 
 
@@ -314,8 +317,8 @@ def report(
 ) -> None:
     """Make one HTML page of runs and studies, which needs no network and no other file."""
     with plain_errors():
-        from toughen.report.page.page import parts, write_figures, write_page
-        from toughen.report.terminal.plain_page import plain as tables
+        from toughen.report.page.page import build_entries, write_figures, write_page
+        from toughen.report.terminal.renderer import render_entries
         from toughen.studies.folder import STUDY, StudyFolder
         from toughen.studies.results import collect
 
@@ -323,14 +326,14 @@ def report(
             raise ValueError("there is nothing to write; give --out PAGE.html, --figures FOLDER or --plain")
         studies = [folder for folder in folders if (folder / STUDY).is_file()]
         runs = [folder for folder in folders if folder not in studies]
-        made = parts(runs, [(folder, collect(StudyFolder(folder))) for folder in studies])
+        entries = build_entries(runs, [(folder, collect(StudyFolder(folder))) for folder in studies])
         if plain:
-            for shown in tables(made):
+            for shown in render_entries(entries):
                 console().print(shown)
         if figures is not None:
-            print(f"{len(write_figures(figures, made))} files in {figures}")
+            print(f"{len(write_figures(figures, entries))} files in {figures}")
         if out is not None:
-            print(f"page: {out} ({write_page(out, made):,} bytes)")
+            print(f"page: {out} ({write_page(out, entries):,} bytes)")
 
 
 @app.command(name="import")

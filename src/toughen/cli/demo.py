@@ -43,7 +43,7 @@ def demo(out: Path, console: Console) -> list[tuple[str, dict[str, Any], dict[st
         rows.append((name, summary, found.summary()))
     threat = rows[0][1]["threat"]
     title = f"{rows[0][2]['n']} test digits, robust: {SUITE} within {threat} (95 % interval)"
-    console.print(report.comparison_table(rows, title))
+    console.print(report.render([report.comparison_table(rows, title)]))
     show(f"runs: {out}")
     show("next: toughen train mnist-free threat=linf:0.1 --out runs/mine")
     return rows

@@ -51,7 +51,8 @@ def run(
 ) -> None:
     """Train and measure every row of a table; killed, the same command goes on."""
     with plain_errors(), show_warnings_briefly():
-        from toughen.report.terminal.study import study_table
+        from toughen.report import render
+        from toughen.report.tables.study import describe_study
         from toughen.settings import known
         from toughen.studies import executors
         from toughen.studies.cost import cost_lines
@@ -85,7 +86,7 @@ def run(
                 executors.run_on_ray(folder, jobs=jobs, address=given.get("address"), watch=watch)
             else:
                 executors.run_here(folder, jobs=jobs, shard=part, watch=watch)
-        console().print(study_table(collect(folder)))
+        console().print(render(describe_study(collect(folder))))
         print(f"study: {folder.path}")
 
 
@@ -115,7 +116,8 @@ def table(
 ) -> None:
     """Print the table of a study, however far it is, with the published numbers."""
     with plain_errors():
-        from toughen.report.terminal.study import study_csv, study_table
+        from toughen.report import render
+        from toughen.report.tables.study import describe_study, study_csv
         from toughen.studies.folder import StudyFolder
         from toughen.studies.results import collect
 
@@ -123,7 +125,7 @@ def table(
         if csv:
             sys.stdout.write(study_csv(found))
         else:
-            console().print(study_table(found))
+            console().print(render(describe_study(found)))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

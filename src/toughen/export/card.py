@@ -15,7 +15,7 @@ from toughen.export.facts import RunFacts, is_strong
 from toughen.export.leaderboard import other_images
 from toughen.models.exported import WEIGHTS
 from toughen.progress import duration
-from toughen.report.terminal.tables import percent, with_interval
+from toughen.report.formatting import percent, with_interval
 from toughen.training.catastrophic_overfitting import ball_of
 
 HUB = {

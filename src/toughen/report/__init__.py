@@ -1,5 +1,11 @@
-"""Reports: pure functions from what runs wrote to tables. Imports no torch."""
+"""Reports: pure functions from what runs wrote to tables. Imports no torch.
 
-from toughen.report.terminal.tables import comparison_table, evaluation_table, predicted_cost, training_table
+What a table says is described once (`report.tables`, `report.page`) in blocks (`report.blocks`); the page, the terminal
+(`render`) and the CSV files show the same ones.
+"""
 
-__all__ = ["comparison_table", "evaluation_table", "predicted_cost", "training_table"]
+from toughen.report.tables.evaluation import comparison_table, describe_evaluation
+from toughen.report.tables.training import describe_training, predicted_cost
+from toughen.report.terminal.renderer import render
+
+__all__ = ["comparison_table", "describe_evaluation", "describe_training", "predicted_cost", "render"]

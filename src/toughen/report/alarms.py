@@ -4,13 +4,13 @@ alarms = read_alarms(Path("runs/mine"))      # [{"code": "AT101", "step": 612, "
 overfitted(alarms)                           # "overfitted at step 612 (AT101)"
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from toughen.report.blocks import JsonObject
 from toughen.storage import files
 
-Record = Mapping[str, Any]
 CODE = "AT101"
 
 
@@ -32,13 +32,13 @@ def read_alarms(path: Path) -> list[dict[str, Any]]:
     return logged_alarms(files.decode(line, log) for line in whole if b'"overfitting"' in line)
 
 
-def logged_alarms(metrics: Iterable[Record]) -> list[dict[str, Any]]:
+def logged_alarms(metrics: Iterable[JsonObject]) -> list[dict[str, Any]]:
     """Those in the lines of a run's log, each as a run's summary has it."""
     checks = [(line["step"], line["overfitting"]) for line in metrics if "overfitting" in line]
     return [{"code": CODE, "step": step, **found} for step, found in checks if "alarm" in found]
 
 
-def overfitted(alarms: Sequence[Record]) -> str:
+def overfitted(alarms: Sequence[JsonObject]) -> str:
     """All of them in a few words; empty for none."""
     if not alarms:
         return ""

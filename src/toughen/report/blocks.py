@@ -1,72 +1,21 @@
-"""What a page is made of: tables, figures, sentences. The page, the terminal and the CSV files all show the same ones.
+"""What a report consists of: tables, figures, paragraphs. Page, terminal and CSV files are made of the same ones.
 
     table = Table("attacks", "What each attack took", ("attack", "broken"))
-    table.add(Cell("pgd-20"), Cell.number(17))
-    csv_text(table.columns, table.values)
+    table.add(TableCell("pgd-20"), TableCell.number(17))
+    table.csv                        # two lines: attack,broken and pgd-20,17
 
-No string in here is trusted: names, paths and messages come out of users' files.
+A text in a block may be anything: whoever shows it escapes it and takes out what is not printable.
 """
 
-import csv
-import io
-import math
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+from toughen.report.csv import csv_text
+from toughen.report.formatting import interval_text, percent
 
-
-def shown(value: Any) -> str:
-    """Text as a reader may see it: what controls a terminal, a parser or the direction of the text is replaced."""
-    text = str(value)
-    if text.isascii() and text.isprintable():
-        return text
-    # Cc, Cf, Cs, Co and Cn: controls, bidirectional marks, half characters and what is no character.
-    return "".join(
-        char if char in "\n\t" or not unicodedata.category(char).startswith("C") else REPLACEMENT for char in text
-    )
-
-
-def label(value: Any, most: int = 40) -> str:
-    """Text for a drawing: one line of at most so many letters. matplotlib keeps what begins with _ out of a legend."""
-    text = " ".join(shown(value).split())
-    text = text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return f" {text}" if text.startswith("_") else text or " "
-
-
-def csv_text(columns: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """CSV with one header line. A text that a spreadsheet would take for a formula begins with a quote mark."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for row in (columns, *rows):
-        writer.writerow([quoted(value) for value in row])
-    return out.getvalue()
-
-
-FORMULA = ("=", "+", "-", "@", "|", "%")
-
-
-def quoted(value: Any) -> Any:
-    """A cell of a CSV file: what a spreadsheet would take for a formula is quoted."""
-    if not isinstance(value, str):
-        return value
-    text = shown(value)
-    return f"'{text}" if text.lstrip().startswith(FORMULA) or text.startswith(("\t", "\r", "\n")) else text
-
-
-def percent(share: float | None) -> str:
-    """A fraction in per cent with one decimal, or a dash."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def radius_text(value: float) -> str:
-    """A radius in pixel units as people write it: 0.2, or 8/255 where that is exact or nearly so, or a few decimals."""
-    decimal, levels = f"{value:.6g}", value * 255
-    if len(decimal) > 4 and math.isclose(levels, round(levels, 1), abs_tol=1e-6):
-        return f"{round(levels, 1):g}/255"
-    return decimal if len(decimal) <= 6 else f"{value:.4g}"
+JsonObject = Mapping[str, Any]
+"""An object of a file of a run's, which a block is described from."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +62,7 @@ class TableCell:
     @classmethod
     def share(cls, value: float | None, bounds: Sequence[float] | None = None, **more: Any) -> "TableCell":
         """A fraction in per cent, with its 95 % interval below."""
-        below = "" if bounds is None else f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-        return cls.number(value, percent(value), **{"below": below, **more})
+        return cls.number(value, percent(value), **{"below": "" if bounds is None else interval_text(bounds), **more})
 
 
 @dataclass
@@ -128,6 +76,7 @@ class Table:
         rows: cells, as many in a row as there are columns.
         note: a sentence below.
         data: CSV that says more than the cells; made of them by default.
+        rules: numbers of the rows that a terminal draws a line below.
     """
 
     key: str
@@ -136,10 +85,13 @@ class Table:
     rows: list[tuple[TableCell, ...]] = field(default_factory=list)
     note: str = ""
     data: str = ""
+    rules: set[int] = field(default_factory=set)
 
-    def add(self, *cells: TableCell) -> None:
-        """One more row."""
+    def add(self, *cells: TableCell, rule: bool = False) -> None:
+        """One more row, in a terminal with a line below it if `rule`."""
         assert len(cells) == len(self.columns), (self.columns, cells)
+        if rule:
+            self.rules.add(len(self.rows))
         self.rows.append(cells)
 
     @property
@@ -148,14 +100,9 @@ class Table:
         return [any(row[at].numeric for row in self.rows) for at in range(len(self.columns))]
 
     @property
-    def values(self) -> list[list[Any]]:
-        """The rows for CSV, without what stands below in the cells."""
-        return [[cell.plain for cell in row] for row in self.rows]
-
-    @property
     def csv(self) -> str:
-        """The table as CSV."""
-        return self.data or csv_text(self.columns, self.values)
+        """The table as CSV, without what is below in the cells."""
+        return self.data or csv_text(self.columns, ([cell.plain for cell in row] for row in self.rows))
 
 
 @dataclass(frozen=True)
@@ -200,8 +147,14 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A sentence: "missing" with the command that makes the part, "note", "bad" or "good"."""
+class Paragraph:
+    """A text of its own.
+
+    Attributes:
+        text: what it says.
+        kind: "missing" for a part that is not there, "note", "bad", "good", or nothing.
+        command: of a missing part, what makes it.
+    """
 
     text: str
     kind: str = "note"
@@ -216,19 +169,19 @@ class KeyFigures:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Text as it is, like a recipe."""
+class Verbatim:
+    """A text with a title, shown as it is, like a recipe."""
 
     title: str
     text: str
 
 
-Block = Table | Figure | Line | KeyFigures | Text
+Block = Table | Figure | Paragraph | KeyFigures | Verbatim
 
 
 @dataclass
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what is below it."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)

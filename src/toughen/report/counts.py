@@ -1,8 +1,8 @@
-"""Numbers of a page that no result states: by class and by where attacked images go, from the table of outcomes.
+"""Numbers of a page that no result states, from the table of outcomes: accuracy by class, and the confusion matrix.
 
-found = ends(evaluated.outcomes)
-by_class(found)          # {3: ClassRow(n=100, clean=91, robust=44)}
-confusion(found, 10)     # rows true, columns what is predicted in the worst case
+worst = find_worst_case(evaluation.outcomes)
+count_by_class(worst)            # {3: ClassRow(n=100, clean=91, robust=44)}
+confusion_matrix(worst, 10)      # rows true, columns what is predicted in the worst case
 """
 
 from typing import NamedTuple
@@ -12,22 +12,21 @@ import numpy as np
 from toughen.outcomes import CLEAN, Outcomes
 
 
-class Ends(NamedTuple):
-    """What became of each example, (N,) each.
+class WorstCase(NamedTuple):
+    """What became of each example under all attacks together, (N,) each; attacks aside are left out.
 
     Attributes:
         label: true class.
-        clean: class predicted on the image itself.
-        right: whether that is the label.
-        robust: whether every attack was withstood too.
-        end: class predicted on the image if that is wrong, else on the first example that broke it, else the label.
+        correct: whether the image itself is classified as the label.
+        robust: whether that held under every attack too.
+        prediction: class predicted on the image if that is wrong, else on the first example that broke it, else the
+            label.
     """
 
     label: np.ndarray
-    clean: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     robust: np.ndarray
-    end: np.ndarray
+    prediction: np.ndarray
 
 
 class ClassRow(NamedTuple):
@@ -38,43 +37,39 @@ class ClassRow(NamedTuple):
     robust: int
 
 
-def ends(outcomes: Outcomes) -> Ends:
-    """What became of each example of the worst case; attacks aside are left out."""
+def find_worst_case(outcomes: Outcomes) -> WorstCase:
+    """The worst case over the attacks of an evaluation."""
     rows = outcomes.attack == CLEAN
-    ids, label, clean = outcomes.index[rows], outcomes.label[rows], outcomes.prediction[rows]
-    right, end = outcomes.survived[rows], clean.copy()
-    place = {number: at for at, number in enumerate(ids.tolist())}
-    broken = ~right
+    correct, prediction = outcomes.survived[rows], outcomes.prediction[rows].copy()
+    place = {number: at for at, number in enumerate(outcomes.index[rows].tolist())}
+    broken = ~correct
     for attack in outcomes.attacks:
         hits = (outcomes.attack == attack) & ~outcomes.survived & ~outcomes.aside
-        for number, prediction in zip(outcomes.index[hits].tolist(), outcomes.prediction[hits].tolist(), strict=True):
+        for number, predicted in zip(outcomes.index[hits].tolist(), outcomes.prediction[hits].tolist(), strict=True):
             at = place[number]
             if not broken[at]:
-                broken[at], end[at] = True, prediction
-    return Ends(label, clean, right, ~broken, end)
+                broken[at], prediction[at] = True, predicted
+    return WorstCase(outcomes.label[rows], correct, ~broken, prediction)
 
 
-def by_class(found: Ends) -> dict[int, ClassRow]:
+def count_by_class(worst: WorstCase) -> dict[int, ClassRow]:
     """Counts of each class that has examples."""
+    own = {number: worst.label == number for number in np.unique(worst.label).tolist()}
     return {
-        number: ClassRow(
-            int((found.label == number).sum()),
-            int((found.right & (found.label == number)).sum()),
-            int((found.robust & (found.label == number)).sum()),
-        )
-        for number in np.unique(found.label).tolist()
+        number: ClassRow(int(rows.sum()), int((worst.correct & rows).sum()), int((worst.robust & rows).sum()))
+        for number, rows in own.items()
     }
 
 
-def confusion(found: Ends, classes: int) -> np.ndarray:
-    """The confusion matrix under attack, (classes, classes): rows true classes, columns where their examples end up."""
+def confusion_matrix(worst: WorstCase, classes: int) -> np.ndarray:
+    """The confusion matrix under attack, (classes, classes): rows true classes, columns what is predicted."""
     counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (found.label, found.end), 1)
+    np.add.at(counts, (worst.label, worst.prediction), 1)
     return counts
 
 
-def flows(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """The commonest ways of going wrong: (true, predicted, examples), at most so many."""
+def common_confusions(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """The commonest wrong cells of a confusion matrix: (true, predicted, examples), at most so many."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]

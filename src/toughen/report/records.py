@@ -20,10 +20,10 @@ import numpy as np
 
 from toughen.errors import Command, Option, UsageError
 from toughen.outcomes import Outcomes, interval
+from toughen.report.blocks import JsonObject
 from toughen.storage import files
 from toughen.storage.limits import check_zip
 
-Record = Mapping[str, Any]
 DEEPEST = 32
 CORRUPTED_MAIN = "jpeg_compression"
 """The last of the 15 main corruptions in the papers' order."""
@@ -55,40 +55,40 @@ ANALYSES: dict[str, dict[str, tuple[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class StoredEvaluation:
     """An evaluation: its table of outcomes, and what `result.json` says besides numbers.
 
     Attributes:
         folder: its name under `evaluation/`.
-        about: threat, suite, attacks with settings, seed, notes, audit, seconds, device, torch.
+        result: threat, suite, attacks with settings, seed, notes, audit, seconds, device, torch.
         outcomes: of every attack and example.
     """
 
     folder: str
-    about: Record
+    result: JsonObject
     outcomes: Outcomes
 
     @property
     def codes(self) -> list[str]:
         """Of the audit's findings."""
-        audit = self.about.get("audit")
+        audit = self.result.get("audit")
         return [str(found["code"]) for found in audit["findings"]] if audit else []
 
     @property
     def verdict(self) -> tuple[str, str]:
         """The audit's verdict with its codes, and its tone."""
-        if self.about.get("audit") is None:
+        if self.result.get("audit") is None:
             return "not audited", "dim"
         return (f"unreliable: {', '.join(self.codes)}", "bad") if self.codes else ("nothing found", "good")
 
 
 @dataclass(frozen=True)
-class Corrupted:
+class StoredCorruptions:
     """A measurement under common corruptions.
 
     Attributes:
         folder: its name under `evaluation/`.
-        about: origin, constants, seed, notes, seconds, and the mean corruption error with its baseline.
+        result: origin, constants, seed, notes, seconds, and the mean corruption error with its baseline.
         names: K corruptions in the papers' order.
         severities: S of 1 to 5.
         clean: whether each image itself was classified correctly, (N,).
@@ -96,7 +96,7 @@ class Corrupted:
     """
 
     folder: str
-    about: Record
+    result: JsonObject
     names: tuple[str, ...]
     severities: tuple[int, ...]
     clean: np.ndarray
@@ -142,12 +142,12 @@ class RunRecord:
     path: Path
     name: str
     recipe_text: str = ""
-    recipe: Record = field(default_factory=dict)
-    summary: Record | None = None
-    metrics: list[Record] = field(default_factory=list)
-    timing: list[Record] = field(default_factory=list)
-    evaluations: list[Evaluated] = field(default_factory=list)
-    corruptions: list[Corrupted] = field(default_factory=list)
+    recipe: JsonObject = field(default_factory=dict)
+    summary: JsonObject | None = None
+    metrics: list[JsonObject] = field(default_factory=list)
+    timing: list[JsonObject] = field(default_factory=list)
+    evaluations: list[StoredEvaluation] = field(default_factory=list)
+    corruptions: list[StoredCorruptions] = field(default_factory=list)
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -188,7 +188,7 @@ def read_run(path: Path) -> RunRecord:
     run.classes = _read(run, _newest_state(path), _classes) or []
     for result in results:
         found = _read(run, result, _evaluation)
-        if isinstance(found, Evaluated):
+        if isinstance(found, StoredEvaluation):
             run.evaluations.append(found)
         elif found is not None:
             run.corruptions.append(found)
@@ -216,14 +216,14 @@ def _read(run: RunRecord, path: Path, reader: Callable[[Path], Any]) -> Any:
         return None
 
 
-def _mapping(path: Path) -> Record:
+def _mapping(path: Path) -> JsonObject:
     value = files.read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
 
 
-def _yaml(path: Path) -> Record:
+def _yaml(path: Path) -> JsonObject:
     import yaml
 
     try:
@@ -242,7 +242,7 @@ def _yaml(path: Path) -> Record:
     return value
 
 
-def _lines(path: Path) -> list[Record]:
+def _lines(path: Path) -> list[JsonObject]:
     """The whole lines of a log, of which a running run may be writing another."""
     data = files.read_limited(path)
     whole = data[: data.rfind(b"\n") + 1]
@@ -258,7 +258,7 @@ def _classes(path: Path) -> list[str]:
     return [str(name) for name in files.read_json(path)["data"]["classes"]]
 
 
-def _evaluation(path: Path) -> Evaluated | Corrupted:
+def _evaluation(path: Path) -> StoredEvaluation | StoredCorruptions:
     about = files.read_json(path)
     if about["suite"] == "corruptions":
         return _corrupted(path, about)
@@ -269,10 +269,10 @@ def _evaluation(path: Path) -> Evaluated | Corrupted:
         raise ValueError("examples.parquet beside it holds a class below 0")
     if stated != numbers:
         raise ValueError(f"it says {stated}, but examples.parquet beside it says {numbers}")
-    return Evaluated(path.parent.name, about, outcomes)
+    return StoredEvaluation(path.parent.name, about, outcomes)
 
 
-def _corrupted(path: Path, about: Record) -> Corrupted:
+def _corrupted(path: Path, about: JsonObject) -> StoredCorruptions:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path.with_name("examples.parquet")) as file:
@@ -284,15 +284,15 @@ def _corrupted(path: Path, about: Record) -> Corrupted:
     cells = right.reshape(1 + len(names) * len(severities), -1)
     # A row for each cell and image, cell after cell, the clean images first: as CorruptionResult writes them.
     correct = cells[1:].reshape(len(names), len(severities), -1)
-    return Corrupted(path.parent.name, about, tuple(names), tuple(severities), cells[0], correct)
+    return StoredCorruptions(path.parent.name, about, tuple(names), tuple(severities), cells[0], correct)
 
 
-def _strength(found: Evaluated, threat: str) -> tuple[Any, ...]:
+def _strength(found: StoredEvaluation, threat: str) -> tuple[Any, ...]:
     """Sorts the evaluation that a headline quotes to the front: in the ball of training, the strongest, the largest."""
     attacks = found.outcomes.attacks
     worst = [attack for attack in attacks if not found.outcomes.aside[found.outcomes.attack == attack].any()]
     strong = sum(attack.startswith(("apgd", "fab", "square", "multi")) for attack in worst)
-    same = str(found.about.get("threat")) == threat
+    same = str(found.result.get("threat")) == threat
     return not same, -strong, -found.outcomes.n, -len(worst), found.folder
 
 

@@ -1,6 +1,7 @@
 """Eighty texts that would do harm on a page, in a drawing, in a terminal or in a spreadsheet that believed them."""
 
-from toughen.report.blocks import Figure, KeyFigures, Line, PageEntry, Section, Table, TableCell, Text, Tile, shown
+from toughen.report.blocks import Figure, KeyFigures, PageEntry, Paragraph, Section, Table, TableCell, Tile, Verbatim
+from toughen.report.formatting import printable
 
 _TAGS = [
     "<script>window.__pwned=1</script>",
@@ -78,16 +79,16 @@ assert len(PAYLOADS) == len(set(PAYLOADS)) == 80, len(PAYLOADS)
 
 
 def every_block(word: str, anchor: str = "run-1") -> PageEntry:
-    """A part with `word` in every text field."""
+    """An entry with `word` in every text field."""
     table = Table("t", word, (word, word), note=word)
     table.add(TableCell(word, below=word, tone="bad", target="run-1"), TableCell.number(1.0, word, below=word))
-    tile = Tile(b"png", shown(word), word, "good")
+    tile = Tile(b"png", printable(word), word, "good")
     blocks = [
         table,
         Figure("f", word, word, "", png=b"png", size=(1, 1)),
         Figure("g", word, word, "", png=b"png", tiles=((word, (tile,)),)),
-        Line(word, "missing", word),
+        Paragraph(word, "missing", word),
         KeyFigures(((word, word, word, "bad"),)),
-        Text(word, word),
+        Verbatim(word, word),
     ]
     return PageEntry(anchor, word, word, [Section(word, blocks)])

@@ -13,7 +13,7 @@ from report.page.page_run import make_run
 from report.page.payloads import PAYLOADS, every_block
 from tiny_study import write_tiny_study
 from toughen.report.blocks import PageEntry, Section, Table, TableCell
-from toughen.report.page.page import page, parts
+from toughen.report.page.page import build_entries, render_page
 from toughen.studies.create import begin
 from toughen.studies.results import collect
 from toughen.studies.text import load
@@ -78,7 +78,7 @@ CUT = """
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "page.html"
-    path.write_text(page(parts([make_run(path.parent / "mine")])))
+    path.write_text(render_page(build_entries([make_run(path.parent / "mine")])))
     return path
 
 
@@ -91,7 +91,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = sorted(path.parent for path in begun.path.rglob("summary.json"))
     assert len(runs) == 2
     path = folder / "page.html"
-    path.write_text(page(parts(runs, [(begun.path, collect(begun))])))
+    path.write_text(render_page(build_entries(runs, [(begun.path, collect(begun))])))
     return path
 
 
@@ -105,9 +105,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
     # The first one is the title of the page.
     ordered = sorted(PAYLOADS, key=lambda word: "</title>" not in word)
     blocks = [every_block(word, f"part-{number}") for number, word in enumerate(ordered)]
-    text = page([*blocks, *parts([made])])
+    text = render_page([*blocks, *build_entries([made])])
     assert next(count) >= 30
-    plain = page([*(every_block(HARMLESS, part.anchor) for part in blocks), *parts([made])])
+    plain = render_page([*(every_block(HARMLESS, part.anchor) for part in blocks), *build_entries([made])])
     paths = folder / "hostile.html", folder / "without.html", folder / "plain.html"
     bare, removed = POLICY.subn("", text)
     assert removed == 1
@@ -189,7 +189,7 @@ def test_tables_are_sorted_by_a_click_on_a_heading(browser: Browser, tmp_path: P
     table.add(TableCell("f"), TableCell.number(1e-7), TableCell("m = 9"))
     table.add(TableCell("g"), TableCell("not evaluated"), TableCell("Fig"))
     path = tmp_path / "page.html"
-    path.write_text(page([PageEntry("run-1", "x", "", [Section("x", [table])])]))
+    path.write_text(render_page([PageEntry("run-1", "x", "", [Section("x", [table])])]))
     tab = browser.open(path)
     assert rows(tab) == list("abcdefg")
     # -3, 1e-7, 0.095, 12,000, then a word, then what is missing, in the order in which it stood.
@@ -250,7 +250,7 @@ def test_paper_shows_everything_in_black_on_white(browser: Browser, run: Path, s
     wide = Table("t", "Sixteen columns", ("row", *(f"pgd-{number}" for number in range(14)), "runs"))
     shares = (TableCell.share(0.4567, (0.4, 0.5)) for _ in range(14))
     wide.add(TableCell("CIFAR-100, IAAT"), *shares, TableCell("runs/cifar10-natural-w32-10-small-198318f4"))
-    (tmp_path / "wide.html").write_text(page([PageEntry("run-1", "x", "", [Section("x", [wide])])]))
+    (tmp_path / "wide.html").write_text(render_page([PageEntry("run-1", "x", "", [Section("x", [wide])])]))
     for path in (run, study, tmp_path / "wide.html"):
         # A4 less its margins, from a browser that is set to dark.
         tab = browser.open(path, width=688, media="print", prefers_color_scheme="dark")

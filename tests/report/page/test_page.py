@@ -18,13 +18,15 @@ from rich.console import Console
 
 from report.page.page_run import K, Read, make_run, plain_word
 from report.page.payloads import DRAWINGS, PAYLOADS, every_block
-from toughen.report.blocks import Figure, csv_text, label, shown
+from toughen.report.blocks import Figure
 from toughen.report.counts import ClassRow
+from toughen.report.csv import csv_text
+from toughen.report.formatting import label, printable
 from toughen.report.page import figures, figures_analyses, figures_studies
 from toughen.report.page.figures_studies import Point, pareto
-from toughen.report.page.page import MARK, page, parts, write_figures, write_page
+from toughen.report.page.page import MARK, build_entries, render_page, write_figures, write_page
 from toughen.report.page.svg import INK, cleaned, drawing, legend
-from toughen.report.terminal.plain_page import plain
+from toughen.report.terminal.renderer import render_entries
 
 OWN = re.compile(r"#(run-1-)?[a-z-]+-\d+|#[a-i]-\d+")
 """What a drawing calls its own pieces; how many there are depends on its layout."""
@@ -37,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(run: Path) -> str:
-    return page(parts([run]))
+    return render_page(build_entries([run]))
 
 
 def drawings(words: list[str]) -> list[Figure]:
@@ -66,13 +68,13 @@ def structure(text: str) -> tuple[Any, ...]:
 
 
 def test_hostile_texts_in_every_field_of_every_block_change_no_structure():
-    wanted = structure(page([every_block("plain")]))
+    wanted = structure(render_page([every_block("plain")]))
     for payload in PAYLOADS:
-        text = page([every_block(payload)])
+        text = render_page([every_block(payload)])
         assert structure(text) == wanted, payload
         seen = Read(text)
-        assert shown(payload) in "".join(seen.text), payload
-        assert shown(payload) == seen.images[0]["alt"]
+        assert printable(payload) in "".join(seen.text), payload
+        assert printable(payload) == seen.images[0]["alt"]
 
 
 def one_drawing(words: list[str]) -> str:
@@ -95,7 +97,7 @@ def test_hostile_texts_change_no_structure_of_a_drawing():
     for payload in PAYLOADS:
         # In the legend, beside an axis and in the title as far as there is room; whole in title and alt.
         assert seen.count(label(payload).strip()) >= 3, payload
-        assert seen.count(shown(payload)) >= 2, payload
+        assert seen.count(printable(payload)) >= 2, payload
 
 
 def test_every_drawing_takes_hostile_texts_the_same_way():
@@ -108,18 +110,18 @@ def test_every_drawing_takes_hostile_texts_the_same_way():
         assert structure(found.svg) == structure(wanted.svg), found.key
         # A colour as text stays text; no attribute is made of one.
         assert INK not in re.sub(r">[^<]*<", "><", found.svg)
-        assert shown(words[0]) in "".join(Read(found.svg).text)
+        assert printable(words[0]) in "".join(Read(found.svg).text)
 
 
 def test_hostile_texts_in_a_run_folder_change_no_structure(tmp_path: Path):
-    plain_text = page(parts([make_run(tmp_path / "plain" / "run name")]))
+    plain_text = render_page(build_entries([make_run(tmp_path / "plain" / "run name")]))
     for number in range(2):
         words = itertools.cycle(PAYLOADS[40 * number : 40 * number + 40])
         # JSON objects and suites need different keys; a number at the end keeps the payload's beginning as it is.
         name = next(word for word in PAYLOADS[number * 20 :] if "/" not in word and "<" in word)
         count = itertools.count()
         hostile = make_run(tmp_path / str(number) / name, lambda where, w=words, c=count: f"{next(w)} {next(c)}")
-        text = page(parts([hostile]))
+        text = render_page(build_entries([hostile]))
         assert structure(text) == structure(plain_text)
         addresses = Read(text).addresses
         assert all(address.startswith(("#", "data:image/png;base64")) for address in addresses)
@@ -200,7 +202,7 @@ def test_what_is_missing_is_one_line_with_its_command(tmp_path: Path):
     folder = tmp_path / "my run"
     folder.mkdir()
     (folder / "recipe.yaml").write_text("name: x\n")
-    found = " ".join(" ".join(Read(page(parts([folder]))).text).split())
+    found = " ".join(" ".join(Read(render_page(build_entries([folder]))).text).split())
     for command in (
         "toughen evaluate 'my run' --suite autoattack makes it.",
         "toughen evaluate 'my run' --suite corruptions makes it.",
@@ -217,7 +219,7 @@ def test_what_is_damaged_is_said_and_left_out(tmp_path: Path):
     result.write_text(re.sub(r'"robust_accuracy": [\d.]+', '"robust_accuracy": 0.99', result.read_text(), count=1))
     (folder / "analysis" / "pictures.npz").write_bytes(b"PK")
     (folder / "summary.json").write_text("{")
-    text = page(parts([folder]))
+    text = render_page(build_entries([folder]))
     found = " ".join(Read(text).text)
     for path in ("evaluation/autoattack_n40/result.json", "analysis/pictures.npz", "summary.json"):
         assert f"{path} could not be read" in found
@@ -227,38 +229,38 @@ def test_what_is_damaged_is_said_and_left_out(tmp_path: Path):
 
 
 def test_the_same_folders_give_the_same_bytes(run: Path, text: str, tmp_path: Path):
-    assert page(parts([run])) == text
+    assert render_page(build_entries([run])) == text
     elsewhere = shutil.copytree(run, tmp_path / "deep" / "mine")
-    assert page(parts([elsewhere])) == text
+    assert render_page(build_entries([elsewhere])) == text
     code = "import sys; from pathlib import Path; from toughen.report.page import *;"
-    code += "write_page(Path(sys.argv[2]), parts([Path(sys.argv[1])])); assert 'torch' not in sys.modules"
+    code += "write_page(Path(sys.argv[2]), build_entries([Path(sys.argv[1])])); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, run, tmp_path / "page.html"], check=True)
     assert (tmp_path / "page.html").read_bytes() == text.encode()
 
 
 def test_a_page_replaces_a_page_and_nothing_else(run: Path, tmp_path: Path):
-    made = [every_block("x")]
-    size = write_page(tmp_path / "new" / "page.html", made)
+    entries = [every_block("x")]
+    size = write_page(tmp_path / "new" / "page.html", entries)
     assert (tmp_path / "new" / "page.html").stat().st_size == size
     assert MARK in (tmp_path / "new" / "page.html").read_text()
-    write_page(tmp_path / "new" / "page.html", made)
+    write_page(tmp_path / "new" / "page.html", entries)
     mine = tmp_path / "mine.html"
     mine.write_text("my own")
     with pytest.raises(ValueError, match=r"mine\.html exists and is no page of toughen report"):
-        write_page(mine, made)
+        write_page(mine, entries)
     assert mine.read_text() == "my own"
     with pytest.raises(ValueError, match="there is nothing to report"):
-        parts()
+        build_entries()
     with pytest.raises(ValueError, match="there is no folder"):
-        parts([tmp_path / "nowhere"])
+        build_entries([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="is no run folder"):
-        parts([tmp_path])
+        build_entries([tmp_path])
 
 
 def test_figures_are_files_with_their_data(run: Path, tmp_path: Path):
-    made = parts([run])
-    names = write_figures(tmp_path / "figures", made)
-    assert names == write_figures(tmp_path / "figures", made)
+    entries = build_entries([run])
+    names = write_figures(tmp_path / "figures", entries)
+    assert names == write_figures(tmp_path / "figures", entries)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == names
     drawn = [name for name in names if name.endswith((".svg", ".png"))]
     assert {name.rsplit(".", 1)[0] + ".csv" for name in drawn} <= set(names)
@@ -269,7 +271,7 @@ def test_figures_are_files_with_their_data(run: Path, tmp_path: Path):
     mine.mkdir()
     (mine / "thesis.csv").write_text("x")
     with pytest.raises(ValueError, match="holds other files"):
-        write_figures(mine, made)
+        write_figures(mine, entries)
 
 
 def test_formulas_in_csv_are_text():
@@ -277,14 +279,14 @@ def test_formulas_in_csv_are_text():
     assert len(rows) == 81
     for row, payload in zip(rows[1:], PAYLOADS, strict=True):
         assert row[0].lstrip()[:1] not in ("=", "+", "-", "@")
-        assert row[0] in (shown(payload), f"'{shown(payload)}")
+        assert row[0] in (printable(payload), f"'{printable(payload)}")
         # A negative number is a number.
         assert row[1] == "-1.5"
 
 
 def test_the_terminal_shows_the_same_tables_and_takes_no_orders(run: Path):
     out = io.StringIO()
-    for block in plain(parts([run])):
+    for block in render_entries(build_entries([run])):
         Console(file=out, width=240).print(block)
     for word in (
         "autoattack_n40",
@@ -296,12 +298,12 @@ def test_the_terminal_shows_the_same_tables_and_takes_no_orders(run: Path):
         assert word in out.getvalue()
     for payload in PAYLOADS:
         out = io.StringIO()
-        for block in plain([every_block(payload)]):
+        for block in render_entries([every_block(payload)]):
             Console(file=out, width=2000).print(block)
         assert "\x1b" not in out.getvalue()
         assert "\u202e" not in out.getvalue()
         if "\n" not in payload:
-            assert shown(payload) in out.getvalue()
+            assert printable(payload) in out.getvalue()
 
 
 def test_the_pareto_front():

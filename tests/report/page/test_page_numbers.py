@@ -12,8 +12,8 @@ import pytest
 
 from report.page.page_run import CORRUPTED, K, N, Read, make_run
 from toughen.report.blocks import Table
-from toughen.report.page.page import page, parts
-from toughen.report.page.study import study_part
+from toughen.report.page.page import build_entries, render_page
+from toughen.report.page.study import build_study_entry
 
 Z = 1.959963984540054
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(run: Path) -> Read:
-    return Read(page(parts([run])))
+    return Read(render_page(build_entries([run])))
 
 
 def rows_of(run: Path, name: str) -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ def test_sweeps_and_gradients(seen: Read):
 
 def test_runs_side_by_side(run: Path, tmp_path: Path):
     other = make_run(tmp_path / "other", analyses=False)
-    seen = Read(page(parts([run, other, run])))
+    seen = Read(render_page(build_entries([run, other, run])))
     (head, *found) = seen.tables["Runs side by side, each by its strongest evaluation"]
     assert [row[0] for row in found] == ["mine", "other"]
     rows = rows_of(run, "autoattack_n40")
@@ -180,7 +180,7 @@ def a_figure(what: str, measured: float | None, **more: Any) -> dict[str, Any]:
 
 def the_table(rows: dict[str, Any], columns: list[str], targets: dict[str, str] | None = None) -> Read:
     study = {"title": "Table", "scale": "toy", "columns": columns, "notes": ["a note"], "rows": rows}
-    return Read(page([study_part(study, "study-1", targets or {})]))
+    return Read(render_page([build_study_entry(study, "study-1", targets or {})]))
 
 
 def test_a_study():
@@ -245,7 +245,9 @@ def test_a_study_says_which_trainings_overfitted():
     rows = {row["label"]: row for row in kinds.values()}
     head, *found = the_table(rows, []).tables["Table"]
     assert [row[head.index("state")] for row in found] == list(kinds)
-    made = study_part({"title": "Table", "scale": "toy", "columns": [], "notes": [], "rows": rows}, "study-1", {})
+    made = build_study_entry(
+        {"title": "Table", "scale": "toy", "columns": [], "notes": [], "rows": rows}, "study-1", {}
+    )
     table = made.sections[0].blocks[0]
     assert isinstance(table, Table)
     tones = [row[head.index("state")].tone for row in table.rows]
@@ -295,7 +297,7 @@ def test_a_study_is_drawn_by_the_column_that_took_the_most_and_tells_its_rows_ap
 def test_many_runs_stand_by_their_results_alone(tmp_path: Path):
     made = make_run(tmp_path / "run-0", analyses=False)
     folders = [made, *(shutil.copytree(made, tmp_path / f"run-{number}") for number in range(1, 13))]
-    text = page(parts(folders))
+    text = render_page(build_entries(folders))
     seen = Read(text)
     assert len(seen.tables["Runs side by side, each by its strongest evaluation"]) == 14
     assert "toughen report run-12 --out PAGE.html makes it." in " ".join(" ".join(seen.text).split())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from report.page.page_run import Read
-from toughen.report.page.page import parts, write_figures, write_page
+from toughen.report.page.page import build_entries, write_figures, write_page
 from toughen.studies.create import begin
 from toughen.studies.folder import StudyFolder
 from toughen.studies.results import collect
@@ -120,7 +120,7 @@ def seen(study: StudyFolder) -> Read:
 
 
 def made(study: StudyFolder, out: Path) -> Path:
-    write_page(out, parts(runs_of(study)[:1], [(study.path, collect(study))]))
+    write_page(out, build_entries(runs_of(study)[:1], [(study.path, collect(study))]))
     return out
 
 
@@ -313,7 +313,7 @@ def mean_of(study: StudyFolder, row: str, column: str) -> tuple[float, tuple[flo
 
 @pytest.fixture(scope="module")
 def files(study: StudyFolder) -> Path:
-    write_figures(study.path / "figures", parts([], [(study.path, collect(study))]))
+    write_figures(study.path / "figures", build_entries([], [(study.path, collect(study))]))
     return study.path / "figures"
 
 

@@ -2,16 +2,19 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
-from toughen.report.terminal.fitted_table import FRAME, WRAPPED, FittedColumn, FittedTable
+from toughen.report.blocks import Table, TableCell
+from toughen.report.terminal.fitted_table import FRAME, WRAPPED, FittedTable
 
 NAMES = ("row", "clean", "pgd-20", "minutes", "a long heading", "cost")
 
 
 def table(rows: int = 2, **more: str) -> FittedTable:
-    cells = [[Text(more.get(name, f"{name} {row}\nbelow-{name}")) for name in NAMES] for row in range(rows)]
-    return FittedTable("A title", [FittedColumn(name, numeric=name != "row") for name in NAMES], cells)
+    made = Table("table", "A title", NAMES)
+    for row in range(rows):
+        below = {name: "" if name in more else f"below-{name}" for name in NAMES}
+        made.add(*(TableCell(more.get(name, f"{name} {row}"), row, below[name]) for name in NAMES))
+    return FittedTable(made)
 
 
 def printed(made: FittedTable, width: int) -> str:
@@ -49,3 +52,11 @@ def test_a_sentence_is_broken_into_lines_before_it_pushes_its_neighbours_down():
 
 def test_a_table_without_rows_shows_its_headings():
     assert all(name in printed(table(rows=0), 100) for name in NAMES)
+
+
+def test_lines_are_drawn_below_the_rows_that_ask_for_one():
+    made = Table("table", "A title", ("row",))
+    for row in range(4):
+        made.add(TableCell(f"row {row}"), rule=row == 1)
+    text = [line for line in printed(FittedTable(made), 40).splitlines() if "row " in line or line.startswith("├")]
+    assert [line.strip("│ ├┤─") for line in text] == ["row 0", "row 1", "", "row 2", "row 3"]

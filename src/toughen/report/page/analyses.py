@@ -1,6 +1,6 @@
-"""What a page says of a run's analyses: sweeps, gradients, surfaces, pictures, and the radii of IAAT.
+"""The sections of a run's analyses: sweeps, gradients, surfaces, pictures, and the radii of IAAT.
 
-for section in analyses(run, "run-1"):
+for section in describe_analyses(run, "run-1"):
     ...
 """
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from toughen.errors import Command
 from toughen.outcomes import interval
-from toughen.report.blocks import Block, Figure, Line, Section, Table, TableCell, radius_text
+from toughen.report.blocks import Block, Figure, Paragraph, Section, Table, TableCell
+from toughen.report.formatting import radius_text
 from toughen.report.page import figures_analyses as draw
 from toughen.report.records import RunRecord
 
 
-def analyses(run: RunRecord, anchor: str) -> list[Section]:
+def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
     """The sections, each with what there is or the line that says how to make it."""
     sections = [
         Section("Over radii and steps", [*_eps(run, anchor), *_steps(run, anchor)]),
@@ -27,8 +28,8 @@ def analyses(run: RunRecord, anchor: str) -> list[Section]:
     return [*sections, Section("Radii of the training images", radii)] if radii else sections
 
 
-def _missing(run: RunRecord, what: str, name: str) -> Line:
-    return Line(f"No {what} yet.", "missing", str(Command("analyse", run.name, only=name)))
+def _missing(run: RunRecord, what: str, name: str) -> Paragraph:
+    return Paragraph(f"No {what} yet.", "missing", str(Command("analyse", run.name, only=name)))
 
 
 def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:
@@ -51,7 +52,7 @@ def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:
         doubtful = int((above & ~below & (marginal[at] | marginal[at + 1])).sum())
         rise = int(hits[at + 1] - hits[at])
         if rise > doubtful:
-            yield Line(
+            yield Paragraph(
                 f"Robust accuracy rises by {rise} of {len(below)} images from radius {names[at]} to {names[at + 1]}, "
                 "which no sound attack shows: use more steps or a stronger suite, and look for masked gradients.",
                 "bad",
@@ -114,7 +115,7 @@ def _images(run: RunRecord, anchor: str) -> Iterator[Block]:
         yield _missing(run, "pictures of adversarial examples", "pictures")
     else:
         yield _grid(run, f"{anchor}-pictures", pictures)
-        yield Line(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
+        yield Paragraph(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
     turned = run.analyses.get("turns-into")
     if turned is None:
         yield _missing(run, "pictures of what large perturbations turn images into", "turns-into")

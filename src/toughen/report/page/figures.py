@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from toughen.outcomes import interval
-from toughen.report.blocks import Figure, csv_text, label, percent
-from toughen.report.counts import ClassRow, flows
+from toughen.report.blocks import Figure
+from toughen.report.counts import ClassRow, common_confusions
+from toughen.report.csv import csv_text
+from toughen.report.formatting import label, percent
 from toughen.report.page.svg import BLUE, INK, SKY, VERMILLION, cleaned, drawing, legend, picture, series
 
 Points = Sequence[tuple[float, float]]
@@ -138,7 +140,7 @@ def per_class(key: str, names: Sequence[str], rows: Sequence[ClassRow]) -> Figur
     )
 
 
-def confused(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
+def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     """The confusion matrix in the worst case: rows true classes, columns predictions, shares of the row."""
     title = "Where attacked images go"
     size = len(counts)
@@ -158,7 +160,7 @@ def confused(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         axes.set_xlabel("predicted in the worst case")
         axes.set_ylabel("true")
         png = picture(figure)
-    common = ", ".join(f"{names[a]} to {names[b]} {k}" for a, b, k in flows(counts, 3)) or "none"
+    common = ", ".join(f"{names[a]} to {names[b]} {k}" for a, b, k in common_confusions(counts, 3)) or "none"
     alt = f"Of {int(counts.sum())} images {int(np.trace(counts))} stay in their class. Commonest ways out: {common}."
     rows = ((names[a], names[b], int(counts[a, b])) for a, b in zip(*np.nonzero(counts), strict=True))
     table = csv_text(("true", "predicted", "examples"), rows)

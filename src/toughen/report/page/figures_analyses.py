@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from toughen.outcomes import interval
-from toughen.report.blocks import Figure, Tile, csv_text, label, percent, radius_text, shown
+from toughen.report.blocks import Figure, Tile
+from toughen.report.csv import csv_text
+from toughen.report.formatting import label, percent, printable, radius_text
 from toughen.report.page.figures import Points
 from toughen.report.page.svg import BLUE, INK, SKY, VERMILLION, cleaned, drawing, legend, picture, plain_ticks, series
 
@@ -161,8 +163,8 @@ def grid(
         said = label if predicted == label else f"{label}, seen as {predicted}"
         own = f" (radius {radius_text(float(found['radius'][at]))})" if radii else ""
         tone = "good" if predicted == label else "bad"
-        alt = shown(f"Image {int(found['index'][at])}: {said}")
-        rows[0].append(Tile(png_of(found["image"][at]), alt, shown(said + own), tone))
+        alt = printable(f"Image {int(found['index'][at])}: {said}")
+        rows[0].append(Tile(png_of(found["image"][at]), alt, printable(said + own), tone))
         sheet[0].append(found["image"][at])
     for number, variant in enumerate(variants):
         below: list[list[Tile]] = [[], []]
@@ -173,12 +175,12 @@ def grid(
             attacked = found["adversarial"][number, at]
             change = amplified(found["image"][at], attacked)
             alt = f"Image {int(found['index'][at])} attacked ({variant}): {label} seen as {predicted}"
-            below[0].append(Tile(png_of(attacked), shown(alt), shown(predicted), tone))
+            below[0].append(Tile(png_of(attacked), printable(alt), printable(predicted), tone))
             below[1].append(Tile(png_of(change), f"What was changed, times {AMPLIFIED}", ""))
             pixels[0].append(attacked)
             pixels[1].append(change)
         rows += below if differences else below[:1]
-        heads += [shown(variant), f"change, {AMPLIFIED} times"] if differences else [shown(variant)]
+        heads += [printable(variant), f"change, {AMPLIFIED} times"] if differences else [printable(variant)]
         sheet += pixels if differences else pixels[:1]
     wrong = [int((row[:count] != found["label"][:count]).sum()) for row in found["prediction"]]
     alt = f"{count} images. " + " ".join(
@@ -196,7 +198,7 @@ def grid(
     )
     table = csv_text(("index", "label", "radius", "clean", *variants), lines)
     png = _sheet([np.concatenate(row, axis=2) for row in sheet])
-    return Figure(key, title, shown(alt), table, png=png, tiles=tuple(zip(heads, map(tuple, rows), strict=True)))
+    return Figure(key, title, printable(alt), table, png=png, tiles=tuple(zip(heads, map(tuple, rows), strict=True)))
 
 
 def _sheet(rows: Sequence[np.ndarray]) -> bytes:

@@ -6,7 +6,9 @@ trade_off("study-1-trade-off", [Point("Free m = 8", clean=0.86, robust=0.46, low
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from toughen.report.blocks import Figure, csv_text, label, percent
+from toughen.report.blocks import Figure
+from toughen.report.csv import csv_text
+from toughen.report.formatting import label, percent
 from toughen.report.page.svg import INK, cleaned, drawing, legend, plain_ticks, series
 
 

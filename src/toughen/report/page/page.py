@@ -1,11 +1,11 @@
 """One HTML page that needs nothing but itself: no network, no other file, and no script to be read.
 
-    made = parts(runs=[Path("runs/mine")])
-    write_page(Path("page.html"), made)
-    write_figures(Path("figures"), made)
+    entries = build_entries(runs=[Path("runs/mine")])
+    write_page(Path("page.html"), entries)
+    write_figures(Path("figures"), entries)
 
 The same folders give the same bytes. All text on the page is escaped; the browser is told to run the one script and to
-use the one style sheet whose hashes stand in the page, and to fetch nothing.
+use the one style sheet whose hashes it states, and to fetch nothing.
 """
 
 import base64
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toughen.errors import Option, UsageError
-from toughen.report.blocks import Figure, PageEntry, Table, csv_text, shown
-from toughen.report.page.run import run_part
-from toughen.report.page.study import comparison, study_part
-from toughen.report.records import Record, read_run
+from toughen.report.blocks import Figure, JsonObject, PageEntry, Table
+from toughen.report.csv import csv_text
+from toughen.report.formatting import printable
+from toughen.report.page.run import build_run_entry
+from toughen.report.page.study import build_comparison_entry, build_study_entry
+from toughen.report.records import read_run
 from toughen.storage import files as store
 
 if TYPE_CHECKING:
@@ -29,13 +31,13 @@ BUDGET = 3_600_000
 """Bytes of figures on a page, divided evenly among its runs and studies."""
 
 DETAILED = 12
-"""More runs than this stand on one page by their results alone."""
+"""Of more runs than this on one page only the results are shown."""
 
 MARK = '<meta name="generator" content="toughen report">'
 LIST = "FIGURES.csv"
 
 
-def parts(runs: Sequence[Path] = (), studies: Sequence[tuple[Path, Record]] = ()) -> list[PageEntry]:
+def build_entries(runs: Sequence[Path] = (), studies: Sequence[tuple[Path, JsonObject]] = ()) -> list[PageEntry]:
     """Everything of a page: studies first, then runs side by side if there are several, then each run.
 
     Args:
@@ -50,17 +52,17 @@ def parts(runs: Sequence[Path] = (), studies: Sequence[tuple[Path, Record]] = ()
     unique = {os.path.realpath(path): path for path in runs}
     opened = [(read_run(path), f"run-{number}") for number, path in enumerate(unique.values(), 1)]
     anchors = {os.path.realpath(run.path): anchor for run, anchor in opened}
-    made = []
+    entries = []
     for number, (path, found) in enumerate(studies, 1):
         counted = {name for row in found["rows"].values() for name in row["counted"]}
         targets = {name: anchors[there] for name in counted if (there := os.path.realpath(path / name)) in anchors}
-        made.append(study_part(found, f"study-{number}", targets))
+        entries.append(build_study_entry(found, f"study-{number}", targets))
     if len(opened) > 1:
-        made.append(comparison(opened))
-    return [*made, *(run_part(run, anchor, brief=len(opened) > DETAILED) for run, anchor in opened)]
+        entries.append(build_comparison_entry(opened))
+    return [*entries, *(build_run_entry(run, anchor, brief=len(opened) > DETAILED) for run, anchor in opened)]
 
 
-def write_page(path: Path, made: Sequence[PageEntry]) -> int:
+def write_page(path: Path, entries: Sequence[PageEntry]) -> int:
     """Write the page, in place of an earlier one; returns its size in bytes.
 
     Raises:
@@ -69,19 +71,19 @@ def write_page(path: Path, made: Sequence[PageEntry]) -> int:
     """
     if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:4096]):
         raise UsageError(f"{path} exists and is no page of toughen report; give another ", Option("out", python="path"))
-    text = page(made)
+    text = render_page(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_text(path, text)
     return len(text.encode())
 
 
-def page(made: Sequence[PageEntry]) -> str:
+def render_page(entries: Sequence[PageEntry]) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     def plain(value: Any) -> Any:
-        return value if isinstance(value, Markup) else shown(value)
+        return value if isinstance(value, Markup) else printable(value)
 
     here = Path(__file__).parent
     environment = Environment(
@@ -92,8 +94,8 @@ def page(made: Sequence[PageEntry]) -> str:
     # A closing tag within would end the element early, and no text of a user's comes here.
     assert "</" not in style + script
     return environment.from_string(_read(here / "template.html")).render(
-        parts=made,
-        fitting=_fitting(made),
+        entries=entries,
+        fitting=_fitting(entries),
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -121,25 +123,25 @@ def _svg(figure: Figure) -> "Markup":
     return Markup(figure.svg.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1))
 
 
-def _fitting(made: Sequence[PageEntry]) -> set[str]:
-    """Keys of the figures that a page has room for, the first ones of each part."""
-    share, found = BUDGET / len(made), set()
-    for part in made:
+def _fitting(entries: Sequence[PageEntry]) -> set[str]:
+    """Keys of the figures that a page has room for, the first ones of each entry."""
+    share, found = BUDGET / len(entries), set()
+    for entry in entries:
         left = share
-        for figure in _blocks([part], Figure):
+        for figure in _blocks([entry], Figure):
             left -= figure.weight
             if left >= 0:
                 found.add(figure.key)
     return found
 
 
-def _blocks(made: Sequence[PageEntry], kind: type) -> Iterator[Any]:
-    for part in made:
-        for section in part.sections:
+def _blocks(entries: Sequence[PageEntry], kind: type) -> Iterator[Any]:
+    for entry in entries:
+        for section in entry.sections:
             yield from (block for block in section.blocks if isinstance(block, kind))
 
 
-def write_figures(folder: Path, made: Sequence[PageEntry]) -> list[str]:
+def write_figures(folder: Path, entries: Sequence[PageEntry]) -> list[str]:
     """Write every figure as SVG or PNG, its data and every table as CSV; returns the files' names.
 
     Raises:
@@ -153,12 +155,12 @@ def write_figures(folder: Path, made: Sequence[PageEntry]) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     lines = []
-    for figure in _blocks(made, Figure):
+    for figure in _blocks(entries, Figure):
         name = f"{figure.key}.svg" if figure.svg else f"{figure.key}.png"
         files[name] = figure.svg.encode() if figure.svg else figure.png
         files[f"{figure.key}.csv"] = figure.csv.encode()
         lines.append((name, figure.title, figure.alt))
-    for table in _blocks(made, Table):
+    for table in _blocks(entries, Table):
         files[f"{table.key}.csv"] = table.csv.encode()
         lines.append((f"{table.key}.csv", table.caption, table.note))
     files[LIST] = csv_text(("file", "title", "what is to be seen"), lines).encode()

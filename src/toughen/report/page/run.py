@@ -1,6 +1,6 @@
-"""What a page says of a run: its sections, from what lies in its folder, and a line with a command for what does not.
+"""The sections of a run's entry, from what is in its folder, and for what is not the command that makes it.
 
-part = run_part(read_run(Path("runs/mine")), "run-1")
+entry = build_run_entry(read_run(Path("runs/mine")), "run-1")
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,25 @@ from toughen.errors import Command
 from toughen.outcomes import interval
 from toughen.progress import duration
 from toughen.report.alarms import logged_alarms, overfitted
-from toughen.report.blocks import Block, KeyFigures, Line, PageEntry, Section, Table, TableCell, Text, percent
-from toughen.report.counts import by_class, confusion, ends, flows
+from toughen.report.blocks import (
+    Block,
+    JsonObject,
+    KeyFigures,
+    PageEntry,
+    Paragraph,
+    Section,
+    Table,
+    TableCell,
+    Verbatim,
+)
+from toughen.report.counts import common_confusions, confusion_matrix, count_by_class, find_worst_case
+from toughen.report.formatting import interval_text, percent
 from toughen.report.page import figures
-from toughen.report.page.analyses import analyses
-from toughen.report.records import Corrupted, Evaluated, RunRecord
+from toughen.report.page.analyses import describe_analyses
+from toughen.report.records import RunRecord, StoredCorruptions, StoredEvaluation
+from toughen.report.tables.corruptions import corruption_table
+from toughen.report.tables.evaluation import attack_table, finding_text
+from toughen.report.tables.training import best_table
 
 SQUARE = 2000
 """With more classes than this there is no table of class by class."""
@@ -25,12 +39,12 @@ MANY = 40
 """More classes than this are shown by those that are least robust."""
 
 
-def run_part(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
+def build_run_entry(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
     """Every section of a run; or, `brief`, its result alone and how to see the rest."""
     result = Section("Result", list(_headline(run, anchor)))
     if brief:
         page = Command("report", run.name, out="PAGE.html")
-        result.blocks.append(Line("There is more on a page of this run's own.", "missing", str(page)))
+        result.blocks.append(Paragraph("There is more on a page of this run's own.", "missing", str(page)))
     sections = (
         [result]
         if brief
@@ -39,7 +53,7 @@ def run_part(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
             Section("Training", list(_training(run, anchor))),
             Section("Attacks", list(_attacks(run, anchor))),
             Section("Corruptions", list(_corruptions(run, anchor))),
-            *analyses(run, anchor),
+            *describe_analyses(run, anchor),
             Section("Recipe and environment", list(_settings(run, anchor))),
         ]
     )
@@ -52,15 +66,15 @@ def run_part(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
     return PageEntry(anchor, run.name, f"run · {subtitle}" if subtitle else "run", sections)
 
 
-def missing(what: str, command: Command) -> Line:
+def missing(what: str, command: Command) -> Paragraph:
     """One line for a part that cannot be shown, with the command that makes it."""
-    return Line(f"No {what} yet.", "missing", str(command))
+    return Paragraph(f"No {what} yet.", "missing", str(command))
 
 
 def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
-    yield from (Line(problem, "bad") for problem in run.problems)
+    yield from (Paragraph(problem, "bad") for problem in run.problems)
     if run.summary is None and run.recipe_text:
-        yield Line("This run is not finished: there is no summary.json.", "note")
+        yield Paragraph("This run is not finished: there is no summary.json.", "note")
     items: list[tuple[str, str, str, str]] = []
     if run.evaluations:
         best = run.evaluations[0]
@@ -71,10 +85,10 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
             (
                 "robust accuracy",
                 percent(outcomes.robust_accuracy),
-                f"{_bounds(outcomes.robust_correct, outcomes.n)}, worst case of {best.about['suite']}",
+                f"{_bounds(outcomes.robust_correct, outcomes.n)}, worst case of {best.result['suite']}",
                 tone if tone == "bad" else "",
             ),
-            ("audit", text, f"{best.about['threat']}, {outcomes.n} test images", tone),
+            ("audit", text, f"{best.result['threat']}, {outcomes.n} test images", tone),
         ]
     if alarms := logged_alarms(run.metrics):
         steps = overfitted(alarms).removeprefix("overfitted ")
@@ -105,33 +119,31 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
         text, tone = found.verdict
         table.add(
             TableCell(found.folder),
-            TableCell(str(found.about["threat"])),
-            TableCell(str(found.about["suite"])),
+            TableCell(str(found.result["threat"])),
+            TableCell(str(found.result["suite"])),
             TableCell.number(outcomes.n),
             TableCell.share(outcomes.clean_accuracy, interval(outcomes.clean_correct, outcomes.n)),
             TableCell.share(outcomes.robust_accuracy, interval(outcomes.robust_correct, outcomes.n)),
             TableCell(text, tone=tone),
             TableCell.number(outcomes.marginal_examples),
-            TableCell.number(found.about["seed"]),
+            TableCell.number(found.result["seed"]),
         )
     yield table
     for found in run.evaluations:
         yield from _said(found)
 
 
-def _said(found: Evaluated) -> Iterator[Line]:
+def _said(found: StoredEvaluation) -> Iterator[Paragraph]:
     """What the audit and the notes of an evaluation say, under its name."""
-    audit = found.about.get("audit")
+    audit = found.result.get("audit")
     for one in audit["findings"] if audit else ():
-        text = " ".join(filter(None, (str(one["code"]), str(one["message"]), str(one.get("remedy", "")))))
-        yield Line(f"{found.folder}: {text}", "bad")
-    for note in found.about.get("notes", ()):
-        yield Line(f"{found.folder}: {note}", "note")
+        yield Paragraph(f"{found.folder}: {finding_text(one)}", "bad")
+    for note in found.result.get("notes", ()):
+        yield Paragraph(f"{found.folder}: {note}", "note")
 
 
 def _bounds(k: int, n: int) -> str:
-    low, high = interval(k, n)
-    return f"95 % interval [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"95 % interval {interval_text(interval(k, n))}"
 
 
 def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
@@ -151,21 +163,14 @@ def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
         found = [record["validation"] for record in checks]
         yield figures.validation(f"{anchor}-validation", [record["step"] for record in checks], found)
     if run.summary and run.summary.get("best"):
-        table = Table(
-            f"{anchor}-best",
-            "Best by validation (of the held-out split, which chose the weights; test figures stand above)",
-            ("weights", "at step", "clean", "robust"),
-        )
-        for name, best in run.summary["best"].items():
-            clean, robust = (TableCell.share(best[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
-            table.add(TableCell(name), TableCell.number(best["step"]), clean, robust)
-        yield table
+        caption = "Best by validation (of the held-out split, which chose the weights; test figures stand above)"
+        yield best_table(f"{anchor}-best", caption, "weights", run.summary["best"])
     watched = [(record["step"], record["overfitting"]) for record in run.metrics if "overfitting" in record]
     if watched:
         points = [(step, one["one_step_accuracy"], one["pgd_accuracy"], "alarm" in one) for step, one in watched]
         yield figures.overfitting(f"{anchor}-overfitting", points)
-        alarms = [Line(str(one["alarm"]), "bad") for _, one in watched if "alarm" in one]
-        yield from alarms or [Line(f"No catastrophic overfitting in {len(watched)} checks.", "good")]
+        alarms = [Paragraph(str(one["alarm"]), "bad") for _, one in watched if "alarm" in one]
+        yield from alarms or [Paragraph(f"No catastrophic overfitting in {len(watched)} checks.", "good")]
     elif lines:
         yield missing(
             "check for catastrophic overfitting", Command("train", "RECIPE", "overfitting_every=100", out=run.name)
@@ -177,44 +182,28 @@ def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
         yield missing("attacks", Command("evaluate", run.name, suite="autoattack"))
         return
     found = run.evaluations[0]
-    outcomes = found.outcomes
+    outcomes, left = found.outcomes, found.outcomes.n
     tallies = outcomes.per_attack()
-    settings = {str(row["attack"]): row["settings"] for row in found.about["attacks"]}
-    table = Table(
-        f"{anchor}-attacks",
-        f"What each attack of {found.folder} took",
-        ("attack", "attempted", "broken", "accuracy left", "alone", "forwards", "backwards"),
-    )
-    left, steps = outcomes.n, []
+    settings = {str(row["attack"]): row["settings"] for row in found.result["attacks"]}
+    rows: list[JsonObject] = []
+    steps: list[tuple[str, int]] = []
     for name in dict.fromkeys([*settings, *tallies]):
-        tally = tallies.get(name)
-        aside = "threat" in settings.get(name, {})
-        if tally is not None and not aside:
-            left = round(tally["accuracy"] * outcomes.n)
-        if not aside:
+        # An attack for which nobody was left has no rows in the table of outcomes.
+        row = {"attack": name, "settings": settings.get(name, {}), "attempted": 0, **tallies.get(name, {})}
+        rows.append(row)
+        if "threat" not in row["settings"]:
+            left = round(row["accuracy"] * outcomes.n) if row["attempted"] else left
             steps.append((name, left))
-        said = f"aside, {settings[name]['threat']}" if aside else ""
-        if tally is None:
-            table.add(TableCell(name, below="nobody was left"), *(TableCell("-") for _ in range(6)))
-            continue
-        table.add(
-            TableCell(name, below=said),
-            TableCell.number(tally["attempted"]),
-            TableCell.number(tally["broken"]),
-            TableCell("-") if aside else TableCell.share(tally["accuracy"]),
-            TableCell.share(tally["alone"]),
-            TableCell.number(tally["forwards"]),
-            TableCell.number(tally["backwards"]),
-        )
+    table = attack_table(f"{anchor}-attacks", f"What each attack of {found.folder} took", rows, alone=True)
     table.note = "alone: accuracy where every correctly classified image met this attack; else a dash."
     yield figures.waterfall(f"{anchor}-waterfall", outcomes.n, steps)
     yield table
     yield from _classes(run, found, anchor)
 
 
-def _classes(run: RunRecord, found: Evaluated, anchor: str) -> Iterator[Block]:
-    end = ends(found.outcomes)
-    rows = by_class(end)
+def _classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[Block]:
+    worst = find_worst_case(found.outcomes)
+    rows = count_by_class(worst)
     table = Table(f"{anchor}-classes", f"Accuracy by class, {found.folder}", ("class", "images", "clean", "robust"))
     for number, row in rows.items():
         clean, robust = (TableCell.share(k / row.n, interval(k, row.n)) for k in (row.clean, row.robust))
@@ -225,13 +214,13 @@ def _classes(run: RunRecord, found: Evaluated, anchor: str) -> Iterator[Block]:
         f"{anchor}-per-class", [run.class_name(number) for number in chosen], [rows[number] for number in chosen]
     )
     yield table
-    size = 1 + max(int(end.label.max()), int(end.end.max()), len(run.classes) - 1)
+    size = 1 + max(int(worst.label.max()), int(worst.prediction.max()), len(run.classes) - 1)
     if size > SQUARE:
         return
-    counts = confusion(end, size)
-    yield figures.confused(f"{anchor}-confusion", counts, [run.class_name(number) for number in range(size)])
+    counts = confusion_matrix(worst, size)
+    yield figures.confusion(f"{anchor}-confusion", counts, [run.class_name(number) for number in range(size)])
     ways = Table(f"{anchor}-flows", "Commonest ways out of a class", ("true", "predicted", "images"))
-    for true, predicted, k in flows(counts, 10):
+    for true, predicted, k in common_confusions(counts, 10):
         ways.add(TableCell(run.class_name(true)), TableCell(run.class_name(predicted)), TableCell.number(k))
     if ways.rows:
         yield ways
@@ -245,37 +234,34 @@ def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
     shares = found.correct.mean(2)
     n, clean = len(found.clean), int(found.clean.sum())
     yield figures.corruptions(f"{anchor}-corruptions", found.names, found.severities, shares, clean / n)
-    columns = ("corruption", *(f"severity {level}" for level in found.severities), "mean")
-    origin = "published images" if found.about["origin"] == "published" else "generated images"
-    table = Table(f"{anchor}-corrupted", f"Accuracy under corruptions, {origin}, {found.folder}", columns)
-    for at, name in enumerate(found.names):
-        cells = [TableCell.share(int(some.sum()) / n) for some in found.correct[at]]
-        table.add(TableCell(name), *cells, TableCell.share(int(found.correct[at].sum()) / found.correct[at].size))
+    origin = "published images" if found.result["origin"] == "published" else "generated images"
+    caption = f"Accuracy under corruptions, {origin}, {found.folder}"
+    rows = (
+        (name, [int(some.sum()) / some.size for some in (*correct, correct)])
+        for name, correct in zip(found.names, found.correct, strict=True)
+    )
+    table = corruption_table(f"{anchor}-corrupted", caption, found.severities, rows)
     table.note = _means(found, clean, n)
     yield table
-    error = found.about.get("mce") or {}
+    error = found.result.get("mce") or {}
     if error.get("value") is not None:
-        yield Line(f"As recorded: mCE {error['value']:.2f} %, relative to {error['baseline']}.", "note")
-    for note in found.about.get("notes", ()):
-        yield Line(f"{found.folder}: {note}", "note")
+        yield Paragraph(f"As recorded: mCE {error['value']:.2f} %, relative to {error['baseline']}.", "note")
+    for note in found.result.get("notes", ()):
+        yield Paragraph(f"{found.folder}: {note}", "note")
 
 
-def _means(found: Corrupted, clean: int, n: int) -> str:
-    said = [f"clean {percent(clean / n)} {_short(interval(clean, n))}"]
+def _means(found: StoredCorruptions, clean: int, n: int) -> str:
+    said = [f"clean {percent(clean / n)} {interval_text(interval(clean, n))}"]
     for count, name in ((15, "the 15 main corruptions"), (19, "all 19")):
         mean = found.mean(count)
         if mean is not None:
-            said.append(f"mean over {name} {percent(mean[0])} {_short(mean[1])}")
+            said.append(f"mean over {name} {percent(mean[0])} {interval_text(mean[1])}")
     return f"{n} images; {'; '.join(said)}."
-
-
-def _short(bounds: tuple[float, float]) -> str:
-    return f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
 
 
 def _settings(run: RunRecord, anchor: str) -> Iterator[Block]:
     if run.recipe_text:
-        yield Text("The whole recipe", run.recipe_text)
+        yield Verbatim("The whole recipe", run.recipe_text)
     else:
         yield missing("recipe", Command("train", "RECIPE", out=run.name))
     table = Table(f"{anchor}-environment", "Environment", ("what", "value"))
@@ -296,5 +282,5 @@ def _environment(run: RunRecord) -> Iterator[tuple[str, Any]]:
     if paces:
         yield "images per second", f"{float(np.median(paces)):,.0f} (median of the log)"
     for found in (*run.evaluations, *run.corruptions):
-        said = f"torch {found.about['torch']} on {found.about['device']}, {duration(found.about['seconds'])}"
+        said = f"torch {found.result['torch']} on {found.result['device']}, {duration(found.result['seconds'])}"
         yield f"evaluation {found.folder}", said

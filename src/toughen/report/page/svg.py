@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from toughen.report.blocks import shown
+from toughen.report.formatting import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def cleaned(figure: "Drawing", *, key: str, title: str, alt: str) -> str:
     root.attrib |= {"stroke-linejoin": "round", "font-family": "sans-serif", "color": "black"}
     for place, (tag, text) in enumerate((("title", title), ("desc", alt))):
         element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"{key}-{tag}"})
-        element.text = shown(text)
+        element.text = printable(text)
         root.insert(place, element)
     ElementTree.register_namespace("", _SVG)
     return ElementTree.tostring(root, encoding="unicode")

@@ -1,11 +1,12 @@
-"""The table of a check-up says what it was given, and what it comes to."""
+"""The table of a model check says what it was given, and what it comes to."""
 
 from io import StringIO
 from typing import Any
 
 from rich.console import Console
 
-from toughen.report.terminal.model_check import checkup_table
+from toughen.report import render
+from toughen.report.tables.model_check import describe_model_check
 
 FINE = {"what": "batch", "verdict": "fine", "evidence": "the same outputs [in] another batch", "remedy": "", "code": ""}
 UNKNOWN = {**FINE, "what": "channel order", "verdict": "not checked", "evidence": "the images are grey"}
@@ -21,7 +22,7 @@ WRONG = {
 def shown(*items: dict[str, str]) -> str:
     summary: dict[str, Any] = {"items": items, "examples": 128, "forwards": 1280, "backwards": 192, "fine": False}
     console = Console(file=StringIO(), width=120)
-    console.print(checkup_table(summary))
+    console.print(render(describe_model_check(summary)))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 

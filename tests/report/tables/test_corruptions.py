@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from toughen.corruptions import CORRUPTIONS, SEVERITIES
-from toughen.report.terminal.corruptions import corruption_table
+from toughen.report import render
+from toughen.report.tables.corruptions import describe_corruptions
 
 NAMES = ["fog", "jpeg_compression", "spatter"]
 
@@ -41,7 +42,7 @@ RESULT: dict[str, Any] = {
 
 def shown(*given: dict[str, Any]) -> list[str]:
     console = Console(file=StringIO(), width=200)
-    console.print(corruption_table(*given))
+    console.print(render(describe_corruptions(*given)))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 
@@ -98,7 +99,11 @@ def test_every_name_and_figure_fits_a_narrow_terminal(width: int):
     ]
     console = Console(file=StringIO(), width=width)
     console.print(
-        corruption_table({**RESULT, "severities": [*SEVERITIES], "corruptions": full, "mean_19": RESULT["mean_15"]})
+        render(
+            describe_corruptions(
+                {**RESULT, "severities": [*SEVERITIES], "corruptions": full, "mean_19": RESULT["mean_15"]}
+            )
+        )
     )
     assert isinstance(console.file, StringIO)
     lines = console.file.getvalue().splitlines()
@@ -110,5 +115,5 @@ def test_every_name_and_figure_fits_a_narrow_terminal(width: int):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, toughen.report.terminal.corruptions; assert 'torch' not in sys.modules"
+    code = "import sys, toughen.report.tables.corruptions; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

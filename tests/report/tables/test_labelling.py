@@ -4,7 +4,8 @@ import sys
 
 from rich.console import Console
 
-from toughen.report.terminal.labelling import counting, labelling_table
+from toughen.report import render
+from toughen.report.tables.labelling import describe_labelling
 
 QUANTILES = [0.9123, 0.95, 0.96, 0.97, 0.99]
 MANIFEST = {
@@ -36,7 +37,7 @@ def shown(what: object) -> str:
 
 
 def test_the_table_says_what_was_done():
-    text = " ".join(shown(labelling_table(MANIFEST)).split())
+    text = " ".join(shown(render(describe_labelling(MANIFEST))).split())
     for part in (
         "│ cat │ 155 │ 4 │ 0.9123 │",
         "│ [dog] │ 3 │ 3 (1 missing) │ - │",
@@ -52,26 +53,11 @@ def test_the_table_says_what_was_done():
 
 def test_what_was_not_asked_is_not_said():
     plain = {**MANIFEST, "request": {"threshold": 0.5, "labels": "hard", "foreign": False}, "labeller_agrees": None}
-    text = shown(labelling_table({**plain, "labelled_by": "scorer"}))
+    text = shown(render(describe_labelling({**plain, "labelled_by": "scorer"})))
     assert "labels: class indices by the scorer\n" in text
     assert "foreign" not in text
 
 
-def test_progress_is_lines_in_a_log_and_a_bar_in_a_terminal():
-    console = Console(file=io.StringIO(), width=160)
-    with counting(console) as watch:
-        watch("scored", 5, 10)
-        watch("scored", 10, 10)
-        watch("written", 4, 4)
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == "scored 10 of 10 images\nwritten 4 of 4 images\n"
-    console = Console(file=io.StringIO(), width=160, force_terminal=True)
-    with counting(console) as watch:
-        watch("scored", 5, 10)
-    assert isinstance(console.file, io.StringIO)
-    assert "5/10" in console.file.getvalue()
-
-
 def test_it_loads_no_torch():
-    code = "import sys, toughen.report.terminal.labelling; assert 'torch' not in sys.modules"
+    code = "import sys, toughen.report.tables.labelling; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

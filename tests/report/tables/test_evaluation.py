@@ -2,12 +2,13 @@
 
 from io import StringIO
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console
 
 from toughen import recipes
-from toughen.report import comparison_table, evaluation_table, predicted_cost, training_table
-from toughen.report.terminal.tables import duration, percent, with_interval
+from toughen.progress import duration
+from toughen.report import comparison_table, describe_evaluation, describe_training, predicted_cost, render
+from toughen.report.blocks import Block, Table
+from toughen.report.formatting import percent, with_interval
 
 SUMMARY = {
     "name": "mine",
@@ -52,18 +53,17 @@ RESULT = {
 }
 
 
-def shown(table: RenderableType) -> str:
+def shown(blocks: list[Block]) -> str:
     console = Console(file=StringIO(), width=200)
-    console.print(table)
+    console.print(render(blocks))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
 
-def cells(shown: RenderableType) -> list[list[str]]:
-    """The cells of a table, or of the table in a group."""
-    parts = shown.renderables if isinstance(shown, Group) else [shown]
-    (table,) = (part for part in parts if isinstance(part, Table))
-    return [list(row) for row in zip(*(list(map(str, column.cells)) for column in table.columns), strict=True)]
+def cells(blocks: list[Block]) -> list[list[str]]:
+    """The cells of the one table."""
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    return [["\n".join(filter(None, (cell.text, cell.below))) for cell in row] for row in table.rows]
 
 
 def test_numbers_as_text():
@@ -79,8 +79,8 @@ def test_numbers_as_text():
 
 
 def test_training_table():
-    table = training_table(SUMMARY)
-    assert cells(table) == [["weights", "1600", "81.2 %", "45.7 %"], ["average-0.9", "800", "100.0 %", "0.0 %"]]
+    table = describe_training(SUMMARY)
+    assert cells(table) == [["weights", "1,600", "81.2 %", "45.7 %"], ["average-0.9", "800", "100.0 %", "0.0 %"]]
     text = " ".join(shown(table).split())
     assert "mine: free, linf:8/255, 2400 steps" in text
     for part in ("2401 forward", "2402 backward", "2403 natural", "predicted 2404", "90.0 s", "1.50 GiB"):
@@ -88,8 +88,8 @@ def test_training_table():
 
 
 def test_evaluation_table():
-    table = evaluation_table(RESULT)
-    assert cells(table) == [["pgd-40", "957", "457", "50.0 %", "38280", "38280"]]
+    table = describe_evaluation(RESULT)
+    assert cells(table) == [["pgd-40", "957", "457", "50.0 %", "38,280", "38,280"]]
     text = " ".join(shown(table).split())
     for part in ("pgd-40, linf:0.2, 1000 test images", "clean 95.7 % [94.2, 96.8]", "robust 50.0 % [46.9, 53.1]"):
         assert part in text
@@ -102,8 +102,8 @@ def test_evaluation_table_says_what_not_to_believe_and_what_ran_aside():
     finding = {"code": "EV201", "message": "All gradients are zero.", "figures": {}, "remedy": "Tried: square."}
     audit = {"findings": [finding], "not_checked": ["No stronger attack."], "examples": 128}
     result = {**RESULT, "attacks": [*RESULT["attacks"], aside], "notes": ["EV241 halved."], "audit": audit}
-    table = evaluation_table(result)
-    assert cells(table)[1] == ["cw-l2 (aside, l2:0.5)", "957", "457", "25.0 %", "38280", "38280"]
+    table = describe_evaluation(result)
+    assert cells(table)[1] == ["cw-l2\naside, l2:0.5", "957", "457", "25.0 %", "38,280", "38,280"]
     text = " ".join(shown(table).split())
     for part in (
         "UNRELIABLE EV201 All gradients are zero. Tried: square.",
@@ -112,12 +112,12 @@ def test_evaluation_table_says_what_not_to_believe_and_what_ran_aside():
     ):
         assert part in text
     sound = {**result, "audit": {**audit, "findings": []}}
-    assert "audit: nothing found on 128 examples" in " ".join(shown(evaluation_table(sound)).split())
+    assert "audit: nothing found on 128 examples" in " ".join(shown(describe_evaluation(sound)).split())
 
 
 def test_comparison_table():
-    table = comparison_table([("a", SUMMARY, RESULT), ("b", SUMMARY, RESULT)], "side by side")
-    row = ["95.7 %", "50.0 %  [46.9, 53.1]", "2401", "2402", "2403", "90.0"]
+    table: list[Block] = [comparison_table([("a", SUMMARY, RESULT), ("b", SUMMARY, RESULT)], "side by side")]
+    row = ["95.7 %", "50.0 %  [46.9, 53.1]", "2,401", "2,402", "2,403", "90.0"]
     assert cells(table) == [["a", *row], ["b", *row]]
     assert "50.0 %  [46.9, 53.1]" in shown(table)
     header = next(line for line in shown(table).splitlines() if "forwards" in line)
@@ -128,11 +128,11 @@ def test_comparison_table():
 def test_names_are_no_markup():
     name = "[red]a[/red] [/b]"
     best = {name: SUMMARY["best"]["weights"]}
-    assert name in shown(training_table({**SUMMARY, "name": name, "best": best})).splitlines()[0]
-    assert name in shown(training_table({**SUMMARY, "best": best}))
+    assert name in shown(describe_training({**SUMMARY, "name": name, "best": best})).splitlines()[0]
+    assert name in shown(describe_training({**SUMMARY, "best": best}))
     attacks = [{**RESULT["attacks"][0], "attack": name}]
-    assert shown(evaluation_table({**RESULT, "suite": name, "attacks": attacks})).count(name) == 2
-    assert shown(comparison_table([(name, SUMMARY, RESULT)], name)).count(name) == 2
+    assert shown(describe_evaluation({**RESULT, "suite": name, "attacks": attacks})).count(name) == 2
+    assert shown([comparison_table([(name, SUMMARY, RESULT)], name)]).count(name) == 2
 
 
 def test_predicted_cost_is_comment_lines_with_the_counts_of_the_method():

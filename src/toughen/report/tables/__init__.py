@@ -1,0 +1,1 @@
+"""Descriptions of tables, one function for each: whoever shows them adds nothing but form."""

@@ -1,0 +1,90 @@
+"""Evaluations: what is left after each attack, and whether to believe it.
+
+Example:
+    console.print(render(describe_evaluation(read_json(folder / "result.json"))))
+"""
+
+from collections.abc import Iterable, Sequence
+
+from toughen.progress import duration
+from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
+from toughen.report.formatting import percent, with_interval
+
+
+def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone: bool = False) -> Table:
+    """What each attack met, broke and left, and what it cost.
+
+    Args:
+        key: see `Table`.
+        caption: see `Table`.
+        attacks: as a `result.json` lists them, with "settings" that name a ball of their own for an attack aside.
+        alone: a column for the accuracy where an attack met every image that was right, and dashes for attacks that met
+            none; without it, "accuracy left" of an attack aside is what it leaves alone.
+    """
+    left = ("accuracy left", "alone") if alone else ("accuracy left",)
+    table = Table(key, caption, ("attack", "attempted", "broken", *left, "forwards", "backwards"))
+    for row in attacks:
+        aside = "threat" in row["settings"]
+        name = TableCell(row["attack"], below=f"aside, {row['settings']['threat']}" if aside else "")
+        if alone and not row["attempted"]:
+            table.add(TableCell(row["attack"], below="nobody was left"), *[TableCell("-")] * 6)
+            continue
+        shares = [row["accuracy"], row["alone"]] if alone else [row["accuracy"]]
+        if aside:
+            shares[0] = None if alone else row["alone"]
+        counts = (TableCell.number(row[count]) for count in ("attempted", "broken", "forwards", "backwards"))
+        attempted, broken, *passes = counts
+        table.add(name, attempted, broken, *map(TableCell.share, shares), *passes)
+    return table
+
+
+def describe_evaluation(result: JsonObject) -> list[Block]:
+    """An evaluation: clean accuracy, then what is left after each attack, what that cost, and whether to believe it."""
+    return [
+        attack_table("attacks", f"{result['suite']}, {result['threat']}, {result['n']} test images", result["attacks"]),
+        Paragraph(
+            f"clean {with_interval(result['clean_accuracy'], result['clean_interval'])}   "
+            f"robust {with_interval(result['robust_accuracy'], result['robust_interval'])}\n"
+            f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})",
+            "",
+        ),
+        *(Paragraph(f"note: {note}", "") for note in result["notes"]),
+        *_verdict(result["audit"]),
+    ]
+
+
+def finding_text(found: JsonObject) -> str:
+    """A finding of the audit in a line: its code, what was found and what to do."""
+    return " ".join(filter(None, (str(found["code"]), str(found["message"]), str(found.get("remedy", "")))))
+
+
+def _verdict(audit: JsonObject | None) -> list[Paragraph]:
+    """What the audit says, worst first."""
+    if audit is None:
+        return [Paragraph("audit: left out")]
+    found = [Paragraph(f"UNRELIABLE {finding_text(one)}", "bad") for one in audit["findings"]]
+    sound = Paragraph(f"audit: nothing found on {audit['examples']} examples", "good")
+    return [*(found or [sound]), *(Paragraph(f"audit: {sentence}") for sentence in audit["not_checked"])]
+
+
+def comparison_table(rows: Sequence[tuple[str, JsonObject, JsonObject]], caption: str) -> Table:
+    """Runs side by side: accuracy on the test split beside cost.
+
+    Args:
+        rows: for each run its name, its summary and its evaluation.
+        caption: above the table.
+    """
+    columns = ("", "clean", "robust", "forwards", "backwards", "natural steps", "seconds")
+    table = Table("comparison", caption, columns)
+    for name, summary, result in rows:
+        robust = result["robust_accuracy"]
+        table.add(
+            TableCell(name),
+            TableCell.number(result["clean_accuracy"], percent(result["clean_accuracy"])),
+            TableCell.number(robust, with_interval(robust, result["robust_interval"])),
+            TableCell.number(summary["forwards"]),
+            TableCell.number(summary["backwards"]),
+            TableCell.number(summary["natural_steps"], f"{summary['natural_steps']:,.0f}"),
+            TableCell.number(summary["seconds"], f"{summary['seconds']:.1f}"),
+        )
+    return table

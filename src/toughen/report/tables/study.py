@@ -1,0 +1,167 @@
+"""A study: measured beside published, what it cost, and whether to believe it.
+
+Example:
+    console.print(render(describe_study(collect(StudyFolder(folder)))))
+"""
+
+from collections.abc import Mapping
+
+from toughen.progress import duration
+from toughen.report.alarms import overfitted
+from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
+from toughen.report.csv import csv_text
+
+TONES = {"failed": "bad", "faulty": "bad", "done": "good"}
+CSV_COLUMNS = (
+    *("row", "column", "measured", "low", "high", "std", "trainings", "unit", "published", "published_id"),
+    *("difference", "unreliable", "findings", "state", "alarms"),
+    *("steps", "forwards", "backwards", "minutes", "device"),
+)
+
+
+def measured_columns(found: JsonObject) -> list[str]:
+    """Those of a study's columns that any row has."""
+    return [key for key in found["columns"] if any(key in row["figures"] for row in found["rows"].values())]
+
+
+def study_table(key: str, found: JsonObject, targets: Mapping[str, str]) -> Table:
+    """Rows by columns for a page, with the audit's verdict, the state and the runs behind each row.
+
+    Args:
+        key: see `Table`.
+        found: what `toughen.studies.results.collect` returns.
+        targets: for a run's path in the study's folder, its place on the page.
+    """
+    shown = measured_columns(found)
+    table = Table(key, str(found["title"]), ("row", *shown, "natural steps", "audit", "state", "runs"))
+    for row in found["rows"].values():
+        first = next((targets[path] for path in row["counted"] if path in targets), "")
+        table.add(
+            TableCell(str(row["label"]), target=first),
+            *(_figure(row["figures"].get(column)) for column in shown),
+            _cost(row["cost"]),
+            _verdict(row),
+            _state(row),
+            TableCell(", ".join(row["counted"]), target=first),
+        )
+    table.data = study_csv(found)
+    table.note = (
+        "Measured; below it the 95 % interval, or the deviation over trainings, the published value, and in brackets "
+        "the difference to it."
+    )
+    return table
+
+
+def describe_study(found: JsonObject) -> list[Block]:
+    """Rows by columns as narrow as a terminal needs them, then what is to be said of each row."""
+    shown = measured_columns(found)
+    columns = ("row", *shown, "steps", "passes", "time")
+    table = Table("study", f"{found['title']} · scale {found['scale']}", columns, data=study_csv(found))
+    lines: list[Block] = []
+    for name, row in found["rows"].items():
+        state, cost = row["state"], row["cost"]
+        label = TableCell(row["label"], tone=TONES.get(state, "dim"), below=state)
+        label = TableCell(row["label"]) if state == "done" else label
+        spent = [TableCell("")] * 3
+        if cost is not None:
+            spent[0] = TableCell.number(cost["steps"])
+            spent[1] = TableCell.number(cost["forwards"], below=f"{cost['backwards']:,}")
+            spent[2] = TableCell.number(cost["minutes"], duration(60 * cost["minutes"]), below=cost["device"])
+        table.add(label, *(_figure(row["figures"].get(key), mark=" !") for key in shown), *spent, rule=True)
+        codes = sorted({code for figure in row["figures"].values() for code in figure.get("findings") or ()})
+        bad = [f"{name} {state}: {row['reason']}"] if row["reason"] else []
+        bad += [f"{name}: {said}"] if (said := overfitted(row["alarms"])) else []
+        bad += [f"{name}: the audit found {', '.join(codes)}"] if codes else []
+        lines += [*(Paragraph(text, "bad") for text in bad), *(Paragraph(f"{name}: {note}") for note in row["notes"])]
+    lines += map(Paragraph, found["notes"])
+    legend = "measured, [95 % interval], as published (difference); ! audit found something; passes forward, backward"
+    return [table, Paragraph(legend, ""), *lines]
+
+
+def _figure(figure: JsonObject | None, mark: str = "") -> TableCell:
+    """What was measured, its spread, and the published value with the difference to it.
+
+    Args:
+        figure: of one row in one column.
+        mark: after what was measured, where the audit found something.
+    """
+    if figure is None:
+        return TableCell("")
+    lines = [_spread(figure)]
+    if (published := figure["published"]) is not None:
+        deviation = f" ± {published['std']:.2f}" if published["std"] is not None else ""
+        lines.append(f"paper {_number(published['value'], published['unit'])}{deviation}")
+        lines.append(f"({figure['difference']:+.1f})" if figure.get("difference") is not None else "")
+    below = "\n".join(filter(None, lines))
+    if figure["measured"] is None:
+        return TableCell("-", below=below, tone="dim")
+    unreliable = figure["unreliable"]
+    text = _number(figure["measured"], figure["unit"]) + (mark if unreliable else "")
+    return TableCell.number(figure["measured"], text, below=below, tone="bad" if unreliable else "")
+
+
+def _spread(figure: JsonObject) -> str:
+    if figure.get("interval"):
+        return f"[{figure['interval'][0]:.1f}, {figure['interval'][1]:.1f}]"
+    return f"± {figure['std']:.2f} (n = {figure['n']})" if figure.get("std") is not None else ""
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "minutes":
+        return duration(60 * value)
+    return f"{value:.1f}" if unit == "%" else f"{value:.4g}"
+
+
+def _cost(cost: JsonObject | None) -> TableCell:
+    if cost is None:
+        return TableCell("-")
+    passes = f"{cost['forwards']:,} forward\n{cost['backwards']:,} backward"
+    below = f"{passes}\n{cost['steps']:,} steps\n{duration(60 * cost['minutes'])}, {cost['device']}"
+    return TableCell.number(cost["natural_steps"], f"{cost['natural_steps']:,.0f}", below=below)
+
+
+def _verdict(row: JsonObject) -> TableCell:
+    """What the audits of a row's evaluations found, and in which columns; "nothing found" only where there was one."""
+    figures = {key: figure for key, figure in row["figures"].items() if figure["measured"] is not None}
+    found: dict[str, list[str]] = {}
+    for key, figure in figures.items():
+        for code in figure["findings"] or ():
+            found.setdefault(code, []).append(key)
+    if found:
+        below = "\n".join(f"{code} in {', '.join(keys)}" for code, keys in found.items())
+        return TableCell("unreliable", below=below, tone="bad")
+    if any(figure["findings"] is not None for figure in figures.values()):
+        return TableCell("nothing found", tone="good")
+    return TableCell("not audited", tone="dim") if figures else TableCell("-")
+
+
+def _state(row: JsonObject) -> TableCell:
+    """State and reason, and below them which trainings overfitted: by name, unless it is the one that counts."""
+    raised: dict[str, list[JsonObject]] = {}
+    for alarm in row["alarms"]:
+        raised.setdefault(alarm["run"], []).append(alarm)
+    said = [
+        overfitted(alarms) if row["counted"] == [run] else f"{run} {overfitted(alarms)}"
+        for run, alarms in raised.items()
+    ]
+    counts = any(run in row["counted"] for run in raised)
+    below = "\n".join([*filter(None, [str(row["reason"] or "")]), *said])
+    return TableCell(str(row["state"]), below=below, tone="bad" if counts else TONES.get(str(row["state"]), "dim"))
+
+
+def study_csv(found: JsonObject) -> str:
+    """One line for each figure of a study as CSV."""
+    lines = []
+    for name, row in found["rows"].items():
+        cost = row["cost"] or {}
+        spent = [cost.get(key) for key in ("steps", "forwards", "backwards", "minutes", "device")]
+        alarms = " ".join(f"{alarm['code']}@{alarm['step']}" for alarm in row["alarms"])
+        for key, figure in row["figures"].items():
+            low, high = figure.get("interval") or (None, None)
+            published, codes = figure["published"] or {}, figure.get("findings")
+            values = [figure["measured"], low, high, figure.get("std"), figure["n"], figure.get("unit")]
+            values += [published.get("value"), published.get("id"), figure.get("difference"), figure.get("unreliable")]
+            # Nothing where there was no audit, which is not the same as nothing found.
+            values += [None if codes is None else " ".join(codes) or "none", row["state"], alarms]
+            lines.append((name, key, *values, *spent))
+    return csv_text(CSV_COLUMNS, lines)
