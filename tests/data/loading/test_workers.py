@@ -1,10 +1,11 @@
 """Workers that die or hang, images that go bad under a run, labels that are none: one sentence, and a way on."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from photographs import photograph, stored_photographs
 from tiny_runs import Said, command, digest, is_one_sentence, tiny_recipe
@@ -84,7 +85,11 @@ def in_workers(monkeypatch: pytest.MonkeyPatch, victim: str, fault: Fault, mark:
     real = FileImages.open
 
     def opened(self: FileImages, number: int) -> Image.Image:
-        if get_worker_info() and self.name(number).endswith(victim) and len(list(mark.parent.glob("met-*"))) < times:
+        if (
+            multiprocessing.parent_process()
+            and self.name(number).endswith(victim)
+            and len(list(mark.parent.glob("met-*"))) < times
+        ):
             (mark.parent / f"met-{os.getpid()}").touch()
             fault()
         return real(self, number)
@@ -209,33 +214,35 @@ def test_workers_end_where_their_feed_does(tmp_path):
 
 
 class Dying:
-    """A killed process whose files are closed and which its parent cannot collect yet."""
+    """A killed process whose end of the connection is gone and which its parent cannot collect yet."""
 
-    sentinel, exitcode, collected = 7, -signal.SIGKILL, False
-
-    def is_alive(self) -> bool:
-        return not self.collected
-
-    def kill(self) -> None:
-        pass
+    exitcode: int | None = None
 
     def join(self, timeout: float) -> None:
-        self.collected = True
+        self.exitcode = -signal.SIGKILL
 
 
 def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
-    def torn() -> Iterator[torch.Tensor]:
-        yield torch.zeros(1)
-        raise EOFError
+    monkeypatch.setattr(prefetch, "_end", lambda workers, parent: None)
 
-    plan = prefetch.Rows(torch.tensor([0]), 0, torch.tensor([0]))
-    ahead = prefetch.Ahead(stored_photographs(tmp_path), lambda number: plan, 0, 0, 0, 60, pinned=False)
-    monkeypatch.setattr(prefetch, "wait", lambda sentinels, timeout: sentinels)
-    monkeypatch.setattr(ahead, "_queue", torn())
-    monkeypatch.setattr(ahead, "_processes", [Dying()])
-    assert ahead.taken().tolist() == [0]
+    def dead(split: object, seed: int) -> prefetch.Worker:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.close()
+        return prefetch.Worker(Dying(), ours, [-1])  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(prefetch, "started", dead)
+    rows = prefetch.Rows(torch.tensor([0]), 0, torch.tensor([0]))
+    feed = prefetch.Streamed(stored_photographs(tmp_path), lambda number: rows, 0, torch.device("cpu"), 1)
     with pytest.raises(ValueError, match=r"DA411 Data worker 0 was killed \(signal 9"):
-        ahead.taken()
+        feed[0]
+
+
+def test_a_batch_without_examples_comes_from_workers_too(tmp_path):
+    none = torch.tensor([], dtype=torch.int64)
+    split, cpu = stored_photographs(tmp_path, 8), torch.device("cpu")
+    feed = prefetch.feed_of(split, lambda number: prefetch.Rows(none, 0, none), seed=0, device=cpu, workers=1)
+    assert [tuple(feed[number].shape) for number in (0, 1)] == [(0, *split.shape)] * 2
+    feed.close()
 
 
 def test_an_error_of_ours_in_a_worker_stays_one(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ class Batches:
         repeats: how often each image stands in its batch.
         classes: number of classes K; None for one more than the largest label.
         extra: see `Extra`.
-        workers: processes that decode stored images; see `feeds.feed_of`.
+        workers: processes that decode stored images; see `prefetch.feed_of`.
         note: is told what went wrong with them and was put right.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.

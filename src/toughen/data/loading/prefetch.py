@@ -7,21 +7,21 @@ resume changes a pixel.
     feed[1000]                                       # (2, C, H, W) uint8: rows 17 and 3
 """
 
-import itertools
+import multiprocessing
+import os
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+import traceback
+import weakref
+from collections.abc import Callable, MutableSequence, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import _remove_worker_pids
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
@@ -33,8 +33,8 @@ MOST_WORKERS = 8
 PATIENCE = 300.0
 """Seconds without a batch after which its worker is taken to hang; among several ranks less than they wait."""
 
-POLL = 2
-"""Seconds after which at the latest it is seen that a worker has died."""
+POLL = 2.0
+"""Seconds within which a process that was killed has ended."""
 
 Key = tuple[int, int, int]
 
@@ -63,18 +63,6 @@ Plan = Callable[[int], Rows]
 """Batch number -> the rows of this rank."""
 
 
-class Feed(Protocol):
-    """The pixels of batches, by number."""
-
-    def __getitem__(self, number: int) -> Tensor:
-        """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`."""
-        ...
-
-    def close(self) -> None:
-        """End what works for this feed; who asks for a batch again makes it begin anew."""
-        ...
-
-
 def feed_of(
     split: Examples,
     plan: Plan,
@@ -84,8 +72,8 @@ def feed_of(
     workers: int | None = None,
     world: int = 1,
     note: Callable[[str], None] = lambda text: None,
-) -> Feed:
-    """The feed that suits a split.
+) -> "Resident | Streamed":
+    """Where the pixels of batches come from, in the way that suits a split.
 
     Args:
         split: the training images.
@@ -115,7 +103,7 @@ class Resident:
     plan: Plan
 
     def __getitem__(self, number: int) -> Tensor:
-        """The rows, as they are."""
+        """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`."""
         return self.images[self.plan(number).rows]
 
     def close(self) -> None:
@@ -123,9 +111,9 @@ class Resident:
 
 
 class Streamed:
-    """Pixels that workers decode while the batches before are trained on.
+    """Pixels that worker processes decode while the batches before are trained on.
 
-    Batches that are asked for one after the other come from a queue of two batches a worker; another number makes the
+    Batches that are asked for one after the other are decoded ahead, one by each worker; another number makes the
     workers begin anew there, and so does, once, a worker that has died or hangs or an image that cannot be read.
     """
 
@@ -141,12 +129,15 @@ class Streamed:
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._split, self._plan, self._seed, self._device = split, plan, seed, device
-        self._workers, self._patience, self._note = workers, patience, note
+        self._count, self._patience, self._note = workers, patience, note
+        self._workers: list[Worker] = []
+        self._first = 0
         self._next: int | None = None
-        self._ahead: Ahead | None = None
+        # Called by `close`, or else where the last reference goes.
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def __getitem__(self, number: int) -> Tensor:
-        """The rows, decoded.
+        """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`.
 
         Raises:
             ValueError: an image is broken (DA412), or not like the others; or a worker died or gave no sign twice in a
@@ -155,197 +146,193 @@ class Streamed:
         if number != self._next:
             self._begin(number)
         try:
-            pixels = self._taken()
+            pixels = self._decoded(number)
         except ValueError as error:
             # A file server may have had a bad moment, and a machine too little memory.
             self._begin(number)
-            pixels = self._taken()
+            pixels = self._decoded(number)
             self._note(f"{str(error).rstrip('.')}; it was decoded again, and training goes on.")
         self._next = number + 1
         return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
     def close(self) -> None:
-        """End the workers, whoever still holds this feed: an error that came through here does, by its traceback."""
-        ahead, self._ahead, self._next = self._ahead, None, None
-        if ahead:
-            ahead.close()
+        """End the workers, whoever still holds this: an error that came through here does, by its traceback.
+
+        Who asks for a batch again makes new ones begin.
+        """
+        self._end()
+        self._next = None
 
     def _begin(self, number: int) -> None:
-        # The old workers end before new ones begin, which would inherit, and keep open, the pipes between them.
+        # The old workers end before new ones begin, which would inherit, and keep open, the ways to them.
         self.close()
-        pinned = self._device.type == "cuda"
-        self._ahead = Ahead(self._split, self._plan, self._seed, number, self._workers, self._patience, pinned=pinned)
-        self._next = number
+        self._workers = [started(self._split, self._seed) for _ in range(self._count)]
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
+        self._first = self._next = number
+        for later, worker in enumerate(self._workers, start=number):
+            worker.give(self._plan(later).keys)
 
-    def _taken(self) -> Tensor:
-        assert self._ahead is not None
+    def _decoded(self, number: int) -> Tensor:
+        """(n, H, W, C) uint8, in pinned memory where a GPU fetches it from there."""
+        rows = self._plan(number)
+        channels, height, width = self._split.shape
+        shape, pinned = (len(rows.rows), height, width, channels), self._device.type == "cuda"
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         try:
-            return self._ahead.taken()
+            if self._workers:
+                self._receive(number, pixels.numpy())
+            else:
+                decode(self._split, self._seed, rows.keys, pixels.numpy())
         except Exception:
             # Whoever asks for this number again gets new workers.
             self.close()
             raise
-
-
-class Ahead:
-    """Batches from one number on, in order, decoded ahead by processes of their own; without any, by this one.
-
-    Args:
-        split: the images.
-        plan: which rows a batch has.
-        seed: of the random views.
-        number: of the first batch.
-        workers: how many processes.
-        patience: seconds after which a batch that does not come is given up.
-        pinned: whether pixels are wanted in pinned memory.
-    """
-
-    def __init__(
-        self, split: LazySplit, plan: Plan, seed: int, number: int, workers: int, patience: float, *, pinned: bool
-    ) -> None:
-        self._split, self._patience, self._done = split, patience, 0
-        # Which image each worker has in hand: the only trace that a dead one leaves.
-        self._at = torch.full((max(1, workers),), -1).share_memory_()
-        with warnings.catch_warnings():
-            # More workers than cores are the user's to ask for.
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            self._queue: Iterator[Tensor | str] = iter(
-                DataLoader(
-                    RandomCrops(split, seed, self._at),
-                    batch_sampler=(plan(later).keys for later in itertools.count(number)),
-                    num_workers=workers,
-                    collate_fn=as_it_is,  # pyright: ignore[reportArgumentType]
-                    pin_memory=pinned,
-                    # Its own, because the loader draws a number, and the global generator is not ours.
-                    generator=torch.Generator(),
-                    timeout=POLL if workers else 0,
-                )
-            )
-        _unwatched(self._queue)
-        self._processes: list[BaseProcess] = list(getattr(self._queue, "_workers", []))
-
-    def taken(self) -> Tensor:
-        """The next batch: (n, H, W, C) uint8.
-
-        Raises:
-            ValueError: see `Streamed`; nothing comes from here any more.
-        """
-        given_up = threading.Event()
-        alarm = threading.Timer(self._patience, self._give_up, [given_up])
-        alarm.daemon = True
-        if self._processes:
-            alarm.start()
-        try:
-            pixels = self._come(given_up)
-        finally:
-            alarm.cancel()
-            if self._processes:
-                # Its thread holds these workers: not waited for, it could be the one that ends them, later.
-                alarm.join()
-        if isinstance(pixels, str):
-            raise ValueError(pixels)
-        self._done += 1
         return pixels
 
-    def close(self) -> None:
-        """End the workers; nothing comes from here any more."""
-        if self._processes:
-            _shut(self._queue)
-            self._processes = []
+    def _receive(self, number: int, pixels: np.ndarray) -> None:
+        """The batch from the worker whose turn it is, which then gets its next."""
+        place = (number - self._first) % self._count
+        worker = self._workers[place]
+        # Taking over what a worker has begun to send knows no timeout.
+        alarm = threading.Timer(self._patience, worker.give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            wrong = worker.receive(pixels)
+        except (EOFError, OSError) as error:
+            raise ValueError(self._lost(place)) from error
+        finally:
+            alarm.cancel()
+        if wrong is not None:
+            raise ValueError(wrong)
+        worker.give(self._plan(number + self._count).keys)
 
-    def _give_up(self, given_up: threading.Event) -> None:
-        # Killed, whoever hangs cannot keep this process waiting: taking over a tensor from a worker knows no timeout.
-        given_up.set()
-        for process in self._processes:
-            process.kill()
-
-    def _come(self, given_up: threading.Event) -> Tensor | str:
-        while True:
-            try:
-                return next(self._queue)
-            except (RuntimeError, EOFError, OSError) as error:
-                waits = str(error).startswith("DataLoader timed out")
-                if self._processes and not waits:
-                    # What a worker had begun to send ends before the worker itself has; and its sentinel, which is a
-                    # file of its own too, a moment before it counts as dead.
-                    ended = wait([process.sentinel for process in self._processes], timeout=POLL)
-                    for process in self._processes:
-                        if process.sentinel in ended:
-                            process.join(POLL)
-                if given_up.is_set():
-                    worker = self._done % len(self._processes)
-                    raise ValueError(self._lost(worker, f"gave no sign for {self._patience:g} s")) from error
-                dead = [worker for worker, process in enumerate(self._processes) if not process.is_alive()]
-                if dead:
-                    raise ValueError(self._lost(dead[0], _ended(self._processes[dead[0]].exitcode))) from error
-                # The loader's only sign that it merely waits. Other errors of these types are bugs.
-                if not waits:
-                    raise
-
-    def _lost(self, worker: int, how: str) -> str:
-        row = int(self._at[worker])
-        where = f" while decoding {self._split.name(row)}" if row >= 0 else ""
-        for process in self._processes:
-            # At once: the loader would wait five seconds for each that hangs.
-            process.kill()
-        for process in self._processes:
-            process.join(POLL)
+    def _lost(self, place: int) -> str:
+        worker = self._workers[place]
+        worker.process.join(POLL)
+        how = f"gave no sign for {self._patience:g} s" if worker.hangs else ended(worker.process.exitcode)
+        where = f" while decoding {self._split.name(worker.row[0])}" if worker.row[0] >= 0 else ""
         return (
-            f"DA411 Data worker {worker} {how}{where}; the same command goes on from the last checkpoint, with "
+            f"DA411 Data worker {place} {how}{where}; the same command goes on from the last checkpoint, with "
             "data.workers=0 without workers."
         )
 
 
-def _ended(code: int | None) -> str:
+@dataclass
+class Worker:
+    """A process that decodes one batch after another.
+
+    Attributes:
+        process: it.
+        connection: our end of the way to it, the only one in this process: it breaks when the worker ends.
+        row: of the image that it has in hand, in shared memory: the only trace that a dead one leaves; -1 for none.
+        hangs: whether it was given up for giving no sign.
+    """
+
+    process: BaseProcess
+    connection: Connection
+    row: Sequence[int]
+    hangs: bool = field(default=False, init=False)
+
+    def give(self, keys: list[Key]) -> None:
+        """The next batch to decode. Whether the worker is still alive shows when that is asked for."""
+        with suppress(OSError):
+            self.connection.send(keys)
+
+    def receive(self, pixels: np.ndarray) -> str | None:
+        """Write the batch that it was given into an array, or say what is wrong with an image.
+
+        Raises:
+            EOFError, OSError: it has ended.
+            RuntimeError: it came upon a bug.
+        """
+        said = self.connection.recv()
+        if isinstance(said, RuntimeError):
+            raise said
+        if said is None:
+            self.connection.recv_bytes_into(pixels.reshape(-1).data)
+        return said
+
+    def give_up(self) -> None:
+        """Kill it for giving no sign: whoever hangs hears nothing else."""
+        self.hangs = True
+        self.process.kill()
+
+
+def started(split: LazySplit, seed: int) -> Worker:
+    """A new worker for random views of a split."""
+    ours, theirs = multiprocessing.Pipe()
+    row = multiprocessing.RawArray("q", [-1])
+    process = multiprocessing.Process(target=serve, args=(split, seed, row, theirs, ours), daemon=True)
+    process.start()
+    theirs.close()
+    return Worker(process, ours, row)
+
+
+def serve(
+    split: LazySplit, seed: int, row: MutableSequence[int], connection: Connection, other_end: Connection
+) -> None:
+    """What a worker does: answers each batch's keys by its pixels, or by what is wrong with an image, as text.
+
+    It ends with the process that began it, whose end of the connection is then gone.
+    """
+    other_end.close()
+    # Ctrl-C is for the run to hear, whose handlers a forked process has taken over.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    channels, height, width = split.shape
+    with suppress(EOFError, OSError):
+        while True:
+            keys = connection.recv()
+            pixels = np.empty((len(keys), height, width, channels), np.uint8)
+            try:
+                decode(split, seed, keys, pixels, row)
+            except ValueError as error:
+                connection.send(str(error))
+                continue
+            except Exception:
+                connection.send(RuntimeError(traceback.format_exc()))
+                raise
+            connection.send(None)
+            connection.send_bytes(pixels.reshape(-1).data)
+
+
+def decode(
+    split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray, row: MutableSequence[int] | None = None
+) -> None:
+    """Write random views of stored images, by their keys, into (n, H, W, C) uint8.
+
+    Args:
+        split: the images.
+        seed: of the views.
+        keys: row, epoch and repeat of each.
+        pixels: written in place, because copies are what streaming adds to the time that decoding takes.
+        row: where it is noted which image is in hand.
+
+    Raises:
+        ValueError: an image is broken (DA412), or not like the others.
+    """
+    row = [-1] if row is None else row
+    for number, (place, epoch, again) in enumerate(keys):
+        row[0] = place
+        draw = np.random.default_rng(derive(seed, "view", epoch, int(split.rows[place]), again))
+        pixels[number] = split.random(place, draw)
+    row[0] = -1
+
+
+def ended(code: int | None) -> str:
+    """How a process ended, by its exit code."""
     if code is None or code >= 0:
         return f"ended (exit code {code})"
     often = {signal.SIGKILL: ", often out of memory", signal.SIGBUS: ", often out of shared memory"}
     return f"was killed (signal {-code}{often.get(signal.Signals(-code), '')})"
 
 
-def _shut(queue: Any) -> None:
-    """What the loader's iterator does when its last reference goes, which may be long after."""
-    queue._shutdown_workers()
-
-
-def _unwatched(queue: Any) -> None:
-    """Take workers off the list that torch looks at when a child dies: it raises wherever the run is."""
-    if getattr(queue, "_worker_pids_set", False):
-        _remove_worker_pids(id(queue))
-        queue._worker_pids_set = False
-
-
-class RandomCrops(Dataset["Tensor | str"]):
-    """Random views of stored images by key, in whatever process asks.
-
-    Args:
-        split: the images.
-        seed: of the views.
-        at: (workers,) int64 in shared memory, where each notes which image it has in hand.
-    """
-
-    def __init__(self, split: LazySplit, seed: int, at: Tensor) -> None:
-        self.split, self.seed, self.at = split, seed, at
-
-    def __getitems__(self, keys: list[Key]) -> Tensor | str:
-        """(n, H, W, C) uint8; or what is wrong with an image, as text: errors change on their way from workers."""
-        info = get_worker_info()
-        at = self.at.numpy()[info.id if info else 0 :]
-        channels, height, width = self.split.shape
-        # Written in place, because copies are what streaming adds to the time that decoding takes.
-        pixels = torch.empty((len(keys), height, width, channels), dtype=torch.uint8)
-        rows = pixels.numpy()
-        for number, (row, epoch, again) in enumerate(keys):
-            at[0] = row
-            draw = np.random.default_rng(derive(self.seed, "view", epoch, int(self.split.rows[row]), again))
-            try:
-                rows[number] = self.split.random(row, draw)
-            except ValueError as error:
-                return str(error)
-        at[0] = -1
-        return pixels
-
-
-def as_it_is(pixels: Tensor | str) -> Tensor | str:
-    """What a worker made, which is a batch already; with a name, so that it finds its way into other processes."""
-    return pixels
+def _end(workers: list[Worker], parent: int) -> None:
+    # A forked process collects garbage too, and these workers are not its own.
+    if os.getpid() == parent:
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join(POLL)
+            worker.connection.close()

@@ -72,7 +72,7 @@ class SampledSet:
         start: the first of their rows in the global batch.
         short: see `Sampler`.
         device: where labels and pixels are wanted.
-        workers: see `feeds.feed_of`.
+        workers: see `prefetch.feed_of`.
         note: likewise.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
