@@ -16,29 +16,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from toughen import __version__
-from toughen.cli.arguments import (
-    Arguments,
-    Ball,
-    BatchSize,
-    Checkpoint,
-    Data,
-    Mean,
-    Model,
-    Out,
-    Scorer,
-    Seed,
-    Size,
-    Std,
-    Weights,
-    parts_of,
-    source_of,
-)
+from toughen.cli import arguments
 from toughen.cli.errors import console, plain_errors, show_warnings_briefly
 from toughen.cli.study import app as study
 from toughen.errors import Command
 
 app = typer.Typer(
-    cls=Arguments,
+    cls=arguments.Arguments,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -97,22 +81,22 @@ def train(
 
 @app.command()
 def evaluate(
-    run_or_model: Model,
+    run_or_model: arguments.Model,
     suite: Annotated[
         str, typer.Option(help="Attacks, like autoattack (toughen list suites), or FILE.py:DICT; or corruptions.")
     ] = "pgd-20",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N test images; N spread evenly if they lie by class.")
     ] = None,
-    data: Data = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    checkpoint: Checkpoint = "best",
-    weights: Weights = None,
-    threat: Ball = None,
-    batch_size: BatchSize = 250,
-    seed: Seed = 0,
+    data: arguments.Data = None,
+    size: arguments.Size = None,
+    mean: arguments.Mean = None,
+    std: arguments.Std = None,
+    checkpoint: arguments.Checkpoint = "best",
+    weights: arguments.Weights = None,
+    threat: arguments.Ball = None,
+    batch_size: arguments.BatchSize = 250,
+    seed: arguments.Seed = 0,
     step_size: Annotated[str | None, typer.Option(help="Of the suite's PGD attacks, like 1/255.")] = None,
     independent: Annotated[bool, typer.Option(help="Every attack on every image, not on what is left.")] = False,
     keep: Annotated[str | None, typer.Option(help="Keep adversarial examples: float32 or uint8.")] = None,
@@ -122,7 +106,7 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Suite corruptions: of the mCE, alexnet or another result.json.")
     ] = None,
-    out: Out = None,
+    out: arguments.Out = None,
 ) -> None:
     """Measure clean and robust accuracy on the test split; killed, the same command goes on."""
     with plain_errors():
@@ -133,7 +117,7 @@ def evaluate(
         from toughen.settings import known, parse_number
 
         chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
-        source = source_of(run_or_model, mean, std, **chosen)
+        source = arguments.source_of(run_or_model, mean, std, **chosen)
         attacked = {"--threat": threat, "--step-size": step_size, "--independent": independent, "--keep": keep}
         named = ", ".join(option for option, value in attacked.items() if value)
         corrupted = suite == "corruptions"
@@ -165,7 +149,7 @@ def evaluate(
 
 @app.command()
 def analyse(
-    run_or_model: Model,
+    run_or_model: arguments.Model,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Test images of the sweeps and gradients; 200 by default.")
     ] = None,
@@ -173,16 +157,16 @@ def analyse(
         list[str] | None,
         typer.Option(help="eps-sweep, step-sweep, gradients, surface, turns-into, pictures, radii; several by commas."),
     ] = None,
-    data: Data = None,
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    checkpoint: Checkpoint = "best",
-    weights: Weights = None,
-    threat: Ball = None,
-    batch_size: BatchSize = 250,
-    seed: Seed = 0,
-    out: Out = None,
+    data: arguments.Data = None,
+    size: arguments.Size = None,
+    mean: arguments.Mean = None,
+    std: arguments.Std = None,
+    checkpoint: arguments.Checkpoint = "best",
+    weights: arguments.Weights = None,
+    threat: arguments.Ball = None,
+    batch_size: arguments.BatchSize = 250,
+    seed: arguments.Seed = 0,
+    out: arguments.Out = None,
 ) -> None:
     """Compute what a report draws: sweeps, gradients, surfaces, pictures; killed, the same command goes on."""
     with plain_errors():
@@ -190,8 +174,14 @@ def analyse(
         from toughen.progress import counting
 
         chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
-        source = source_of(run_or_model, mean, std, **chosen)
-        given: Any = {"limit": limit, "only": parts_of(only), "threat": threat, "batch_size": batch_size, "seed": seed}
+        source = arguments.source_of(run_or_model, mean, std, **chosen)
+        given: Any = {
+            "limit": limit,
+            "only": arguments.parts_of(only),
+            "threat": threat,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
         with show_warnings_briefly(), counting(console()) as watch:
             found = workflows.analyse(source, **given, out=out, progress=watch, note=print)
         for name in (*found.kept, *found.made):
@@ -202,12 +192,12 @@ def analyse(
 
 @app.command()
 def check(
-    run_or_model: Model,
-    data: Data = None,
-    size: Size = None,
+    run_or_model: arguments.Model,
+    data: arguments.Data = None,
+    size: arguments.Size = None,
     limit: Annotated[int, typer.Option(min=1, help="How many test images are looked at.")] = 128,
-    mean: Mean = None,
-    std: Std = None,
+    mean: arguments.Mean = None,
+    std: arguments.Std = None,
 ) -> None:
     """Find what is wrong with how a model is fed, within a minute; exit code 3 if anything is."""
     with plain_errors():
@@ -218,7 +208,7 @@ def check(
         from toughen.report.tables.model_check import describe_model_check
 
         with show_warnings_briefly():
-            opened = workflows.open(source_of(run_or_model, mean, std, data=data, size=size))
+            opened = workflows.open(arguments.source_of(run_or_model, mean, std, data=data, size=size))
             if opened.said:
                 print(opened.said)
             some = opened.test.take(sample(len(opened.test), limit))
@@ -236,8 +226,8 @@ def export(
         list[str] | None,
         typer.Option("--format", help="safetensors (always), onnx, robustbench; several with commas."),
     ] = None,
-    checkpoint: Checkpoint = "best",
-    weights: Weights = None,
+    checkpoint: arguments.Checkpoint = "best",
+    weights: arguments.Weights = None,
     licence: Annotated[str | None, typer.Option(help="For the model card, like apache-2.0.")] = None,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to the Hugging Face Hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Pushed for everybody to see; private without.")] = False,
@@ -253,7 +243,7 @@ def export(
             raise ValueError("--public goes with --push; give --push OWNER/NAME")
         if push is not None:
             hub.check(push)
-        wanted = parts_of(formats or ["safetensors"])
+        wanted = arguments.parts_of(formats or ["safetensors"])
         made = write(run, out, checkpoint=checkpoint, weights=weights, formats=wanted, licence=licence)
         for name, size in made.files.items():
             print(f"{made.folder / name}: {size:,} bytes")
@@ -267,7 +257,7 @@ def export(
 @app.command()
 def label(
     pool: Annotated[str, typer.Argument(help="The images to choose from: a source, like a folder or a file.")],
-    scorer: Scorer,
+    scorer: arguments.Scorer,
     against: Annotated[str, typer.Option(help="Data whose test images must not be in the set; gives the classes.")],
     count: Annotated[list[int], typer.Option(help="Images to choose; several counts give nested sets.")],
     out: Annotated[Path, typer.Option(help="Folder of the set; the same command goes on there.")],
@@ -275,8 +265,8 @@ def label(
     labeller: Annotated[str | None, typer.Option(help="A second classifier that labels what is chosen.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
     foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
-    size: Size = None,
-    batch_size: BatchSize = 256,
+    size: arguments.Size = None,
+    batch_size: arguments.BatchSize = 256,
 ) -> None:
     """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
     with plain_errors():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MODEL = "A run or exported model, weights (resnet18=FILE.pt), timm:NAME, or FILE.py:FUNCTION."
 
-Model = Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help=MODEL)]
+Model = Annotated[str, typer.Argument(help=MODEL)]
 Scorer = Annotated[str, typer.Option(help=MODEL)]
 Data = Annotated[str | None, typer.Option(help="Data set of a model of your own.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Bring its images to this side, like 224.")]

@@ -73,7 +73,7 @@ def export(
         licence: identifier for the card, like apache-2.0; "not stated" without.
 
     Raises:
-        ValueError: the run cannot be opened (see `training.runs.open_trained`); `out` holds other things; a format is
+        ValueError: the run cannot be opened (see `open_trained`); `out` holds other things; a format is
             unknown, lacks its packages or figures, or gives other logits; nothing has been written then.
         Damaged: a checkpoint of the run is not whole.
         Locked: another process exports to the same place.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,30 +153,24 @@ class Work:
         """Model, images and labels of the sweeps and the gradients."""
         return self.opened.model, self.test.images, self.test.labels
 
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How every analysis with random draws computes."""
+        return {"seed": self.seed, "batch_size": self.batch_size}
+
 
 def _eps_sweep(work: Work, told: Told) -> EpsSweep:
+    radii = [share * float(work.ball.eps) for share in SHARES]
+    # Clean and attacked, at every radius.
+    progress = told.over(len(work.test), 2 * len(SHARES))
     return eps_sweep(
-        *work.measured,
-        radii=[share * float(work.ball.eps) for share in SHARES],
-        norm=work.ball.norm,
-        seed=work.seed,
-        batch_size=work.batch_size,
-        index=work.index,
-        # Clean and attacked, at every radius.
-        progress=told.over(len(work.test), 2 * len(SHARES)),
+        *work.measured, radii=radii, norm=work.ball.norm, **work.drawn, index=work.index, progress=progress
     )
 
 
 def _step_sweep(work: Work, told: Told) -> StepSweep:
-    return step_sweep(
-        *work.measured,
-        threat=work.ball,
-        steps=STEPS,
-        seed=work.seed,
-        batch_size=work.batch_size,
-        index=work.index,
-        progress=told.over(len(work.test)),
-    )
+    progress = told.over(len(work.test))
+    return step_sweep(*work.measured, threat=work.ball, steps=STEPS, **work.drawn, index=work.index, progress=progress)
 
 
 def _gradients(work: Work, told: Told) -> GradientMagnitude:
@@ -188,16 +183,9 @@ def _surface(number: int, work: Work, told: Told) -> LossSurface:
     x, y, index = (column[number : number + 1] for column in _last(work.opened.test, SURFACES))
     # Both directions are signs: as many of them have the square root of their number as Euclidean length.
     length = math.sqrt(x[0].numel()) if work.ball.norm == L2.norm else 1.0
+    radius, progress = float(work.ball.eps) / length, told.over(1)
     return loss_surface(
-        work.opened.model,
-        x,
-        y,
-        radius=float(work.ball.eps) / length,
-        points=POINTS,
-        seed=work.seed,
-        batch_size=work.batch_size,
-        index=index,
-        progress=told.over(1),
+        work.opened.model, x, y, radius=radius, points=POINTS, **work.drawn, index=index, progress=progress
     )
 
 
@@ -210,14 +198,8 @@ def _turns_into(work: Work, told: Told) -> WeaklyBounded:
 def _pictures(work: Work, told: Told) -> ImageGrid:
     x, y, index = _last(work.opened.test, SHOWN)
     spread = int(index[0]) + len(x) < len(work.opened.test)
-    return _pictured(
-        work,
-        told,
-        (x, y, index),
-        {str(work.ball): work.ball},
-        f"{len(x)} test images spread over all, which lie by class" if spread else f"The last {len(x)} test images",
-        work.opened.classes,
-    )
+    which = f"{len(x)} test images spread over all, which lie by class" if spread else f"The last {len(x)} test images"
+    return _pictured(work, told, (x, y, index), {str(work.ball): work.ball}, which, work.opened.classes)
 
 
 def _extreme(largest: bool, work: Work, told: Told) -> ImageGrid:
@@ -244,19 +226,9 @@ def _pictured(
     radius: Tensor | None = None,
 ) -> ImageGrid:
     x, y, index = some
-    return pictures(
-        work.opened.model,
-        x,
-        y,
-        threats=threats,
-        title=title,
-        classes=classes,
-        radius=radius,
-        seed=work.seed,
-        batch_size=work.batch_size,
-        index=index,
-        progress=told.over(len(x), len(threats)),
-    )
+    about: dict[str, Any] = {"title": title, "classes": classes, "radius": radius, "index": index}
+    progress = told.over(len(x), len(threats))
+    return pictures(work.opened.model, x, y, threats=threats, **about, **work.drawn, progress=progress)
 
 
 Maker = Callable[[Work, Told], Analysis]
