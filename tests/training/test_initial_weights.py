@@ -386,7 +386,7 @@ def test_the_cost_is_printed_before_anything_is_fetched_or_trained(weights: Stat
     result = toughen("train", "recipe.yaml", *given, "--out", "run")
     assert result.exit_code == 2
     assert "timm:resnet50 needs a file from the Hugging Face Hub" in result.stderr
-    assert "give weights you have with model.weights=FILE" in result.stderr
+    assert "give weights you have as model.weights=FILE" in result.stderr
     cost = result.stdout.splitlines()
     assert cost[0] == "predicted cost: 1 batches of 32, 2 optimiser steps"
     assert cost[2] == "  in all:  2 natural steps; validation and checks are not counted"

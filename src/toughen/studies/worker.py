@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from toughen.errors import in_shell
 from toughen.recipes.text import build, parse_yaml
 from toughen.storage.files import Locked
 from toughen.studies.folder import TRAIN, StudyFolder, StudyTask
@@ -64,8 +65,8 @@ def _attempt(folder: StudyFolder, task: StudyTask, note: Callable[[str], None]) 
             # A row that shares an evaluation with this one is being measured, or somebody trains there by hand.
             return False
         except Exception as error:  # noqa: BLE001  # one bad row must not stop the others; it is listed with its reason
-            folder.fail(task, f"{type(error).__name__}: {error}", traceback.format_exc())
-            note(f"{task} failed: {error}")
+            folder.fail(task, f"{type(error).__name__}: {in_shell(error)}", traceback.format_exc())
+            note(f"{task} failed: {in_shell(error)}")
         return True
 
 

@@ -37,6 +37,8 @@ from toughen.workflows.user_code import built, is_reference
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """How names of files with weights end."""
 
+NORMALISATION = (Option("mean"), " and ", Option("std"))
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -82,6 +84,11 @@ class ModelSource:
     def normalises(self) -> bool:
         """Whether a first layer that normalises was named."""
         return self.mean is not None or self.std is not None
+
+    @property
+    def fed(self) -> bool:
+        """Whether it says what the model is fed with."""
+        return self.data is not None or self.size is not None or self.normalises
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +150,10 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
     what, path = source.what, source.path
     with torch.random.fork_rng():
         if is_run(what):
-            if (path / "recipe.yaml").is_file() and (source.data or source.size or source.normalises):
+            if (path / "recipe.yaml").is_file() and source.fed:
                 raise UsageError(
                     "a run is evaluated on the data it was trained on; leave out ",
-                    *_listed("data", "size", "mean", "std"),
+                    *(Option("data"), ", ", Option("size"), ", ", *NORMALISATION),
                     ", or export it for other data: ",
                     Command("export", what, out="FOLDER"),
                 )
@@ -170,7 +177,7 @@ def refuse_run_options(source: ModelSource) -> None:
         ValueError: a checkpoint or weights were named.
     """
     if source.checkpoint != "best" or source.weights is not None:
-        options = _listed("checkpoint", "weights")
+        options = (Option("checkpoint"), " and ", Option("weights"))
         raise UsageError(*options, f" go with a run folder, which {source.what} is not; leave them out")
 
 
@@ -181,15 +188,7 @@ def refuse_normalisation(source: ModelSource) -> None:
         ValueError: one was named.
     """
     if source.normalises:
-        raise UsageError(f"{source.what} brings its own normalisation; leave out ", *_listed("mean", "std"))
-
-
-def _listed(*names: str) -> list[str | Option]:
-    """Options as in a sentence: `a, b and c`."""
-    parts: list[str | Option] = []
-    for left, name in enumerate(reversed(names)):
-        parts = [Option(name), ("", " and ")[left] if left < 2 else ", ", *parts]
-    return parts
+        raise UsageError(f"{source.what} brings its own normalisation; leave out ", *NORMALISATION)
 
 
 def _without_data(source: ModelSource, like: str) -> UsageError:
