@@ -1,16 +1,17 @@
 """What a report consists of: tables, figures, paragraphs. Page, terminal and CSV files are made of the same ones.
 
     table = Table("attacks", "What each attack took", ("attack", "broken"))
-    table.add(TableCell("pgd-20"), TableCell.number(17))
+    table.add("pgd-20", 17)
     table.csv                        # two lines: attack,broken and pgd-20,17
 
 A text in a block may be anything: whoever shows it escapes it and takes out what is not printable.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from toughen.outcomes import interval
 from toughen.report.csv import csv_text
 from toughen.report.formatting import interval_text, percent
 
@@ -60,9 +61,20 @@ class TableCell:
         return cls(default if text is None else text, value, **more)
 
     @classmethod
-    def share(cls, value: float | None, bounds: Sequence[float] | None = None, **more: Any) -> "TableCell":
-        """A fraction in per cent, with its 95 % interval below."""
-        return cls.number(value, percent(value), **{"below": "" if bounds is None else interval_text(bounds), **more})
+    def share(cls, value: float | None) -> "TableCell":
+        """A fraction in per cent; None is a dash."""
+        return cls.number(value, percent(value))
+
+    @classmethod
+    def count(cls, k: int, n: int) -> "TableCell":
+        """k of n in per cent, with the 95 % interval below."""
+        return cls.number(k / n, percent(k / n), below=interval_text(interval(k, n)))
+
+
+def _cell(value: TableCell | str | float | None) -> TableCell:
+    if isinstance(value, TableCell):
+        return value
+    return TableCell(value) if isinstance(value, str) else TableCell.number(value)
 
 
 @dataclass
@@ -87,12 +99,12 @@ class Table:
     data: str = ""
     rules: set[int] = field(default_factory=set)
 
-    def add(self, *cells: TableCell, rule: bool = False) -> None:
-        """One more row, in a terminal with a line below it if `rule`."""
+    def add(self, *cells: TableCell | str | float | None, rule: bool = False) -> None:
+        """One more row, in a terminal with a line below it if `rule`. Texts, numbers and None (a dash) become cells."""
         assert len(cells) == len(self.columns), (self.columns, cells)
         if rule:
             self.rules.add(len(self.rows))
-        self.rows.append(cells)
+        self.rows.append(tuple(map(_cell, cells)))
 
     @property
     def numeric(self) -> list[bool]:
@@ -159,6 +171,11 @@ class Paragraph:
     text: str
     kind: str = "note"
     command: str = ""
+
+    @classmethod
+    def missing(cls, what: str, command: object) -> "Paragraph":
+        """For a part that is not there, with the command that makes it."""
+        return cls(f"No {what} yet.", "missing", str(command))
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def sort_by(tab: Tab, column: int) -> tuple[list[str], list[str | None]]:
 
 def test_tables_are_sorted_by_a_click_on_a_heading(browser: Browser, tmp_path: Path):
     table = Table("t", "A table", ("name", "share", "word"))
-    table.add(TableCell("a"), TableCell.share(0.095, (0.05, 0.2)), TableCell("pear"))
+    table.add(TableCell("a"), TableCell.count(19, 200), TableCell("pear"))
     table.add(TableCell("b"), TableCell.number(None), TableCell(""))
     table.add(TableCell("c"), TableCell.number(12_000.0, "12,000"), TableCell("m = 10"))
     table.add(TableCell("d"), TableCell.number(-3), TableCell("apple"))
@@ -248,7 +248,7 @@ def test_every_text_stands_out_from_its_ground(scheme: str, browser: Browser, ru
 
 def test_paper_shows_everything_in_black_on_white(browser: Browser, run: Path, study: Path, tmp_path: Path):
     wide = Table("t", "Sixteen columns", ("row", *(f"pgd-{number}" for number in range(14)), "runs"))
-    shares = (TableCell.share(0.4567, (0.4, 0.5)) for _ in range(14))
+    shares = (TableCell.count(4567, 10_000) for _ in range(14))
     wide.add(TableCell("CIFAR-100, IAAT"), *shares, TableCell("runs/cifar10-natural-w32-10-small-198318f4"))
     (tmp_path / "wide.html").write_text(render_page([PageEntry("run-1", "x", "", [Section("x", [wide])])]))
     for path in (run, study, tmp_path / "wide.html"):

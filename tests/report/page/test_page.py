@@ -22,10 +22,12 @@ from toughen.report.blocks import Figure
 from toughen.report.counts import ClassRow
 from toughen.report.csv import csv_text
 from toughen.report.formatting import label, printable
-from toughen.report.page import figures, figures_analyses, figures_studies
-from toughen.report.page.figures_studies import Point, pareto
+from toughen.report.page.figures import analyses as of_analyses
+from toughen.report.page.figures import run as of_run
+from toughen.report.page.figures import study as of_study
+from toughen.report.page.figures.study import Point, pareto
+from toughen.report.page.figures.svg import INK, cleaned, drawing, legend
 from toughen.report.page.page import MARK, build_entries, render_page, write_figures, write_page
-from toughen.report.page.svg import INK, cleaned, drawing, legend
 from toughen.report.terminal.renderer import render_entries
 
 OWN = re.compile(r"#(run-1-)?[a-z-]+-\d+|#[a-i]-\d+")
@@ -49,15 +51,15 @@ def drawings(words: list[str]) -> list[Figure]:
     line = [(1.0, 0.5), (2.0, 0.25)]
     some = np.array([[True, False], [False, False]])
     return [
-        figures.loss_and_rate("a", [1, 2], [2.0, 1.0], [0.1, 0.1], dict.fromkeys(words, line)),
-        figures.validation("b", [1, 2], point * 2),
-        figures.waterfall("c", 10, [(word, 5) for word in words]),
-        figures.per_class("d", words, counts),
-        figures.corruptions("e", words, [1, 2], np.full((len(words), 2), 0.5), 0.75),
-        figures_analyses.sweep("f", words[0], words[-1], [1, 2], ["1", "2"], some, 1.0),
-        figures_analyses.radius_growth("g", line, dict.fromkeys(words, line)),
-        figures_studies.trade_off("h", [Point(word, 0.5, 0.25, 0.2, 0.3, 4.0) for word in words]),
-        figures_studies.against_cost("i", [Point(word, 0.5, 0.25, 0.2, 0.3, 4.0) for word in words], "steps"),
+        of_run.loss_and_rate("a", [1, 2], [2.0, 1.0], [0.1, 0.1], dict.fromkeys(words, line)),
+        of_run.validation("b", [1, 2], point * 2),
+        of_run.waterfall("c", 10, [(word, 5) for word in words]),
+        of_run.per_class("d", words, counts),
+        of_run.corruptions("e", words, [1, 2], np.full((len(words), 2), 0.5), 0.75),
+        of_analyses.sweep("f", words[0], words[-1], [1, 2], ["1", "2"], {"survived": some, "clean_correct": some[0]}),
+        of_analyses.radius_growth("g", line, dict.fromkeys(words, line)),
+        of_study.trade_off("h", [Point(word, 0.5, 0.25, 0.2, 0.3, 4.0) for word in words]),
+        of_study.against_cost("i", [Point(word, 0.5, 0.25, 0.2, 0.3, 4.0) for word in words], "steps"),
     ]
 
 

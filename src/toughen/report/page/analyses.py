@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from toughen.errors import Command
-from toughen.outcomes import interval
 from toughen.report.blocks import Block, Figure, Paragraph, Section, Table, TableCell
 from toughen.report.formatting import radius_text
-from toughen.report.page import figures_analyses as draw
+from toughen.report.page.figures import analyses as draw
 from toughen.report.records import RunRecord
 
 
 def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
     """The sections, each with what there is or the line that says how to make it."""
     sections = [
-        Section("Over radii and steps", [*_eps(run, anchor), *_steps(run, anchor)]),
+        Section("Over radii and steps", [*_sweep_radii(run, anchor), *_sweep_steps(run, anchor)]),
         Section("Gradients and loss surfaces", [*_gradients(run, anchor), *_surfaces(run, anchor)]),
         Section("Images", list(_images(run, anchor))),
     ]
@@ -29,22 +28,20 @@ def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
 
 
 def _missing(run: RunRecord, what: str, name: str) -> Paragraph:
-    return Paragraph(f"No {what} yet.", "missing", str(Command("analyse", run.name, only=name)))
+    return Paragraph.missing(what, Command("analyse", run.name, only=name))
 
 
-def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _sweep_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = run.analyses.get("eps-sweep")
     if found is None:
         yield _missing(run, "sweep over radii", "eps-sweep")
         return
-    radii = found["radii"].tolist()
+    radii, norm = found["radii"].tolist(), found.get("norm", "")
     names = [radius_text(radius) for radius in radii]
-    clean = float(found["clean_correct"].mean())
-    suite = str(found.get("suite", ""))
-    title = f"Robust accuracy over the radius ({found.get('norm', '')}, {suite})"
-    what = f"radius, {found.get('norm', '')}"
-    yield draw.sweep(f"{anchor}-eps-sweep", title, what, radii, names, found["survived"], clean)
-    yield _sweep_table(f"{anchor}-eps-table", "Robust accuracy over the radius", "radius", radii, names, found)
+    caption = "Robust accuracy over the radius"
+    title = f"{caption} ({norm}, {found.get('suite', '')})"
+    yield draw.sweep(f"{anchor}-eps-sweep", title, f"radius, {norm}", radii, names, found)
+    yield _sweep_table(f"{anchor}-eps-table", caption, "radius", radii, names, found)
     hits = found["survived"].sum(1)
     marginal = np.asarray(found.get("marginal", np.zeros_like(found["survived"])), dtype=bool)
     for at in range(len(radii) - 1):
@@ -59,17 +56,15 @@ def _eps(run: RunRecord, anchor: str) -> Iterator[Block]:
             )
 
 
-def _steps(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _sweep_steps(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = run.analyses.get("step-sweep")
     if found is None:
         yield _missing(run, "sweep over attack steps", "step-sweep")
         return
     steps = found["steps"].tolist()
-    names = [str(step) for step in steps]
-    clean = float(found["clean_correct"].mean())
-    title = f"Robust accuracy over the steps of PGD ({found.get('threat', '')})"
-    yield draw.sweep(f"{anchor}-step-sweep", title, "steps", steps, names, found["survived"], clean)
-    yield _sweep_table(f"{anchor}-step-table", "Robust accuracy over the steps of PGD", "steps", steps, names, found)
+    names, caption = [str(step) for step in steps], "Robust accuracy over the steps of PGD"
+    yield draw.sweep(f"{anchor}-step-sweep", f"{caption} ({found.get('threat', '')})", "steps", steps, names, found)
+    yield _sweep_table(f"{anchor}-step-table", caption, "steps", steps, names, found)
 
 
 def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: list[str], found: Any) -> Table:
@@ -77,7 +72,7 @@ def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: li
     table = Table(key, f"{caption}, {n} images", (what, "robust"))
     for place, name, row in zip(places, names, found["survived"], strict=True):
         k = int(row.sum())
-        table.add(TableCell.number(place, name), TableCell.share(k / n, interval(k, n)))
+        table.add(TableCell.number(place, name), TableCell.count(k, n))
     return table
 
 
@@ -94,7 +89,7 @@ def _gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
         for squared in (False, True):
             values = (found["norm"] / pixel_range) ** (2 if squared else 1)
             name = f"{'squared L2 norm' if squared else 'L2 norm'}, pixels in [0, {pixel_range}]"
-            table.add(TableCell(name), TableCell.number(float(values.mean())), TableCell.number(float(values.max())))
+            table.add(name, float(values.mean()), float(values.max()))
     yield table
 
 

@@ -25,8 +25,8 @@ from toughen.report.blocks import (
 )
 from toughen.report.counts import common_confusions, confusion_matrix, count_by_class, find_worst_case
 from toughen.report.formatting import interval_text, percent
-from toughen.report.page import figures
 from toughen.report.page.analyses import describe_analyses
+from toughen.report.page.figures import run as draw
 from toughen.report.records import RunRecord, StoredCorruptions, StoredEvaluation
 from toughen.report.tables.corruptions import corruption_table
 from toughen.report.tables.evaluation import attack_table, finding_text
@@ -66,11 +66,6 @@ def build_run_entry(run: RunRecord, anchor: str, *, brief: bool = False) -> Page
     return PageEntry(anchor, run.name, f"run · {subtitle}" if subtitle else "run", sections)
 
 
-def missing(what: str, command: Command) -> Paragraph:
-    """One line for a part that cannot be shown, with the command that makes it."""
-    return Paragraph(f"No {what} yet.", "missing", str(command))
-
-
 def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
     yield from (Paragraph(problem, "bad") for problem in run.problems)
     if run.summary is None and run.recipe_text:
@@ -107,7 +102,7 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
     if items:
         yield KeyFigures(tuple(items))
     if not run.evaluations:
-        yield missing("evaluation", Command("evaluate", run.name, suite="autoattack"))
+        yield Paragraph.missing("evaluation", Command("evaluate", run.name, suite="autoattack"))
         return
     table = Table(
         f"{anchor}-evaluations",
@@ -118,15 +113,15 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
         outcomes = found.outcomes
         text, tone = found.verdict
         table.add(
-            TableCell(found.folder),
-            TableCell(str(found.result["threat"])),
-            TableCell(str(found.result["suite"])),
-            TableCell.number(outcomes.n),
-            TableCell.share(outcomes.clean_accuracy, interval(outcomes.clean_correct, outcomes.n)),
-            TableCell.share(outcomes.robust_accuracy, interval(outcomes.robust_correct, outcomes.n)),
+            found.folder,
+            str(found.result["threat"]),
+            str(found.result["suite"]),
+            outcomes.n,
+            TableCell.count(outcomes.clean_correct, outcomes.n),
+            TableCell.count(outcomes.robust_correct, outcomes.n),
             TableCell(text, tone=tone),
-            TableCell.number(outcomes.marginal_examples),
-            TableCell.number(found.result["seed"]),
+            outcomes.marginal_examples,
+            found.result["seed"],
         )
     yield table
     for found in run.evaluations:
@@ -155,31 +150,31 @@ def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
             for name in names
         }
         steps, losses, rates = ([one[key] for one in lines] for key in ("step", "loss", "lr"))
-        yield figures.loss_and_rate(f"{anchor}-loss", steps, losses, rates, batch)
+        yield draw.loss_and_rate(f"{anchor}-loss", steps, losses, rates, batch)
     else:
-        yield missing("training log", Command("train", "RECIPE", out=run.name))
+        yield Paragraph.missing("training log", Command("train", "RECIPE", out=run.name))
     checks = [record for record in run.metrics if record.get("validation")]
     if checks:
         found = [record["validation"] for record in checks]
-        yield figures.validation(f"{anchor}-validation", [record["step"] for record in checks], found)
+        yield draw.validation(f"{anchor}-validation", [record["step"] for record in checks], found)
     if run.summary and run.summary.get("best"):
         caption = "Best by validation (of the held-out split, which chose the weights; test figures stand above)"
         yield best_table(f"{anchor}-best", caption, "weights", run.summary["best"])
     watched = [(record["step"], record["overfitting"]) for record in run.metrics if "overfitting" in record]
     if watched:
         points = [(step, one["one_step_accuracy"], one["pgd_accuracy"], "alarm" in one) for step, one in watched]
-        yield figures.overfitting(f"{anchor}-overfitting", points)
+        yield draw.overfitting(f"{anchor}-overfitting", points)
         alarms = [Paragraph(str(one["alarm"]), "bad") for _, one in watched if "alarm" in one]
         yield from alarms or [Paragraph(f"No catastrophic overfitting in {len(watched)} checks.", "good")]
     elif lines:
-        yield missing(
+        yield Paragraph.missing(
             "check for catastrophic overfitting", Command("train", "RECIPE", "overfitting_every=100", out=run.name)
         )
 
 
 def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.evaluations:
-        yield missing("attacks", Command("evaluate", run.name, suite="autoattack"))
+        yield Paragraph.missing("attacks", Command("evaluate", run.name, suite="autoattack"))
         return
     found = run.evaluations[0]
     outcomes, left = found.outcomes, found.outcomes.n
@@ -196,7 +191,7 @@ def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
             steps.append((name, left))
     table = attack_table(f"{anchor}-attacks", f"What each attack of {found.folder} took", rows, alone=True)
     table.note = "alone: accuracy where every correctly classified image met this attack; else a dash."
-    yield figures.waterfall(f"{anchor}-waterfall", outcomes.n, steps)
+    yield draw.waterfall(f"{anchor}-waterfall", outcomes.n, steps)
     yield table
     yield from _classes(run, found, anchor)
 
@@ -206,11 +201,10 @@ def _classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[B
     rows = count_by_class(worst)
     table = Table(f"{anchor}-classes", f"Accuracy by class, {found.folder}", ("class", "images", "clean", "robust"))
     for number, row in rows.items():
-        clean, robust = (TableCell.share(k / row.n, interval(k, row.n)) for k in (row.clean, row.robust))
-        table.add(TableCell(run.class_name(number)), TableCell.number(row.n), clean, robust)
+        table.add(run.class_name(number), row.n, *(TableCell.count(k, row.n) for k in (row.clean, row.robust)))
     shown = sorted(rows, key=lambda number: (rows[number].robust / rows[number].n, number))[:MANY]
     chosen = sorted(shown) if len(rows) <= MANY else shown
-    yield figures.per_class(
+    yield draw.per_class(
         f"{anchor}-per-class", [run.class_name(number) for number in chosen], [rows[number] for number in chosen]
     )
     yield table
@@ -218,22 +212,22 @@ def _classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[B
     if size > SQUARE:
         return
     counts = confusion_matrix(worst, size)
-    yield figures.confusion(f"{anchor}-confusion", counts, [run.class_name(number) for number in range(size)])
+    yield draw.confusion(f"{anchor}-confusion", counts, [run.class_name(number) for number in range(size)])
     ways = Table(f"{anchor}-flows", "Commonest ways out of a class", ("true", "predicted", "images"))
     for true, predicted, k in common_confusions(counts, 10):
-        ways.add(TableCell(run.class_name(true)), TableCell(run.class_name(predicted)), TableCell.number(k))
+        ways.add(run.class_name(true), run.class_name(predicted), k)
     if ways.rows:
         yield ways
 
 
 def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.corruptions:
-        yield missing("measurement under corruptions", Command("evaluate", run.name, suite="corruptions"))
+        yield Paragraph.missing("measurement under corruptions", Command("evaluate", run.name, suite="corruptions"))
         return
     found = run.corruptions[0]
     shares = found.correct.mean(2)
     n, clean = len(found.clean), int(found.clean.sum())
-    yield figures.corruptions(f"{anchor}-corruptions", found.names, found.severities, shares, clean / n)
+    yield draw.corruptions(f"{anchor}-corruptions", found.names, found.severities, shares, clean / n)
     origin = "published images" if found.result["origin"] == "published" else "generated images"
     caption = f"Accuracy under corruptions, {origin}, {found.folder}"
     rows = (
@@ -263,10 +257,10 @@ def _settings(run: RunRecord, anchor: str) -> Iterator[Block]:
     if run.recipe_text:
         yield Verbatim("The whole recipe", run.recipe_text)
     else:
-        yield missing("recipe", Command("train", "RECIPE", out=run.name))
+        yield Paragraph.missing("recipe", Command("train", "RECIPE", out=run.name))
     table = Table(f"{anchor}-environment", "Environment", ("what", "value"))
     for name, value in _environment(run):
-        table.add(TableCell(name), TableCell(str(value)))
+        table.add(name, str(value))
     if table.rows:
         yield table
 

@@ -10,8 +10,8 @@ from toughen.outcomes import interval
 from toughen.progress import duration
 from toughen.report.alarms import logged_alarms, overfitted
 from toughen.report.blocks import Block, JsonObject, PageEntry, Paragraph, Section, Table, TableCell
-from toughen.report.page import figures_studies as draw
-from toughen.report.page.figures_studies import Point
+from toughen.report.page.figures import study as draw
+from toughen.report.page.figures.study import Point
 from toughen.report.records import RunRecord
 from toughen.report.tables.study import measured_columns, study_table
 
@@ -30,23 +30,22 @@ def build_comparison_entry(runs: Sequence[tuple[RunRecord, str]]) -> PageEntry:
         method = TableCell(str(summary.get("method", "-")), below=alarm, tone="bad" if alarm else "")
         name = TableCell(run.name, target=anchor)
         if found is None:
-            dashes = [TableCell("-")] * 4
-            table.add(name, method, TableCell(run.threat), *dashes, TableCell("not evaluated"), *cost)
+            table.add(name, method, run.threat, *[None] * 4, "not evaluated", *cost)
             continue
         outcomes, (text, tone) = found.outcomes, found.verdict
-        accuracies = outcomes.clean_accuracy, outcomes.robust_accuracy
-        bounds = interval(outcomes.robust_correct, outcomes.n)
         table.add(
             name,
             method,
-            TableCell(str(found.result["threat"])),
-            TableCell(str(found.result["suite"])),
-            TableCell.number(outcomes.n),
-            TableCell.share(accuracies[0], interval(outcomes.clean_correct, outcomes.n)),
-            TableCell.share(accuracies[1], bounds),
+            str(found.result["threat"]),
+            str(found.result["suite"]),
+            outcomes.n,
+            TableCell.count(outcomes.clean_correct, outcomes.n),
+            TableCell.count(outcomes.robust_correct, outcomes.n),
             TableCell(text, tone=tone),
             *cost,
         )
+        accuracies = outcomes.clean_accuracy, outcomes.robust_accuracy
+        bounds = interval(outcomes.robust_correct, outcomes.n)
         points.append(Point(run.name, *accuracies, *bounds, cost=steps, unreliable=tone == "bad"))
     blocks: list[Block] = [table]
     suites = {(found.result["suite"], found.result["threat"]) for run, _ in runs for found in run.evaluations[:1]}

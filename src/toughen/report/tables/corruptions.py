@@ -36,7 +36,7 @@ def corruption_table(
     for name, accuracies in rows:
         cells = [TableCell.number(k, f"{100 * k:.1f}") if narrow else TableCell.share(k) for k in accuracies]
         # Below the line are those that the mean over 15 leaves out.
-        table.add(TableCell(name), *cells, rule=narrow and name == CORRUPTED_MAIN)
+        table.add(name, *cells, rule=narrow and name == CORRUPTED_MAIN)
     return table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from toughen.progress import duration
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
-from toughen.report.formatting import percent, with_interval
+from toughen.report.formatting import with_interval
 
 
 def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone: bool = False) -> Table:
@@ -27,14 +27,13 @@ def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone
         aside = "threat" in row["settings"]
         name = TableCell(row["attack"], below=f"aside, {row['settings']['threat']}" if aside else "")
         if alone and not row["attempted"]:
-            table.add(TableCell(row["attack"], below="nobody was left"), *[TableCell("-")] * 6)
+            table.add(TableCell(row["attack"], below="nobody was left"), *[None] * 6)
             continue
         shares = [row["accuracy"], row["alone"]] if alone else [row["accuracy"]]
         if aside:
             shares[0] = None if alone else row["alone"]
-        counts = (TableCell.number(row[count]) for count in ("attempted", "broken", "forwards", "backwards"))
-        attempted, broken, *passes = counts
-        table.add(name, attempted, broken, *map(TableCell.share, shares), *passes)
+        cells = (name, row["attempted"], row["broken"], *map(TableCell.share, shares))
+        table.add(*cells, row["forwards"], row["backwards"])
     return table
 
 
@@ -79,11 +78,11 @@ def comparison_table(rows: Sequence[tuple[str, JsonObject, JsonObject]], caption
     for name, summary, result in rows:
         robust = result["robust_accuracy"]
         table.add(
-            TableCell(name),
-            TableCell.number(result["clean_accuracy"], percent(result["clean_accuracy"])),
+            name,
+            TableCell.share(result["clean_accuracy"]),
             TableCell.number(robust, with_interval(robust, result["robust_interval"])),
-            TableCell.number(summary["forwards"]),
-            TableCell.number(summary["backwards"]),
+            summary["forwards"],
+            summary["backwards"],
             TableCell.number(summary["natural_steps"], f"{summary['natural_steps']:,.0f}"),
             TableCell.number(summary["seconds"], f"{summary['seconds']:.1f}"),
         )

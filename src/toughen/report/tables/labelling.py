@@ -15,16 +15,15 @@ def labelling_table(manifest: JsonObject) -> Table:
     columns = [name for found in sets for name in (f"of {found['count']}", "least score")]
     table = Table("labelling", f"extra set from {pool['images']} images", ("class", "candidates", *columns))
     for at, (name, row) in enumerate(manifest["classes"].items(), 1):
-        cells = [TableCell.number(row["candidates"])]
+        cells: list[TableCell | int | None] = [row["candidates"]]
         for found in sets:
             chosen = found["classes"][name]
             text = f"{chosen['chosen']:,}" + (f" ({chosen['missing']} missing)" if "missing" in chosen else "")
             quantiles = chosen["score_quantiles"]
-            least = TableCell("-") if quantiles is None else TableCell.number(quantiles[0], f"{quantiles[0]:.4f}")
+            least = quantiles and TableCell.number(quantiles[0], f"{quantiles[0]:.4f}")
             cells += [TableCell.number(chosen["chosen"], text), least]
-        table.add(TableCell(name), *cells, rule=at == len(manifest["classes"]))
-    totals = [cell for found in sets for cell in (TableCell.number(found["chosen"]), TableCell(""))]
-    table.add(TableCell("all"), TableCell.number(pool["candidates"]), *totals)
+        table.add(name, *cells, rule=at == len(manifest["classes"]))
+    table.add("all", pool["candidates"], *(cell for found in sets for cell in (found["chosen"], "")))
     return table
 
 

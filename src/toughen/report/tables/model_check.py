@@ -20,7 +20,7 @@ def describe_model_check(checked: JsonObject) -> list[Block]:
     for item in checked["items"]:
         evidence = " ".join(filter(None, (item["code"], item["evidence"])))
         table.add(
-            TableCell(item["what"]),
+            item["what"],
             TableCell(item["verdict"], tone=TONES[item["verdict"]]),
             TableCell(evidence, below=f"-> {item['remedy']}" if item["remedy"] else ""),
             rule=ruled,

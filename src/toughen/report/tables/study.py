@@ -62,11 +62,11 @@ def describe_study(found: JsonObject) -> list[Block]:
         state, cost = row["state"], row["cost"]
         label = TableCell(row["label"], tone=TONES.get(state, "dim"), below=state)
         label = TableCell(row["label"]) if state == "done" else label
-        spent = [TableCell("")] * 3
+        spent = [""] * 3
         if cost is not None:
-            spent[0] = TableCell.number(cost["steps"])
-            spent[1] = TableCell.number(cost["forwards"], below=f"{cost['backwards']:,}")
-            spent[2] = TableCell.number(cost["minutes"], duration(60 * cost["minutes"]), below=cost["device"])
+            passes = TableCell.number(cost["forwards"], below=f"{cost['backwards']:,}")
+            time = TableCell.number(cost["minutes"], duration(60 * cost["minutes"]), below=cost["device"])
+            spent = [cost["steps"], passes, time]
         table.add(label, *(_figure(row["figures"].get(key), mark=" !") for key in shown), *spent, rule=True)
         codes = sorted({code for figure in row["figures"].values() for code in figure.get("findings") or ()})
         bad = [f"{name} {state}: {row['reason']}"] if row["reason"] else []

@@ -49,7 +49,7 @@ def best_table(key: str, caption: str, heading: str, best: JsonObject) -> Table:
     table = Table(key, caption, (heading, "at step", "clean", "robust"))
     for name, found in best.items():
         clean, robust = (TableCell.share(found[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
-        table.add(TableCell(name), TableCell.number(found["step"]), clean, robust)
+        table.add(name, found["step"], clean, robust)
     return table
 
 

@@ -2,8 +2,7 @@
 
     loss_and_rate("run-1", [10, 20], [2.3, 2.1], [0.1, 0.05]).svg
 
-Those of the analyses are in `figures_analyses`, those of several runs in `figures_studies`. matplotlib is imported when
-the first is drawn.
+matplotlib is imported when the first is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from toughen.report.blocks import Figure
 from toughen.report.counts import ClassRow, common_confusions
 from toughen.report.csv import csv_text
 from toughen.report.formatting import label, percent
-from toughen.report.page.svg import BLUE, INK, SKY, VERMILLION, cleaned, drawing, legend, picture, series
+from toughen.report.page.figures import svg
 
 Points = Sequence[tuple[float, float]]
 
@@ -26,79 +25,65 @@ def loss_and_rate(
     """Training loss, accuracies on the training batches, and the learning rate over the optimiser steps."""
     title = "Loss, accuracy on training batches and learning rate"
     panels = 3 if batch else 2
-    with drawing((5.2, 1.45 * panels), panels=panels, sharex=True) as (figure, axes):
-        axes[0].plot(steps, losses, color=BLUE)
+    with svg.drawing((5.2, 1.45 * panels), panels=panels, sharex=True) as (figure, axes):
+        axes[0].plot(steps, losses, color=svg.BLUE)
         axes[0].set_ylabel("loss")
         for number, (name, points) in enumerate(batch.items()):
-            axes[1].plot(*_columns(points), label=label(name), **{**series(number), "marker": None})
+            axes[1].plot(*_columns(points), label=label(name), **{**svg.series(number), "marker": None})
         if batch:
             axes[1].set_ylabel("accuracy, %")
             axes[1].legend()
-        axes[-1].plot(steps, rates, color=VERMILLION)
+        axes[-1].plot(steps, rates, color=svg.VERMILLION)
         axes[-1].set_ylabel("learning rate")
         axes[-1].set_xlabel("optimiser step")
         alt = f"The loss goes from {losses[0]:.3g} at step {steps[0]:g} to {losses[-1]:.3g} at step {steps[-1]:g}."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    table = csv_text(
-        ("step", "loss", "learning rate", *batch),
-        (
+        rows = (
             (step, loss, rate, *(dict(points).get(step, "") for points in batch.values()))
             for step, loss, rate in zip(steps, losses, rates, strict=True)
-        ),
-    )
-    return Figure(key, title, alt, table, svg=svg)
+        )
+        return svg.line_figure(figure, key, title, alt, ("step", "loss", "learning rate", *batch), rows)
 
 
 def validation(key: str, steps: Sequence[int], found: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
     """Clean and robust validation accuracy of the weights and of each average, over the optimiser steps."""
     title = "Validation accuracy of the weights and their averages"
     names = list(dict.fromkeys(name for one in found for name in one))
-    with drawing((5.2, 2.6)) as (figure, axes):
+    with svg.drawing((5.2, 2.6)) as (figure, axes):
         for number, name in enumerate(names):
-            style = series(number)
+            style = svg.series(number)
             for kind, dashes in (("clean_accuracy", "--"), ("robust_accuracy", "-")):
                 points = [(step, 100 * one[name][kind]) for step, one in zip(steps, found, strict=True) if name in one]
                 text = f"{label(name)}, {kind.removesuffix('_accuracy')}"
                 axes.plot(*_columns(points), label=text, **{**style, "linestyle": dashes})
-        axes.set_ylim(-2, 102)
-        axes.set_yticks(range(0, 101, 20))
+        svg.percent_axis(axes)
         axes.set_xlabel("optimiser step")
-        axes.set_ylabel("accuracy, %")
-        legend(axes)
+        svg.legend(axes)
         ends = ", ".join(
             f"{name} {percent(one['clean_accuracy'])} clean and {percent(one['robust_accuracy'])} robust"
             for name, one in found[-1].items()
         )
         alt = f"At step {steps[-1]}: {ends}. Clean accuracies are dashed, robust ones solid."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    rows = (
-        (step, name, one[name]["clean_accuracy"], one[name]["robust_accuracy"])
-        for step, one in zip(steps, found, strict=True)
-        for name in one
-    )
-    return Figure(key, title, alt, csv_text(("step", "weights", "clean", "robust"), rows), svg=svg)
+        rows = (
+            (step, name, accuracies["clean_accuracy"], accuracies["robust_accuracy"])
+            for step, one in zip(steps, found, strict=True)
+            for name, accuracies in one.items()
+        )
+        return svg.line_figure(figure, key, title, alt, ("step", "weights", "clean", "robust"), rows)
 
 
 def waterfall(key: str, n: int, left: Sequence[tuple[str, int]]) -> Figure:
-    """What each attack of the cascade took: how many of n examples stand after it, the clean images first."""
+    """What each attack of the cascade took: how many of n examples are not yet broken after it, clean images first."""
     title = "What each attack took"
     names = [label(name) for name, _ in left]
-    with drawing((5.2, 0.8 + 0.34 * len(left))) as (figure, axes):
+    with svg.drawing((5.2, 0.8 + 0.34 * len(left))) as (figure, axes):
         before = n
-        for place, (_, standing) in enumerate(left):
-            axes.barh(place, 100 * standing / n, color=SKY if place == 0 else BLUE, height=0.7)
-            lost = 100 * (before - standing) / n
-            axes.barh(
-                place, lost, left=100 * standing / n, color="none", edgecolor=VERMILLION, hatch="////", height=0.7
-            )
-            axes.text(
-                100 * before / n + 1,
-                place,
-                f"{100 * standing / n:.1f}{f' (-{lost:.1f})' if lost else ''}",
-                va="center",
-                fontsize=8.5,
-            )
-            before = standing
+        for place, (_, count) in enumerate(left):
+            share, lost = 100 * count / n, 100 * (before - count) / n
+            axes.barh(place, share, color=svg.SKY if place == 0 else svg.BLUE, height=0.7)
+            axes.barh(place, lost, left=share, color="none", edgecolor=svg.VERMILLION, hatch="////", height=0.7)
+            text = f"{share:.1f}{f' (-{lost:.1f})' if lost else ''}"
+            axes.text(100 * before / n + 1, place, text, va="center", fontsize=8.5)
+            before = count
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlim(0, 118)
@@ -106,17 +91,16 @@ def waterfall(key: str, n: int, left: Sequence[tuple[str, int]]) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("accuracy left, % (hatched: what the attack took)")
         alt = f"Of {n} images " + ", ".join(f"{percent(k / n)} stand after {name}" for name, k in left) + "."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    return Figure(key, title, alt, csv_text(("attack", "standing", "of"), ((a, k, n) for a, k in left)), svg=svg)
+        return svg.line_figure(figure, key, title, alt, ("attack", "standing", "of"), ((a, k, n) for a, k in left))
 
 
 def per_class(key: str, names: Sequence[str], rows: Sequence[ClassRow]) -> Figure:
     """Clean and robust accuracy by class, with 95 % intervals."""
     title = "Accuracy by class"
     places = np.arange(len(rows))
-    with drawing((5.2, 0.9 + 0.3 * len(rows))) as (figure, axes):
-        for offset, colour, name, mark in ((-0.17, SKY, "clean", "o"), (0.17, BLUE, "robust", "s")):
-            hits = [row.clean if name == "clean" else row.robust for row in rows]
+    with svg.drawing((5.2, 0.9 + 0.3 * len(rows))) as (figure, axes):
+        for offset, colour, name, mark in ((-0.17, svg.SKY, "clean", "o"), (0.17, svg.BLUE, "robust", "s")):
+            hits = [getattr(row, name) for row in rows]
             shares = np.array([100 * k / row.n for k, row in zip(hits, rows, strict=True)])
             bounds = np.array([interval(k, row.n) for k, row in zip(hits, rows, strict=True)]).T * 100
             reach = np.abs(np.stack([shares - bounds[0], bounds[1] - shares]))
@@ -126,18 +110,12 @@ def per_class(key: str, names: Sequence[str], rows: Sequence[ClassRow]) -> Figur
         axes.set_xlim(-2, 102)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("accuracy, % (bars: 95 % intervals)")
-        legend(axes, "upper")
+        svg.legend(axes, "upper")
         order = sorted(range(len(rows)), key=lambda at: rows[at].robust / rows[at].n)
         (low, least), (high, most) = ((names[at], rows[at].robust / rows[at].n) for at in (order[0], order[-1]))
         alt = f"Least robust: {low} with {percent(least)}. Most robust: {high} with {percent(most)}."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    return Figure(
-        key,
-        title,
-        alt,
-        csv_text(("class", "n", "clean", "robust"), ((name, *row) for name, row in zip(names, rows, strict=True))),
-        svg=svg,
-    )
+        lines = ((name, *row) for name, row in zip(names, rows, strict=True))
+        return svg.line_figure(figure, key, title, alt, ("class", "n", "clean", "robust"), lines)
 
 
 def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
@@ -147,7 +125,7 @@ def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = size <= 20
     side = min(6.0, 1.6 + 0.38 * size) if few else 6.0
-    with drawing((side, side)) as (figure, axes):
+    with svg.drawing((side, side)) as (figure, axes):
         axes.grid(visible=False)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         if few:
@@ -159,7 +137,7 @@ def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
                 axes.text(column, row, text, ha="center", va="center", color=tone, fontsize=8)
         axes.set_xlabel("predicted in the worst case")
         axes.set_ylabel("true")
-        png = picture(figure)
+        png = svg.picture(figure)
     common = ", ".join(f"{names[a]} to {names[b]} {k}" for a, b, k in common_confusions(counts, 3)) or "none"
     alt = f"Of {int(counts.sum())} images {int(np.trace(counts))} stay in their class. Commonest ways out: {common}."
     rows = ((names[a], names[b], int(counts[a, b])) for a, b in zip(*np.nonzero(counts), strict=True))
@@ -173,33 +151,30 @@ def corruptions(
     """Accuracy (K, S) under common corruptions over their severity, by family, each corruption a thin line."""
     title = "Accuracy under corruptions by severity"
     families = [_family(name) for name in names]
-    with drawing((5.2, 2.6)) as (figure, axes):
+    with svg.drawing((5.2, 2.6)) as (figure, axes):
         for number, family in enumerate(dict.fromkeys(families)):
             some = 100 * accuracy[[at for at, other in enumerate(families) if other == family]]
-            style = series(number)
+            style = svg.series(number)
             for line in some:
                 axes.plot(severities, line, color=style["color"], linewidth=0.5, alpha=0.5)
             axes.plot(severities, some.mean(0), label=label(family), **style)
-        axes.axhline(100 * clean, color=INK, linewidth=0.9, linestyle=":", label="no corruption")
-        axes.set_ylim(-2, 102)
-        axes.set_yticks(range(0, 101, 20))
+        axes.axhline(100 * clean, color=svg.INK, linewidth=0.9, linestyle=":", label="no corruption")
+        svg.percent_axis(axes)
         axes.set_xticks(list(severities))
         axes.set_xlabel("severity (thin: single corruptions; thick: mean of a family)")
-        axes.set_ylabel("accuracy, %")
-        legend(axes)
+        svg.legend(axes)
         means = accuracy.mean(1)
         worst, best = int(means.argmin()), int(means.argmax())
         alt = (
             f"Hardest: {names[worst]} with {percent(float(means[worst]))} over all severities; easiest: {names[best]} "
             f"with {percent(float(means[best]))}; without corruption {percent(clean)}."
         )
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    rows = (
-        (name, severity, float(accuracy[at, level]))
-        for at, name in enumerate(names)
-        for level, severity in enumerate(severities)
-    )
-    return Figure(key, title, alt, csv_text(("corruption", "severity", "accuracy"), rows), svg=svg)
+        rows = (
+            (name, severity, float(share))
+            for name, shares in zip(names, accuracy, strict=True)
+            for severity, share in zip(severities, shares, strict=True)
+        )
+        return svg.line_figure(figure, key, title, alt, ("corruption", "severity", "accuracy"), rows)
 
 
 FAMILIES = {
@@ -218,23 +193,20 @@ def overfitting(key: str, checks: Sequence[tuple[int, float, float, bool]]) -> F
     """Accuracy on training images under one step and under PGD-10: (step, one step, PGD, whether an alarm)."""
     title = "Monitor of catastrophic overfitting"
     steps = [check[0] for check in checks]
-    with drawing((5.2, 2.5)) as (figure, axes):
-        axes.plot(steps, [100 * check[1] for check in checks], label="one step (FGSM)", **series(0))
-        axes.plot(steps, [100 * check[2] for check in checks], label="PGD-10", **series(1))
+    with svg.drawing((5.2, 2.5)) as (figure, axes):
+        axes.plot(steps, [100 * check[1] for check in checks], label="one step (FGSM)", **svg.series(0))
+        axes.plot(steps, [100 * check[2] for check in checks], label="PGD-10", **svg.series(1))
         alarms = [check for check in checks if check[3]]
         if alarms:
             places = [check[0] for check in alarms], [100 * check[2] for check in alarms]
-            axes.scatter(*places, s=150, facecolors="none", edgecolors=INK, linewidths=1.6, label="alarm", zorder=5)
-        axes.set_ylim(-2, 102)
-        axes.set_yticks(range(0, 101, 20))
+            axes.scatter(*places, s=150, facecolors="none", edgecolors=svg.INK, linewidths=1.6, label="alarm", zorder=5)
+        svg.percent_axis(axes, "training accuracy")
         axes.set_xlabel("optimiser step")
-        axes.set_ylabel("training accuracy, %")
-        legend(axes, "upper")
+        svg.legend(axes, "upper")
         last = checks[-1]
         said = f"alarms at steps {', '.join(str(check[0]) for check in alarms)}" if alarms else "no alarm"
         alt = f"At step {last[0]}: {percent(last[1])} under one step, {percent(last[2])} under PGD-10; {said}."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    return Figure(key, title, alt, csv_text(("step", "one step", "PGD-10", "alarm"), checks), svg=svg)
+        return svg.line_figure(figure, key, title, alt, ("step", "one step", "PGD-10", "alarm"), checks)
 
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:

@@ -11,11 +11,13 @@ Colours are those of Okabe and Ito (2008), which people with any colour vision t
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from toughen.report.blocks import Figure
+from toughen.report.csv import csv_text
 from toughen.report.formatting import printable
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def drawing(size: tuple[float, float], panels: int = 1, **given: Any) -> "Iterat
     """A figure of `size` inches with its axes, several one below the other, in this page's style and no other."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     # Not through pyplot: it keeps figures and looks for a screen. Not the user's own style: equal runs, equal bytes.
     with mpl.rc_context(), warnings.catch_warnings():
@@ -77,7 +79,7 @@ def drawing(size: tuple[float, float], panels: int = 1, **given: Any) -> "Iterat
         warnings.simplefilter("ignore")
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Drawing(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(panels, 1, **given)
         yield figure, axes
@@ -161,6 +163,20 @@ def _clean(element: ElementTree.Element, names: dict[str, str]) -> None:
         if name in ("fill", "stroke") and value.lower() == INK:
             value = "currentColor"
         element.set(name, value)
+
+
+def line_figure(
+    figure: "Drawing", key: str, title: str, alt: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]
+) -> Figure:
+    """A block of a drawing in lines, with its data."""
+    return Figure(key, title, alt, csv_text(columns, rows), svg=cleaned(figure, key=key, title=title, alt=alt))
+
+
+def percent_axis(axes: "Axes", what: str = "accuracy") -> None:
+    """Let the upright axis go from 0 to 100 %."""
+    axes.set_ylim(-2, 102)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel(f"{what}, %")
 
 
 def picture(figure: "Drawing") -> bytes:

@@ -3,13 +3,12 @@
 trade_off("study-1-trade-off", [Point("Free m = 8", clean=0.86, robust=0.46, low=0.44, high=0.48)])
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from toughen.report.blocks import Figure
-from toughen.report.csv import csv_text
 from toughen.report.formatting import label, percent
-from toughen.report.page.svg import INK, cleaned, drawing, legend, plain_ticks, series
+from toughen.report.page.figures import svg
 
 
 class Point(NamedTuple):
@@ -37,40 +36,37 @@ def trade_off(key: str, points: Sequence[Point]) -> Figure:
     """Clean against robust accuracy with 95 % intervals, and the Pareto front of what can be believed."""
     title = "Clean against robust accuracy"
     front = pareto(points)
-    with drawing((5.2, 3.2)) as (figure, axes):
+    with svg.drawing((5.2, 3.2)) as (figure, axes):
         _marks(axes, [(100 * point.clean, point) for point in points])
         axes.plot(
-            [100 * p.clean for p in front], [100 * p.robust for p in front], color=INK, linewidth=1, linestyle="--"
+            [100 * p.clean for p in front], [100 * p.robust for p in front], color=svg.INK, linewidth=1, linestyle="--"
         )
         axes.set_xlabel("clean accuracy, % (dashed: Pareto front)")
         axes.set_ylabel("robust accuracy, %")
-        alt = "On the Pareto front: " + "; ".join(
-            f"{point.name} with {percent(point.clean)} clean and {percent(point.robust)} robust" for point in front
-        )
-        svg = cleaned(figure, key=key, title=title, alt=f"{alt}.")
-    return Figure(key, title, f"{alt}.", _csv(points), svg=svg)
+        ends = (f"{point.name} with {percent(point.clean)} clean and {percent(point.robust)} robust" for point in front)
+        alt = f"On the Pareto front: {'; '.join(ends)}."
+        return svg.line_figure(figure, key, title, alt, Point._fields, _rows(points))
 
 
 def against_cost(key: str, points: Sequence[Point], unit: str) -> Figure:
     """Robust accuracy with 95 % intervals against what training cost, on a logarithmic scale."""
     title = "Robustness against cost"
-    with drawing((5.2, 3.0)) as (figure, axes):
+    with svg.drawing((5.2, 3.0)) as (figure, axes):
         known = [(point.cost, point) for point in points if point.cost]
         _marks(axes, known)
         axes.set_xscale("log")
-        plain_ticks(axes)
+        svg.plain_ticks(axes)
         axes.set_xlabel(f"cost of training, {unit}")
         axes.set_ylabel("robust accuracy, %")
         best = max((point for _, point in known), key=lambda point: point.robust)
         alt = f"The most robust, {best.name} with {percent(best.robust)}, cost {best.cost:,.0f} {unit}."
-        svg = cleaned(figure, key=key, title=title, alt=alt)
-    return Figure(key, title, alt, _csv(points), svg=svg)
+        return svg.line_figure(figure, key, title, alt, Point._fields, _rows(points))
 
 
 def _marks(axes, points: Sequence[tuple[float, Point]]) -> None:
     few = len(points) <= 12
     for number, (x, point) in enumerate(points):
-        style = {**series(number if few else 0), "linestyle": "none"}
+        style = {**svg.series(number if few else 0), "linestyle": "none"}
         y = 100 * point.robust
         if point.low is not None and point.high is not None:
             reach = [[max(0.0, y - 100 * point.low)], [max(0.0, 100 * point.high - y)]]
@@ -79,9 +75,8 @@ def _marks(axes, points: Sequence[tuple[float, Point]]) -> None:
         text = label(point.name) + (" (unreliable)" if point.unreliable else "")
         axes.plot([x], [y], label=text if few else None, **{"markersize": 6, **style, **faces})
     if few:
-        legend(axes)
+        svg.legend(axes)
 
 
-def _csv(points: Sequence[Point]) -> str:
-    names = ("name", "clean", "robust", "low", "high", "cost", "unreliable")
-    return csv_text(names, (["" if value is None else value for value in point] for point in points))
+def _rows(points: Sequence[Point]) -> Iterator[list[Any]]:
+    return (["" if value is None else value for value in point] for point in points)

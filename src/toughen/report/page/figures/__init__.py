@@ -1,0 +1,1 @@
+"""The drawings of a page: pure functions from numbers to a figure with its text and its data."""
