@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from toughen import progress
-from toughen.progress import Display, Lines, Live, counting, figures, terminal, validation_figures
+from toughen.progress import (
+    Display,
+    LiveDisplay,
+    PlainDisplay,
+    batch_text,
+    counting,
+    open_display,
+    validation_text,
+)
 
 FOUND = {
     "weights": {"clean_accuracy": 0.9, "robust_accuracy": 0.456},
@@ -22,14 +30,14 @@ def console(live: bool = False) -> tuple[Console, StringIO]:
 
 
 def test_figures_as_text():
-    assert figures(RECORD) == "loss 2.100, robust 12.5% (batch), clean 100.0% (batch)"
-    assert figures({"loss": 1}) == "loss 1.000"
-    assert validation_figures(FOUND) == "weights: clean 90.0%, robust 45.6%; average-0.9: clean 100.0%, robust 0.0%"
+    assert batch_text(RECORD) == "loss 2.100, robust 12.5% (batch), clean 100.0% (batch)"
+    assert batch_text({"loss": 1}) == "loss 1.000"
+    assert validation_text(FOUND) == "weights: clean 90.0%, robust 45.6%; average-0.9: clean 100.0%, robust 0.0%"
 
 
 def test_the_display_fits_where_the_output_goes():
-    assert isinstance(terminal(console()[0]), Lines)
-    assert isinstance(terminal(console(live=True)[0]), Live)
+    assert isinstance(open_display(console()[0]), PlainDisplay)
+    assert isinstance(open_display(console(live=True)[0]), LiveDisplay)
 
 
 def test_the_silent_display_is_silent(capsys: pytest.CaptureFixture[str]):
@@ -45,7 +53,7 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch):
     now = iter([0.0, 100.0, 105.0, 120.0, 121.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     to, file = console()
-    with Lines(to) as lines:
+    with PlainDisplay(to) as lines:
         lines.start("mine: free", 40, 100)
         lines.progress({**RECORD, "step": 50}, 1.0)  # 5 s after the last line: too soon
         lines.progress({**RECORD, "step": 60}, 1234.4)
@@ -54,8 +62,8 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch):
     shown = file.getvalue().splitlines()
     assert shown[0] == "mine: free; going on at step 40"
     # 20 steps in 20 s, so 40 s for the 40 that are left.
-    assert shown[1] == f"step 60/100: {figures(RECORD)}, 1234 images/s, 40 s left"
-    assert shown[2] == f"step 60/100: validation {validation_figures(FOUND)}"
+    assert shown[1] == f"step 60/100: {batch_text(RECORD)}, 1234 images/s, 40 s left"
+    assert shown[2] == f"step 60/100: validation {validation_text(FOUND)}"
     assert shown[3].startswith("step 100/100: ")
     assert shown[3].endswith(" 0 s left")
     assert len(shown) == 4
@@ -65,7 +73,7 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("live", [False, True])
 def test_a_run_named_in_markup_is_shown_as_it_is(live: bool):
     to, file = console(live)
-    with terminal(to) as shown:
+    with open_display(to) as shown:
         shown.start("[red]name[/red] [/b] :smile:", 0, 10)
         shown.note("[bold]note")
         shown.progress({"step": 3, "loss": 1.0, "[/b]_batch_accuracy": 0.5}, 1.0)
@@ -94,14 +102,14 @@ def after_escapes(text: str) -> list[str]:
 
 def test_the_live_line_is_gone_at_the_end_and_validations_stay():
     to, file = console(live=True)
-    with Live(to) as live:
+    with LiveDisplay(to) as live:
         live.start("mine: free", 0, 100)
         live.progress(RECORD, 10.0)
         live.validated(50, FOUND)
         live.progress({**RECORD, "step": 100}, 10.0)
     text = file.getvalue()
     assert "50/100" in text
-    assert after_escapes(text) == ["mine: free", f"step 50/100: validation {validation_figures(FOUND)}"]
+    assert after_escapes(text) == ["mine: free", f"step 50/100: validation {validation_text(FOUND)}"]
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0  # the cursor is shown again
 
 
@@ -109,7 +117,7 @@ def test_the_live_line_is_gone_after_a_failure_too():
     to, file = console(live=True)
 
     def run():
-        with Live(to) as live:
+        with LiveDisplay(to) as live:
             live.start("mine: free", 0, 100)
             live.progress(RECORD, 10.0)
             raise RuntimeError

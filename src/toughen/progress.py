@@ -1,6 +1,6 @@
 """Where a run shows its progress: nowhere, as plain lines, or as one live line in a terminal.
 
-with terminal() as display:
+with open_display() as display:
     display.progress({"step": 50, "loss": 2.1}, images_per_second=5000.0)
 """
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Display:
-    """Shows nothing; what a run says to its display."""
+    """What a run tells its display; this one shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +36,7 @@ class Display:
         """Clean and robust validation accuracy of each candidate."""
 
 
-def figures(record: dict[str, Any]) -> str:
+def batch_text(record: dict[str, Any]) -> str:
     """Loss and accuracies of a line of the log, short."""
     batch = [
         f"{key.removesuffix('_batch_accuracy')} {value:.1%} (batch)"
@@ -46,7 +46,7 @@ def figures(record: dict[str, Any]) -> str:
     return ", ".join([f"loss {record['loss']:.3f}", *batch])
 
 
-def validation_figures(accuracies: dict[str, dict[str, float]]) -> str:
+def validation_text(accuracies: dict[str, dict[str, float]]) -> str:
     """Validation accuracies of each candidate, short."""
     return "; ".join(
         f"{name}: clean {found['clean_accuracy']:.1%}, robust {found['robust_accuracy']:.1%}"
@@ -54,7 +54,7 @@ def validation_figures(accuracies: dict[str, dict[str, float]]) -> str:
     )
 
 
-class Lines(Display):
+class PlainDisplay(Display):
     """Plain lines, one at most every `seconds`, for logs and pipes."""
 
     def __init__(self, console: Console, seconds: float = 10.0):
@@ -79,18 +79,20 @@ class Lines(Display):
             return
         self._last = now
         left = (now - self._started) / max(1, step - self._first) * (self._total - step)
-        self.note(f"step {step}/{self._total}: {figures(record)}, {images_per_second:.0f} images/s, {left:.0f} s left")
+        self.note(
+            f"step {step}/{self._total}: {batch_text(record)}, {images_per_second:.0f} images/s, {left:.0f} s left"
+        )
 
     def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
         """One line."""
-        self.note(f"step {step}/{self._total}: validation {validation_figures(accuracies)}")
+        self.note(f"step {step}/{self._total}: validation {validation_text(accuracies)}")
 
 
-class Live(Display):
+class LiveDisplay(Display):
     """One line that changes in place, and a line that stays for each validation."""
 
     def __init__(self, console: Console):
-        self._lines = Lines(console)
+        self._lines = PlainDisplay(console)
         self._bar = Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(bar_width=24),
@@ -121,7 +123,7 @@ class Live(Display):
     def progress(self, record: dict[str, Any], images_per_second: float) -> None:
         """Change the live line."""
         assert self._task is not None
-        text = escape(f"{figures(record)}, {images_per_second:.0f} images/s")
+        text = escape(f"{batch_text(record)}, {images_per_second:.0f} images/s")
         self._bar.update(self._task, completed=record["step"], description=text)
 
     def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
@@ -129,32 +131,29 @@ class Live(Display):
         self._lines.validated(step, accuracies)
 
 
-def terminal(console: Console | None = None) -> Display:
+def open_display(console: Console | None = None) -> Display:
     """The display that fits where the output goes."""
     console = console or Console()
-    return Live(console) if console.is_terminal else Lines(console)
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+EvaluationStatus = tuple[str, int, int, float, float | None]
+"""Of an evaluation: the attack, examples done and attempted, accuracy so far, and seconds left at most if known."""
 
 
 @contextmanager
-def watching(console: Console) -> Iterator[Callable[[tuple[str, int, int, float, float | None]], None]]:
+def watching(console: Console) -> Iterator[Callable[[EvaluationStatus], None]]:
     """Shows the status of an evaluation: one live line in a terminal, else a line at most every half minute."""
     if not console.is_terminal:
-        last = time.monotonic()
-
-        def line(status: tuple[str, int, int, float, float | None]) -> None:
-            nonlocal last
-            if time.monotonic() - last >= 30:
-                last = time.monotonic()
-                console.print(_status(status), markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-        yield line
+        line = _line_printer(console)
+        yield lambda status: line(_status_text(status), False)
         return
     with Progress(TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("starting")
-        yield lambda status: bar.update(task, description=escape(_status(status)))
+        yield lambda status: bar.update(task, description=escape(_status_text(status)))
 
 
-def _status(status: tuple[str, int, int, float, float | None]) -> str:
+def _status_text(status: EvaluationStatus) -> str:
     attack, done, attempted, accuracy, seconds_left = status
     left = "" if seconds_left is None else f", at most {duration(seconds_left)} left"
     return f"{attack}: {attempted - done} of {attempted} examples to go, accuracy {accuracy:.1%} so far{left}"
@@ -163,27 +162,33 @@ def _status(status: tuple[str, int, int, float, float | None]) -> str:
 @contextmanager
 def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Shows how far a piece of work is: a bar in a terminal, else a line at most every half minute, and at the end."""
-    if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True) as bar:
-            tasks: dict[str, TaskID] = {}
-
-            def move(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
-                bar.update(tasks[what], completed=done)
-
-            yield move
+    if not console.is_terminal:
+        line = _line_printer(console)
+        yield lambda what, done, total: line(f"{what} {done} of {total} images", done == total)
         return
-    last = time.monotonic()
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
 
-    def line(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= 30:
-            last = time.monotonic()
-            console.print(f"{what} {done} of {total} images", markup=False, highlight=False, emoji=False)
+        def move(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
 
-    yield line
+        yield move
+
+
+def _line_printer(console: Console, seconds: float = 30.0) -> Callable[[str, bool], None]:
+    """Prints a line at most every so many seconds, or at once if it is the last."""
+    before = time.monotonic()
+
+    def line(text: str, last: bool) -> None:
+        nonlocal before
+        if last or time.monotonic() - before >= seconds:
+            before = time.monotonic()
+            console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    return line
 
 
 def duration(seconds: float) -> str:

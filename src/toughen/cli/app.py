@@ -62,7 +62,7 @@ def train(
     with plain_errors():
         from toughen import recipes, report
         from toughen.parallel.ranks import is_first
-        from toughen.progress import terminal
+        from toughen.progress import open_display
         from toughen.training import train as run
 
         loaded = recipes.load(recipe, changes or ())
@@ -73,7 +73,7 @@ def train(
         if is_first():
             print(report.predicted_cost(loaded).replace("# ", ""), flush=True)
         with show_warnings_briefly():
-            summary = run(loaded, folder, display=terminal(console()))
+            summary = run(loaded, folder, display=open_display(console()))
         if is_first():
             console().print(report.render(report.describe_training(summary)))
             print(f"run folder: {folder}\nnext: {Command('evaluate', folder, suite='pgd-20')}")

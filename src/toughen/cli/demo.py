@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from toughen import recipes, report
-from toughen.progress import terminal
+from toughen.progress import open_display
 from toughen.training import train
 from toughen.workflows import evaluate
 
@@ -38,7 +38,7 @@ def demo(out: Path, console: Console) -> list[tuple[str, dict[str, Any], dict[st
             if time.monotonic() - started + expected > BUDGET_SECONDS:
                 show(f"{name} is left out: about {expected:.0f} s here; toughen train {name} runs it")
                 continue
-        summary = train(recipe, out / name, display=terminal(console))
+        summary = train(recipe, out / name, display=open_display(console))
         found, _ = evaluate(out / name, SUITE)
         rows.append((name, summary, found.summary()))
     threat = rows[0][1]["threat"]

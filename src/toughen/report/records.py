@@ -5,7 +5,7 @@
     run.analyses["eps-sweep"]["radii"]
 
 Accuracies are never taken from a result's text: they are computed from the tables of outcomes beside it. What cannot be
-read is left out and said in `problems`, by its path in the folder, so that a page can be made of a run at any time.
+read is left out and named in `problems`, by its path in the folder, so that a page can be made of a run at any time.
 """
 
 import os
@@ -51,7 +51,7 @@ ANALYSES: dict[str, dict[str, tuple[str, str]]] = {
         "prediction": ("i", "VN"),
     },
 }
-"""Kind and dimensions of the arrays that a report draws; a letter stands for one size throughout a file."""
+"""Kind and dimensions of the arrays that a report draws; a letter is one size throughout a file."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StoredCorruptions:
     def mean(self, count: int) -> tuple[float, tuple[float, float]] | None:
         """Mean accuracy over the first 15 or all 19, with its interval over the draw of images; None if not measured.
 
-        The same images stand behind every cell, so the predictions are worth fewer independent ones: as many as have
+        Every cell is of the same images, so the predictions are worth fewer independent ones: as many as have
         the variance that the mean over images of each image's own share has (as `CorruptionResult.mean_interval`).
         """
         if len(self.severities) < 5 or len(self.names) < count:
@@ -228,7 +228,7 @@ def _yaml(path: Path) -> JsonObject:
 
     try:
         text = files.read_limited(path).decode()
-        # A few lines of aliases stand for a text without end.
+        # A few lines of aliases may unfold into a text without end.
         depth = 0
         for token in yaml.scan(text):
             depth += type(token).__name__.endswith("StartToken") - type(token).__name__.endswith("EndToken")

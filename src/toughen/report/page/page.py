@@ -42,7 +42,7 @@ def build_entries(runs: Sequence[Path] = (), studies: Sequence[tuple[Path, JsonO
 
     Args:
         runs: run folders.
-        studies: folders of studies, each with what `toughen.studies.results.collect` says of it.
+        studies: folders of studies, each with what `toughen.studies.results.collect` returns.
 
     Raises:
         ValueError: a folder is no run folder, or nothing was given.

@@ -59,7 +59,7 @@ def build_comparison_entry(runs: Sequence[tuple[RunRecord, str]]) -> PageEntry:
 
 
 def build_study_entry(found: JsonObject, anchor: str, targets: Mapping[str, str]) -> PageEntry:
-    """A study's table beside the published numbers, and both drawings.
+    """A study's table with the published numbers, and both drawings.
 
     Args:
         found: what `toughen.studies.results.collect` returns.
@@ -79,10 +79,10 @@ def build_study_entry(found: JsonObject, anchor: str, targets: Mapping[str, str]
 
 
 def _points(found: JsonObject, shown: Sequence[str]) -> tuple[str, list[Point]]:
-    """The column that stands for robustness, and each row that has it and clean accuracy: the one that took the most.
+    """The column whose robust accuracy is drawn, and a point for each row that has it and a clean accuracy.
 
-    A column of one row draws nothing, and one that hardly differs between rows tells them apart no more than the attack
-    without bounds behind it; such a column stands only where there is no other.
+    It is the one with the lowest mean. A column of one row draws nothing, and one that hardly differs between rows, as
+    under an attack without bounds, does not tell them apart; such a column is taken only where there is no other.
     """
     columns = {key: points for key in shown if (points := _pairs(found, key))}
     columns = {key: points for key, points in columns.items() if len(points) > 1} or columns
@@ -98,7 +98,7 @@ def _pairs(found: JsonObject, key: str) -> list[Point]:
         measured = {name: figure for name, figure in row["figures"].items() if figure["measured"] is not None}
         clean = next((figure for figure in measured.values() if figure["what"] == "clean"), None)
         robust = measured.get(key)
-        # Only what an attack in the ball stands behind.
+        # Only what was measured by an attack within the ball.
         if clean is None or robust is None or robust["what"] != "robust":
             continue
         low, high = (bound / 100 for bound in robust["interval"]) if robust["interval"] else (None, None)

@@ -67,7 +67,7 @@ def _verdict(audit: JsonObject | None) -> list[Paragraph]:
 
 
 def comparison_table(rows: Sequence[tuple[str, JsonObject, JsonObject]], caption: str) -> Table:
-    """Runs side by side: accuracy on the test split beside cost.
+    """Runs side by side: accuracy on the test split, and cost.
 
     Args:
         rows: for each run its name, its summary and its evaluation.

@@ -1,4 +1,4 @@
-"""A study: measured beside published, what it cost, and whether to believe it.
+"""A study: measured and published figures, cost, and whether to believe the measured ones.
 
 Example:
     console.print(render(describe_study(collect(StudyFolder(folder)))))
@@ -53,7 +53,7 @@ def study_table(key: str, found: JsonObject, targets: Mapping[str, str]) -> Tabl
 
 
 def describe_study(found: JsonObject) -> list[Block]:
-    """Rows by columns as narrow as a terminal needs them, then what is to be said of each row."""
+    """Rows by columns as narrow as a terminal needs them, then the alarms, findings and notes of each row."""
     shown = measured_columns(found)
     columns = ("row", *shown, "steps", "passes", "time")
     table = Table("study", f"{found['title']} · scale {found['scale']}", columns, data=study_csv(found))

@@ -1,4 +1,4 @@
-"""A table for the terminal that is never squeezed: what does not fit beside the rest goes on below it.
+"""A table for the terminal that is never squeezed: columns that do not fit go on below the others.
 
 Example:
     console.print(FittedTable(Table("runs", "Side by side", ("run", "clean"), [(TableCell("a"), TableCell("96.7"))])))
@@ -20,7 +20,7 @@ WRAPPED = 30
 """Columns wider than this are texts, which may be broken into lines."""
 
 FRAME = 3
-"""What a column takes beside its text: a space on either side and a line."""
+"""What a column takes besides its text: a space on either side and a line."""
 
 
 class FittedTable:

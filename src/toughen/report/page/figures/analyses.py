@@ -197,7 +197,7 @@ def radius_histogram(key: str, steps: Sequence[int], edges: Sequence[float], cou
     levels = np.asarray(edges) * 255
     with svg.drawing((5.2, 3.0)) as (figure, axes):
         axes.grid(visible=False)
-        # Each line of the log stands for the time up to the next one.
+        # A line of the log is drawn up to the next one.
         borders = np.append(steps, steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else 1))
         drawn = axes.pcolormesh(borders, levels, 100 * shares.T, cmap="cividis", vmin=0)
         figure.colorbar(drawn, ax=axes, label="% of the examples")

@@ -90,7 +90,7 @@ def cleaned(figure: "Drawing", *, key: str, title: str, alt: str) -> str:
 
     Args:
         figure: drawn within `drawing`.
-        key: begins every id, so that several drawings stand on one page; letters, digits and hyphens.
+        key: begins every id, so that one page may hold several drawings; letters, digits and hyphens.
         title: read aloud first.
         alt: what is to be seen.
     """
