@@ -1,7 +1,7 @@
 """The alarms that a run's training raised: catastrophic overfitting, as its monitor logged it. No torch.
 
 alarms = read_alarms(Path("runs/mine"))      # [{"code": "AT101", "step": 612, "alarm": "AT101 Catastrophic ...", ...}]
-overfitted(alarms)                           # "overfitted at step 612 (AT101)"
+overfitting_text(alarms)                           # "overfitted at step 612 (AT101)"
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,16 +29,16 @@ def read_alarms(path: Path) -> list[dict[str, Any]]:
     data = log.read_bytes()
     # Whole lines: another may be half written.
     whole = data[: data.rfind(b"\n") + 1].splitlines()
-    return logged_alarms(files.decode(line, log) for line in whole if b'"overfitting"' in line)
+    return collect_alarms(files.decode(line, log) for line in whole if b'"overfitting"' in line)
 
 
-def logged_alarms(metrics: Iterable[JsonObject]) -> list[dict[str, Any]]:
+def collect_alarms(metrics: Iterable[JsonObject]) -> list[dict[str, Any]]:
     """Those in the lines of a run's log, each as a run's summary has it."""
     checks = [(line["step"], line["overfitting"]) for line in metrics if "overfitting" in line]
     return [{"code": CODE, "step": step, **found} for step, found in checks if "alarm" in found]
 
 
-def overfitted(alarms: Sequence[JsonObject]) -> str:
+def overfitting_text(alarms: Sequence[JsonObject]) -> str:
     """All of them in a few words; empty for none."""
     if not alarms:
         return ""

@@ -19,11 +19,11 @@ from toughen.report.records import RunRecord
 def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
     """The sections, each with what there is or the line that says how to make it."""
     sections = [
-        Section("Over radii and steps", [*_sweep_radii(run, anchor), *_sweep_steps(run, anchor)]),
-        Section("Gradients and loss surfaces", [*_gradients(run, anchor), *_surfaces(run, anchor)]),
-        Section("Images", list(_images(run, anchor))),
+        Section("Over radii and steps", [*_describe_radius_sweep(run, anchor), *_describe_step_sweep(run, anchor)]),
+        Section("Gradients and loss surfaces", [*_describe_gradients(run, anchor), *_describe_surfaces(run, anchor)]),
+        Section("Images", list(_describe_images(run, anchor))),
     ]
-    radii = list(_radii(run, anchor))
+    radii = list(_describe_radii(run, anchor))
     return [*sections, Section("Radii of the training images", radii)] if radii else sections
 
 
@@ -31,7 +31,7 @@ def _missing(run: RunRecord, what: str, name: str) -> Paragraph:
     return Paragraph.missing(what, Command("analyse", run.name, only=name))
 
 
-def _sweep_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_radius_sweep(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = run.analyses.get("eps-sweep")
     if found is None:
         yield _missing(run, "sweep over radii", "eps-sweep")
@@ -56,7 +56,7 @@ def _sweep_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
             )
 
 
-def _sweep_steps(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_step_sweep(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = run.analyses.get("step-sweep")
     if found is None:
         yield _missing(run, "sweep over attack steps", "step-sweep")
@@ -76,7 +76,7 @@ def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: li
     return table
 
 
-def _gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = run.analyses.get("gradients")
     if found is None:
         yield _missing(run, "gradient magnitudes", "gradients")
@@ -93,23 +93,23 @@ def _gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
     yield table
 
 
-def _surfaces(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_surfaces(run: RunRecord, anchor: str) -> Iterator[Block]:
     found = {name: one for name, one in run.analyses.items() if name.startswith("surface")}
     if not found:
         yield _missing(run, "loss surface", "surface")
     for name, one in found.items():
         for at in range(min(2, len(one["index"]))):
-            key = f"{anchor}-{_plain(name)}" + (f"-{at}" if at else "")
+            key = f"{anchor}-{_identifier(name)}" + (f"-{at}" if at else "")
             number = int(one["index"][at])
             yield draw.surface(key, one["offsets"], one["loss"][at], str(one.get("directions", "")), number)
 
 
-def _images(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_images(run: RunRecord, anchor: str) -> Iterator[Block]:
     pictures = run.analyses.get("pictures")
     if pictures is None:
         yield _missing(run, "pictures of adversarial examples", "pictures")
     else:
-        yield _grid(run, f"{anchor}-pictures", pictures)
+        yield _draw_grid(run, f"{anchor}-pictures", pictures)
         yield Paragraph(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
     turned = run.analyses.get("turns-into")
     if turned is None:
@@ -125,10 +125,10 @@ def _images(run: RunRecord, anchor: str) -> Iterator[Block]:
     }
     ball = f"linf:{radius_text(float(turned.get('eps', 0)))}, {turned.get('steps')} steps of BIM"
     title = f"What images turn into within {ball}"
-    yield draw.grid(f"{anchor}-turns-into", title, _names(run, arrays), arrays, [ball], differences=False)
+    yield draw.grid(f"{anchor}-turns-into", title, _class_names(run, arrays), arrays, [ball], differences=False)
 
 
-def _radii(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
     logged = [record for record in run.metrics if "radius_mean" in record]
     if not logged:
         return
@@ -151,24 +151,24 @@ def _radii(run: RunRecord, anchor: str) -> Iterator[Block]:
         if found is None:
             yield _missing(run, f"pictures of the images with the {name.removeprefix('radii-')} radii", name)
         else:
-            yield _grid(run, f"{anchor}-{name}", found, radii=True)
+            yield _draw_grid(run, f"{anchor}-{name}", found, radii=True)
 
 
-def _grid(run: RunRecord, key: str, found: dict[str, Any], *, radii: bool = False) -> Figure:
+def _draw_grid(run: RunRecord, key: str, found: dict[str, Any], *, radii: bool = False) -> Figure:
     variants = [str(name) for name in found.get("variants", [])]
     variants += [f"variant {number}" for number in range(len(variants), len(found["prediction"]))]
     title = str(found.get("title") or "Images, attacked and the difference")
-    names = _names(run, found)
+    names = _class_names(run, found)
     return draw.grid(key, title, names, found, variants[: len(found["prediction"])], radii=radii)
 
 
-def _names(run: RunRecord, found: dict[str, Any]) -> dict[int, str]:
+def _class_names(run: RunRecord, found: dict[str, Any]) -> dict[int, str]:
     """Class names by number, from the file or else the run."""
     own = [str(name) for name in found.get("classes", [])]
     numbers = {int(n) for key in ("label", "clean_prediction", "prediction") for n in np.unique(found[key])}
     return {number: own[number] if 0 <= number < len(own) else run.class_name(number) for number in numbers}
 
 
-def _plain(name: str) -> str:
+def _identifier(name: str) -> str:
     """A file's name as part of an id: letters, digits and hyphens."""
     return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)

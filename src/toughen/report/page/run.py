@@ -11,7 +11,7 @@ import numpy as np
 from toughen.errors import Command
 from toughen.outcomes import interval
 from toughen.progress import duration
-from toughen.report.alarms import logged_alarms, overfitted
+from toughen.report.alarms import collect_alarms, overfitting_text
 from toughen.report.blocks import (
     Block,
     JsonObject,
@@ -29,7 +29,7 @@ from toughen.report.page.analyses import describe_analyses
 from toughen.report.page.figures import run as draw
 from toughen.report.records import RunRecord, StoredCorruptions, StoredEvaluation
 from toughen.report.tables.corruptions import corruption_table
-from toughen.report.tables.evaluation import attack_table, finding_text
+from toughen.report.tables.evaluation import EVALUATION_COLUMNS, attack_table, evaluation_cells, finding_text
 from toughen.report.tables.training import best_table
 
 SQUARE = 2000
@@ -41,7 +41,7 @@ MANY = 40
 
 def build_run_entry(run: RunRecord, anchor: str, *, brief: bool = False) -> PageEntry:
     """Every section of a run; or, `brief`, its result alone and how to see the rest."""
-    result = Section("Result", list(_headline(run, anchor)))
+    result = Section("Result", list(_describe_result(run, anchor)))
     if brief:
         page = Command("report", run.name, out="PAGE.html")
         result.blocks.append(Paragraph("There is more on a page of this run's own.", "missing", str(page)))
@@ -50,11 +50,11 @@ def build_run_entry(run: RunRecord, anchor: str, *, brief: bool = False) -> Page
         if brief
         else [
             result,
-            Section("Training", list(_training(run, anchor))),
-            Section("Attacks", list(_attacks(run, anchor))),
-            Section("Corruptions", list(_corruptions(run, anchor))),
+            Section("Training", list(_describe_training(run, anchor))),
+            Section("Attacks", list(_describe_attacks(run, anchor))),
+            Section("Corruptions", list(_describe_corruptions(run, anchor))),
             *describe_analyses(run, anchor),
-            Section("Recipe and environment", list(_settings(run, anchor))),
+            Section("Recipe and environment", list(_describe_settings(run, anchor))),
         ]
     )
     about = run.summary or {}
@@ -66,7 +66,7 @@ def build_run_entry(run: RunRecord, anchor: str, *, brief: bool = False) -> Page
     return PageEntry(anchor, run.name, f"run · {subtitle}" if subtitle else "run", sections)
 
 
-def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_result(run: RunRecord, anchor: str) -> Iterator[Block]:
     yield from (Paragraph(problem, "bad") for problem in run.problems)
     if run.summary is None and run.recipe_text:
         yield Paragraph("This run is not finished: there is no summary.json.", "note")
@@ -85,8 +85,8 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
             ),
             ("audit", text, f"{best.result['threat']}, {outcomes.n} test images", tone),
         ]
-    if alarms := logged_alarms(run.metrics):
-        steps = overfitted(alarms).removeprefix("overfitted ")
+    if alarms := collect_alarms(run.metrics):
+        steps = overfitting_text(alarms).removeprefix("overfitted ")
         items.append(("training", "overfitted", steps, "bad"))
     if run.summary is not None:
         cost = run.summary
@@ -104,31 +104,16 @@ def _headline(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.evaluations:
         yield Paragraph.missing("evaluation", Command("evaluate", run.name, suite="autoattack"))
         return
-    table = Table(
-        f"{anchor}-evaluations",
-        "Evaluations, 95 % Wilson intervals below",
-        ("evaluation", "ball", "suite", "images", "clean", "robust", "audit", "marginal", "seed"),
-    )
+    columns = ("evaluation", *EVALUATION_COLUMNS, "marginal", "seed")
+    table = Table(f"{anchor}-evaluations", "Evaluations, 95 % Wilson intervals below", columns)
     for found in run.evaluations:
-        outcomes = found.outcomes
-        text, tone = found.verdict
-        table.add(
-            found.folder,
-            str(found.result["threat"]),
-            str(found.result["suite"]),
-            outcomes.n,
-            TableCell.count(outcomes.clean_correct, outcomes.n),
-            TableCell.count(outcomes.robust_correct, outcomes.n),
-            TableCell(text, tone=tone),
-            outcomes.marginal_examples,
-            found.result["seed"],
-        )
+        table.add(found.folder, *evaluation_cells(found), found.outcomes.marginal_examples, found.result["seed"])
     yield table
     for found in run.evaluations:
-        yield from _said(found)
+        yield from _list_messages(found)
 
 
-def _said(found: StoredEvaluation) -> Iterator[Paragraph]:
+def _list_messages(found: StoredEvaluation) -> Iterator[Paragraph]:
     """What the audit and the notes of an evaluation say, under its name."""
     audit = found.result.get("audit")
     for one in audit["findings"] if audit else ():
@@ -141,7 +126,7 @@ def _bounds(k: int, n: int) -> str:
     return f"95 % interval {interval_text(interval(k, n))}"
 
 
-def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_training(run: RunRecord, anchor: str) -> Iterator[Block]:
     lines = [record for record in run.metrics if "loss" in record and "lr" in record]
     if lines:
         names = dict.fromkeys(key for record in lines for key in record if key.endswith("_batch_accuracy"))
@@ -172,7 +157,7 @@ def _training(run: RunRecord, anchor: str) -> Iterator[Block]:
         )
 
 
-def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.evaluations:
         yield Paragraph.missing("attacks", Command("evaluate", run.name, suite="autoattack"))
         return
@@ -193,10 +178,10 @@ def _attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
     table.note = "alone: accuracy where every correctly classified image met this attack; else a dash."
     yield draw.waterfall(f"{anchor}-waterfall", outcomes.n, steps)
     yield table
-    yield from _classes(run, found, anchor)
+    yield from _describe_classes(run, found, anchor)
 
 
-def _classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[Block]:
+def _describe_classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[Block]:
     worst = find_worst_case(found.outcomes)
     rows = count_by_class(worst)
     table = Table(f"{anchor}-classes", f"Accuracy by class, {found.folder}", ("class", "images", "clean", "robust"))
@@ -220,7 +205,7 @@ def _classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> Iterator[B
         yield ways
 
 
-def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
     if not run.corruptions:
         yield Paragraph.missing("measurement under corruptions", Command("evaluate", run.name, suite="corruptions"))
         return
@@ -235,7 +220,7 @@ def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
         for name, correct in zip(found.names, found.correct, strict=True)
     )
     table = corruption_table(f"{anchor}-corrupted", caption, found.severities, rows)
-    table.note = _means(found, clean, n)
+    table.note = _means_text(found, clean, n)
     yield table
     error = found.result.get("mce") or {}
     if error.get("value") is not None:
@@ -244,7 +229,7 @@ def _corruptions(run: RunRecord, anchor: str) -> Iterator[Block]:
         yield Paragraph(f"{found.folder}: {note}", "note")
 
 
-def _means(found: StoredCorruptions, clean: int, n: int) -> str:
+def _means_text(found: StoredCorruptions, clean: int, n: int) -> str:
     said = [f"clean {percent(clean / n)} {interval_text(interval(clean, n))}"]
     for count, name in ((15, "the 15 main corruptions"), (19, "all 19")):
         mean = found.mean(count)
@@ -253,19 +238,19 @@ def _means(found: StoredCorruptions, clean: int, n: int) -> str:
     return f"{n} images; {'; '.join(said)}."
 
 
-def _settings(run: RunRecord, anchor: str) -> Iterator[Block]:
+def _describe_settings(run: RunRecord, anchor: str) -> Iterator[Block]:
     if run.recipe_text:
         yield Verbatim("The whole recipe", run.recipe_text)
     else:
         yield Paragraph.missing("recipe", Command("train", "RECIPE", out=run.name))
     table = Table(f"{anchor}-environment", "Environment", ("what", "value"))
-    for name, value in _environment(run):
+    for name, value in _list_environment(run):
         table.add(name, str(value))
     if table.rows:
         yield table
 
 
-def _environment(run: RunRecord) -> Iterator[tuple[str, Any]]:
+def _list_environment(run: RunRecord) -> Iterator[tuple[str, Any]]:
     about = run.summary or {}
     for key in ("torch", "device", "ranks", "threads"):
         if key in about:

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 
 from toughen.outcomes import interval
 from toughen.progress import duration
-from toughen.report.alarms import logged_alarms, overfitted
+from toughen.report.alarms import collect_alarms, overfitting_text
 from toughen.report.blocks import Block, JsonObject, PageEntry, Paragraph, Section, Table, TableCell
 from toughen.report.page.figures import study as draw
 from toughen.report.page.figures.study import Point
 from toughen.report.records import RunRecord
+from toughen.report.tables.evaluation import EVALUATION_COLUMNS, evaluation_cells
 from toughen.report.tables.study import measured_columns, study_table
 
 
 def build_comparison_entry(runs: Sequence[tuple[RunRecord, str]]) -> PageEntry:
     """Runs side by side: a table whose rows lead to them, and both drawings."""
-    columns = ("run", "method", "ball", "suite", "images", "clean", "robust", "audit", "natural steps", "time")
+    columns = ("run", "method", *EVALUATION_COLUMNS, "natural steps", "time")
     table = Table("comparison", "Runs side by side, each by its strongest evaluation", columns)
     points: list[Point] = []
     for run, anchor in runs:
@@ -26,27 +27,17 @@ def build_comparison_entry(runs: Sequence[tuple[RunRecord, str]]) -> PageEntry:
         seconds, steps = summary.get("seconds"), summary.get("natural_steps")
         cost = [TableCell.number(steps, f"{steps:,.0f}" if summary else None)]
         cost.append(TableCell.number(seconds, duration(seconds) if seconds is not None else None))
-        alarm = overfitted(logged_alarms(run.metrics))
+        alarm = overfitting_text(collect_alarms(run.metrics))
         method = TableCell(str(summary.get("method", "-")), below=alarm, tone="bad" if alarm else "")
         name = TableCell(run.name, target=anchor)
         if found is None:
             table.add(name, method, run.threat, *[None] * 4, "not evaluated", *cost)
             continue
-        outcomes, (text, tone) = found.outcomes, found.verdict
-        table.add(
-            name,
-            method,
-            str(found.result["threat"]),
-            str(found.result["suite"]),
-            outcomes.n,
-            TableCell.count(outcomes.clean_correct, outcomes.n),
-            TableCell.count(outcomes.robust_correct, outcomes.n),
-            TableCell(text, tone=tone),
-            *cost,
-        )
-        accuracies = outcomes.clean_accuracy, outcomes.robust_accuracy
+        table.add(name, method, *evaluation_cells(found), *cost)
+        outcomes, unreliable = found.outcomes, found.verdict[1] == "bad"
         bounds = interval(outcomes.robust_correct, outcomes.n)
-        points.append(Point(run.name, *accuracies, *bounds, cost=steps, unreliable=tone == "bad"))
+        accuracies = outcomes.clean_accuracy, outcomes.robust_accuracy
+        points.append(Point(run.name, *accuracies, *bounds, cost=steps, unreliable=unreliable))
     blocks: list[Block] = [table]
     suites = {(found.result["suite"], found.result["threat"]) for run, _ in runs for found in run.evaluations[:1]}
     if len(suites) > 1:

@@ -9,6 +9,22 @@ from collections.abc import Iterable, Sequence
 from toughen.progress import duration
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 from toughen.report.formatting import with_interval
+from toughen.report.records import StoredEvaluation
+
+EVALUATION_COLUMNS = ("ball", "suite", "images", "clean", "robust", "audit")
+
+
+def evaluation_cells(found: StoredEvaluation) -> list[TableCell | str | int]:
+    """What an evaluation of a run folder came to, in the columns `EVALUATION_COLUMNS`."""
+    outcomes, (text, tone) = found.outcomes, found.verdict
+    return [
+        str(found.result["threat"]),
+        str(found.result["suite"]),
+        outcomes.n,
+        TableCell.count(outcomes.clean_correct, outcomes.n),
+        TableCell.count(outcomes.robust_correct, outcomes.n),
+        TableCell(text, tone=tone),
+    ]
 
 
 def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone: bool = False) -> Table:

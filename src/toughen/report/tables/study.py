@@ -7,7 +7,7 @@ Example:
 from collections.abc import Mapping
 
 from toughen.progress import duration
-from toughen.report.alarms import overfitted
+from toughen.report.alarms import overfitting_text
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 from toughen.report.csv import csv_text
 
@@ -70,7 +70,7 @@ def describe_study(found: JsonObject) -> list[Block]:
         table.add(label, *(_figure(row["figures"].get(key), mark=" !") for key in shown), *spent, rule=True)
         codes = sorted({code for figure in row["figures"].values() for code in figure.get("findings") or ()})
         bad = [f"{name} {state}: {row['reason']}"] if row["reason"] else []
-        bad += [f"{name}: {said}"] if (said := overfitted(row["alarms"])) else []
+        bad += [f"{name}: {said}"] if (said := overfitting_text(row["alarms"])) else []
         bad += [f"{name}: the audit found {', '.join(codes)}"] if codes else []
         lines += [*(Paragraph(text, "bad") for text in bad), *(Paragraph(f"{name}: {note}") for note in row["notes"])]
     lines += map(Paragraph, found["notes"])
@@ -141,7 +141,7 @@ def _state(row: JsonObject) -> TableCell:
     for alarm in row["alarms"]:
         raised.setdefault(alarm["run"], []).append(alarm)
     said = [
-        overfitted(alarms) if row["counted"] == [run] else f"{run} {overfitted(alarms)}"
+        overfitting_text(alarms) if row["counted"] == [run] else f"{run} {overfitting_text(alarms)}"
         for run, alarms in raised.items()
     ]
     counts = any(run in row["counted"] for run in raised)
