@@ -70,7 +70,7 @@ def parted(value: Any, key: str = "") -> tuple[Any, list[str]]:
     """
     if key in PROSE and isinstance(value, str | list):
         return "words", [str(value)]
-    if key == "model" and isinstance(value, str) and _HASH.fullmatch(value):
+    if key in ("model", "scorer", "labeller") and isinstance(value, str) and _HASH.fullmatch(value):
         return "hash", [value]
     if isinstance(value, dict):
         inner = {name: parted(item, name) for name, item in value.items() if name not in LEFT_OUT}

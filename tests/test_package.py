@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import toughen
 from design_page import floors, orders
 from toughen.cli import app as cli
-from toughen.evaluation.resume import identity_of
+from toughen.models.identity import identity_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.plan import SideAttack
-from toughen.evaluation.resume import hash_model
 from toughen.evaluation.work_unit import EvaluationTask
 from toughen.models.cost import counted
+from toughen.models.identity import hash_model
 from toughen.storage import files
 from toughen.threat import L2, Linf, Threat
 from toys import CLEAN_COUNT, Linear, labels, linear, network, photographs, rows, spec

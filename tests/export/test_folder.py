@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from export.conftest import CLASSES, contents, named_data
 from toughen import models, recipes
-from toughen.evaluation.resume import hash_model
 from toughen.export import export, facts, folder
 from toughen.models.exported import WEIGHTS, check_fits, load_model, read_config, to_bytes
+from toughen.models.identity import hash_model
 from toughen.recipes.text import build
 from toughen.storage import files as store
 from toughen.workflows.run_folder import open_run

@@ -28,18 +28,7 @@ from toughen.evaluation.audit.audit import check_range
 from toughen.evaluation.audit.messages import RANDOM
 from toughen.evaluation.plan import Plan, SideAttack, cascade
 from toughen.evaluation.result import RESULT, Evaluation, describe_suite
-from toughen.evaluation.resume import (
-    UNITS,
-    Keep,
-    Ledger,
-    check_folder,
-    hash_code,
-    hash_model,
-    hash_tensor,
-    identity_of,
-    refuse_other,
-    threat_in_full,
-)
+from toughen.evaluation.resume import UNITS, Keep, Ledger, check_folder, hash_code
 from toughen.evaluation.runner import Runner
 from toughen.evaluation.suites import check, find
 from toughen.evaluation.time_left import Cost, Progress, cost_standing, watching
@@ -47,6 +36,7 @@ from toughen.evaluation.work_unit import EvaluationTask, memory_explained
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.folding import fused
+from toughen.models.identity import hash_model, hash_tensor, identity_of, refuse_other, threat_in_full
 from toughen.models.prepared import check_examples, under_analysis
 from toughen.modes import plain
 from toughen.parallel import ranks

@@ -16,7 +16,6 @@ their settings, the seed and the size of a unit. Another one is refused by name 
 
 import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,78 +26,28 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from toughen import __version__
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.result import RESULT
 from toughen.evaluation.work_unit import UnitResult, to_uint8
+from toughen.models.identity import Identity, claim, hash_source, threat_in_full
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.parallel import ranks
 from toughen.settings import known
 from toughen.storage import files as store
-from toughen.threat import Threat
 
-Identity = dict[str, Any]
 Keep = Literal["float32", "uint8"]
 
 UNITS = "units"
 IDENTITY = "identity.json"
 ADVERSARIAL = "adversarial"
 
-_CALLED = {
-    "model": "another model (or other weights of it)",
-    "data": "other images, labels or ids",
-    "threat": "another threat model",
-    "settings": "other attacks, corruptions or settings",
-    "code": "an attack whose code or radii have changed",
-    "seed": "another seed",
-    "order": "another order of the attacks (cascade or independent)",
-    "chunk_size": "another chunk_size",
-    "keep": "another choice of what to keep",
-    "audit": "another choice of whether to audit",
-    "version": "another version of toughen",
-}
-
-
-def identity_of(**parts: Any) -> Identity:
-    """What an evaluation is of, as it will be read back from JSON: the parts, and the version of toughen."""
-    return store.decode(store.encode({"version": __version__, **parts}), Path("identity"))
-
-
-def hash_model(model: nn.Module) -> str:
-    """SHA-256 over parameters, buffers and, of each module, its type and its plain attributes (numbers and texts).
-
-    What else a module keeps in Python is not seen.
-    """
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        plain = {
-            key: value
-            for key, value in sorted(vars(module).items())
-            if isinstance(value, bool | int | float | str) and not key.startswith("_") and key != "training"
-        }
-        digest.update(f"{name}:{type(module).__qualname__}:{module.extra_repr()}:{plain};".encode())
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-        digest.update(name.encode())
-        digest.update(hash_tensor(tensor).encode())
-    return digest.hexdigest()
-
-
-def hash_tensor(*tensors: Tensor) -> str:
-    """SHA-256 over types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
-
 
 def hash_code(attack: AttackSpec | Attack | SideAttack) -> str:
-    """What tells two attacks of one name and settings apart: a function's source, an aside's radii; or nothing.
+    """What tells two attacks of one name and settings apart: a function's source, a side attack's radii; or nothing.
 
     What a function calls is not looked at; a spec's attack is told by the version of toughen.
     """
@@ -106,20 +55,7 @@ def hash_code(attack: AttackSpec | Attack | SideAttack) -> str:
         return f"{threat_in_full(attack.threat)} {hash_code(attack.attack)}"
     while isinstance(attack, functools.partial):
         attack = attack.func
-    if isinstance(attack, AttackSpec):
-        return ""
-    function = inspect.unwrap(attack)
-    try:
-        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
-    except (OSError, TypeError):
-        # Typed in at a prompt, or not written in Python.
-        return ""
-    return hashlib.sha256(source.encode()).hexdigest()
-
-
-def threat_in_full(threat: Threat) -> str:
-    """The threat model as text that differs where it does."""
-    return f"{threat} {hash_tensor(threat.eps)}" if isinstance(threat.eps, Tensor) else str(threat)
+    return "" if isinstance(attack, AttackSpec) else hash_source(attack)
 
 
 def check_folder(folder: Path, *, shared: bool = False) -> None:
@@ -161,23 +97,6 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _holds_files(folder: Path) -> bool:
     return any(not path.name.startswith(".") for path in folder.iterdir())
-
-
-def refuse_other(folder: Path, found: Identity, given: Identity) -> None:
-    """Refuse a folder that belongs to another evaluation.
-
-    Raises:
-        ValueError: EV271, with what differs and its first figures.
-    """
-    for name, value in given.items():
-        was = found.get(name)
-        if was != value:
-            figures = f" ({was[:8]}..., given {value[:8]}...)" if name in ("model", "data") and was else ""
-            if name in ("threat", "seed", "chunk_size", "dtype", "version", "order"):
-                figures = f" ({was}, given {value})"
-            raise ValueError(
-                f"EV271 {folder} holds an evaluation of {_CALLED[name]}{figures}; give another folder, or delete it"
-            )
 
 
 @dataclass(frozen=True)
@@ -267,10 +186,7 @@ def _prepare(folder: Path, identity: Identity) -> None:
     units.mkdir(exist_ok=True)
     for stray in [path for place in (folder, units, folder / ADVERSARIAL) for path in place.glob(".tmp-*")]:
         store.delete(stray)
-    if (units / IDENTITY).exists():
-        refuse_other(folder, store.read_json(units / IDENTITY), identity)
-    else:
-        store.write_json(units / IDENTITY, identity)
+    claim(units / IDENTITY, identity, folder)
 
 
 def _seal(folder: Path, took: dict[str, Any], files: Sequence[str]) -> str:

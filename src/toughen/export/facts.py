@@ -14,8 +14,8 @@ import yaml
 from toughen import __version__, recipes
 from toughen.evaluation import Evaluation
 from toughen.evaluation.result import RESULT
-from toughen.evaluation.resume import hash_model
 from toughen.models.exported import FORMAT, Config, normalization
+from toughen.models.identity import hash_model
 from toughen.storage import files
 from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
 from toughen.workflows.run_folder import OpenedWeights, open_trained

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toughen.data.base import fingerprint
-from toughen.errors import Option, UsageError, naming
+from toughen.errors import Option, Part, UsageError, naming
 from toughen.evaluation import EpsSweep
-from toughen.evaluation.resume import Identity, hash_model, hash_tensor, identity_of
 from toughen.evaluation.work_unit import memory_explained
+from toughen.models.identity import claim, hash_model, hash_tensor, identity_of
 from toughen.models.prepared import Progress
 from toughen.modes import plain
 from toughen.settings import known
@@ -29,15 +29,10 @@ IDENTITY = "identity.json"
 LIMIT = 200
 """Test images of the sweeps and the gradients, where nobody says how many."""
 
-_CALLED = {
-    "model": "another model (or other weights of it)",
-    "data": "other test images",
-    "images": "another number of images",
-    "threat": "another ball",
-    "seed": "another seed",
-    "radii": "other radii of the training images",
-    "version": "another version of toughen",
-}
+_CALLED = {"data": "other test images", "threat": "another ball"}
+"""What may differ between two analyses, where a page has other words for it than an evaluation."""
+
+_REMEDY: tuple[Part, ...] = ("give another folder with ", Option("out"), ", or delete it")
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,9 @@ def analyse(
     _refuse_foreign(folder)
     work = Work(opened, ball, test, index, seed, batch_size, radii)
     with files.lock(folder), memory_explained():
-        _claim(folder, identity)
+        for stray in folder.glob(".tmp-*"):
+            files.delete(stray)
+        claim(folder / IDENTITY, identity, folder, of="analyses", remedy=_REMEDY, **_CALLED)
         kept = [name for name in names if _is_whole(folder / name)]
         for name in (name for name in names if name not in kept):
             told = Told(name, progress or (lambda *now: None))
@@ -152,22 +149,6 @@ def _refuse_foreign(folder: Path) -> None:
     # Locks and what a kill left of a file begin with a dot.
     if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
         raise ValueError(f"EV271 {folder} holds other files ({min(others)}); give a new or empty folder")
-
-
-def _claim(folder: Path, identity: Identity) -> None:
-    """Claim a folder for these analyses, or find it claimed for them, and sweep what a kill left."""
-    for stray in folder.glob(".tmp-*"):
-        files.delete(stray)
-    if not (folder / IDENTITY).is_file():
-        files.write_json(folder / IDENTITY, identity)
-        return
-    found = files.read_json(folder / IDENTITY)
-    for name, value in identity.items():
-        was = found.get(name) if isinstance(found, dict) else None
-        if was != value:
-            figures = f" ({was}, given {value})" if name in ("images", "threat", "seed", "version") else ""
-            said = f"EV271 {folder} holds analyses of {_CALLED[name]}{figures}; give another folder with "
-            raise UsageError(said, Option("out"), ", or delete it")
 
 
 def _is_whole(path: Path) -> bool:

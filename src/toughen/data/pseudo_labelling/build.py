@@ -46,6 +46,7 @@ from toughen.data.pseudo_labelling.files import (
     write_shard,
 )
 from toughen.models.batched import Batched, predict
+from toughen.models.identity import hash_model, hash_tensor
 from toughen.models.inputs import check_takes
 from toughen.modes import channels_last, evaluating
 from toughen.storage import files as store
@@ -113,9 +114,9 @@ def label(
     request = {
         "version": __version__,
         "pool": {"images": len(pool), "fingerprint": fingerprint(pool)},
-        "test": {"images": len(test_images), "fingerprint": _hash(test_images)},
-        "scorer": _hash_model(scorer),
-        "labeller": _hash_model(labeller) if labeller else None,
+        "test": {"images": len(test_images), "fingerprint": hash_tensor(test_images)},
+        "scorer": hash_model(scorer),
+        "labeller": hash_model(labeller) if labeller else None,
         "classes": list(classes),
         "counts": sorted(counts),
         "threshold": threshold,
@@ -346,25 +347,8 @@ def _quantiles(values: np.ndarray) -> list[float] | None:
 def fingerprint(pool: Pool) -> str:
     """What tells a pool from all others: SHA-256 of its pixels, or of where its encoded ones are (see `LazySplit`)."""
     if isinstance(pool, LazySplit):
-        return hashlib.sha256(f"{pool.key};{pool.view};{_hash(pool.rows)}".encode()).hexdigest()
-    return _hash(pool.images)
-
-
-def _hash(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _hash_model(model: nn.Module) -> str:
-    """SHA-256 over the model's printed structure, its parameters and its buffers."""
-    named = sorted([*model.named_parameters(), *model.named_buffers()])
-    digest = hashlib.sha256(f"{model!r}{[name for name, _ in named]}".encode())
-    digest.update(_hash(*(tensor for _, tensor in named)).encode())
-    return digest.hexdigest()
+        return hashlib.sha256(f"{pool.key};{pool.view};{hash_tensor(pool.rows)}".encode()).hexdigest()
+    return hash_tensor(pool.images)
 
 
 def _device(model: nn.Module) -> torch.device:

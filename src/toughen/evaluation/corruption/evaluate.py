@@ -29,9 +29,10 @@ from toughen.corruptions.published import Published, open_published
 from toughen.data.base import Examples, Split, fingerprint
 from toughen.evaluation.corruption.result import CorruptionResult, MeanCorruptionError, mean_corruption_error
 from toughen.evaluation.result import RESULT
-from toughen.evaluation.resume import UNITS, Ledger, check_folder, hash_model, hash_tensor, identity_of, refuse_other
+from toughen.evaluation.resume import UNITS, Ledger, check_folder
 from toughen.evaluation.time_left import Progress, Status
 from toughen.models.batched import out_of_memory
+from toughen.models.identity import hash_model, hash_tensor, identity_of, refuse_other
 from toughen.models.prepared import PreparedModel, check_examples, chunks, under_analysis
 from toughen.modes import plain
 from toughen.outcomes import CLEAN
