@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from toughen.losses import LOSSES, Loss
+from toughen.models.inputs import check_grad_mode, check_images, check_labels
 from toughen.settings import as_number, known, settings_of
 from toughen.threat import Radius
 
@@ -77,46 +78,6 @@ def lengths(step_size: Radius | Schedule, steps: int, n: int) -> Radius | list[R
     return values
 
 
-def check_images(x: Tensor) -> None:
-    """Refuse what is no batch of images in [0, 1].
-
-    Raises:
-        ValueError: for another type or shape, or values that are not finite or outside [0, 1] by more than rounding.
-    """
-    if not x.is_floating_point() or x.ndim != 4:
-        raise ValueError(
-            f"images are {x.dtype} of shape {tuple(x.shape)}; give floats of shape (N, C, H, W) in [0, 1], "
-            "such as uint8 images divided by 255"
-        )
-    low, high = (x.amin().item(), x.amax().item()) if x.numel() else (0.0, 0.0)
-    # Some decoders overshoot by rounding; 1e-6 is far below one grey level (0.004).
-    if not (low >= -1e-6 and high <= 1 + 1e-6):
-        raise ValueError(
-            f"images are in [{low:.3g}, {high:.3g}] but must be in [0, 1]: divide by 255, or move the normalisation "
-            "into the model with Classifier(net, mean=..., std=...)"
-        )
-
-
-def check_labels(y: Tensor, n: int, classes: int | None = None) -> None:
-    """Refuse labels that do not fit the images: neither n classes (n,) nor n rows of probabilities (n, K).
-
-    Raises:
-        ValueError: for another shape or type, labels outside 0 .. classes - 1, or probabilities of another number of
-            classes.
-    """
-    if len(y) != n or y.ndim > 2 or y.is_floating_point() != (y.ndim == 2):
-        raise ValueError(
-            f"labels are {y.dtype} of shape {tuple(y.shape)} for {n} images; give class numbers (N,) or "
-            "probabilities (N, K)"
-        )
-    if y.ndim == 2 and classes is not None and y.shape[1] != classes:
-        raise ValueError(f"labels are probabilities of {y.shape[1]} classes but the model has {classes}")
-    if y.ndim == 1 and len(y) and classes is not None and not (int(y.min()) >= 0 and int(y.max()) < classes):
-        raise ValueError(
-            f"labels run from {int(y.min())} to {int(y.max())} but the model has classes 0 to {classes - 1}"
-        )
-
-
 def attack(function: Attack) -> Attack:
     """Check the arguments of an attack at each call from Python, and run it outside the caller's gradient.
 
@@ -130,8 +91,7 @@ def attack(function: Attack) -> Attack:
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
         check_labels(y, len(x))
-        if torch.is_inference_mode_enabled():
-            raise ValueError("attacks need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
+        check_grad_mode()
         with _checked_at_first_logits(model, y):
             return function(model, x, y, **given, **settings)
 

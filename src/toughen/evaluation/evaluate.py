@@ -1,18 +1,18 @@
-"""Worst-case evaluation: the clean image first, then each attack of a suite on whatever still stands.
+"""Worst-case evaluation: the clean image first, then each attack of a suite on whatever is not yet broken.
 
     evaluation = evaluate(model, x, y, threat=Linf(8 / 255), suite="autoattack", folder=Path("evaluation"))
     print(evaluation.robust_accuracy, evaluation.robust_interval, evaluation.unreliable)
     evaluation.outcomes                          # one row per attack and example; every number is recomputed from it
 
-What an attack returns is measured and classified by the evaluator itself (`verify`), twice where it is reported as
+What an attack returns is measured and classified by the evaluator itself (`referee`), twice where it is reported as
 broken. Random draws belong to an example's id, so that its outcome depends neither on the batch size nor on the order
 of the examples: exactly so in float64, and in float32 wherever an outcome is not marginal. With a folder, an evaluation
 that was killed goes on where it was, and ends with the same table.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks import AttackSpec
-from toughen.attacks.contract import Attack
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.audit.audit import audit as examine
 from toughen.evaluation.audit.audit import check_range
+from toughen.evaluation.audit.findings import Audit
 from toughen.evaluation.audit.messages import RANDOM
-from toughen.evaluation.plan import Plan, SideAttack, cascade
+from toughen.evaluation.plan import Plan, cascade
 from toughen.evaluation.result import RESULT, Evaluation, describe_suite
 from toughen.evaluation.resume import UNITS, Keep, Ledger, check_folder, hash_code
 from toughen.evaluation.runner import Runner
-from toughen.evaluation.suites import check, find
+from toughen.evaluation.suites import Suite, check, find
 from toughen.evaluation.time_left import Cost, Progress, cost_standing, watching
-from toughen.evaluation.work_unit import EvaluationTask, memory_explained
+from toughen.evaluation.work_unit import EvaluationTask, LabelledImages, memory_explained
 from toughen.models.batched import Batched
-from toughen.models.cost import counted
-from toughen.models.folding import fused
-from toughen.models.identity import hash_model, hash_tensor, identity_of, refuse_other, threat_in_full
-from toughen.models.prepared import check_examples, under_analysis
+from toughen.models.cost import Passes, counted
+from toughen.models.identity import Identity, hash_model, hash_tensor, identity_of, refuse_other, threat_in_full
+from toughen.models.inputs import check_examples
+from toughen.models.prepared import PreparedModel, prepare
 from toughen.modes import plain
 from toughen.parallel import ranks
 from toughen.storage import files
@@ -52,7 +51,7 @@ def evaluate(
     y: Tensor,
     *,
     threat: Threat,
-    suite: str | Mapping[str, AttackSpec | Attack | SideAttack],
+    suite: str | Suite,
     seed: int = 0,
     batch_size: int = 256,
     chunk_size: int | None = None,
@@ -84,7 +83,7 @@ def evaluate(
         batch_size: examples per pass, at least 1. Halved, and said so, where memory runs out.
         chunk_size: examples that are attacked together and kept together: those that break leave, and the passes stay
             full. Default: 1,024 images of 32 x 32 pixels, fewer larger ones, but a pass at least.
-        independent: run every attack on all examples that are classified correctly, not on what is left standing.
+        independent: run every attack on all examples that are classified correctly, not on those not yet broken.
         audit: look for reasons why the figures would not be believed (see `evaluation.audit`); at most 100 passes of at
             most 128 examples.
         index: example ids (N,), each once. Default: 0 to N - 1.
@@ -107,30 +106,17 @@ def evaluate(
             in the company that it was found in (EV261).
         Locked: another process writes the folder.
     """
-    name, attacks = (
-        (suite, find(suite, threat, side=max(x.shape[-2:], default=0)))
-        if isinstance(suite, str)
-        else ("custom", check(suite))
-    )
-    if chunk_size is None:
-        chunk_size = max(batch_size, CHUNK_VALUES // max(1, x[0].numel() if len(x) else 1))
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-    units = check_range(x, threat) if x.is_floating_point() and x.numel() else None
-    if units is not None and not (x.amin() >= 0 and x.amax() <= 1):
-        raise ValueError(str(units))
-    labels, ids = check_examples(x, y, index, batch_size, threat)
-    if independent and isinstance(attacks, Adaptive):
-        raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
+    started, model = time.perf_counter(), plain(model)
+    plan = _planned(suite, threat, x, independent)
+    examples = _checked(x, y, index, batch_size, threat)
+    chunk_size = _chunk_size(chunk_size, batch_size, x)
     if keep is not None and folder is None:
         raise ValueError(f"keep is {keep!r} but there is no folder to keep adversarial examples in; give folder")
     if folder is not None:
         check_folder(folder, shared=shared)
-    started, model = time.perf_counter(), plain(model)
-    plan = _planned(attacks, independent)
     identity = identity_of(
         model=hash_model(model),
-        data=hash_tensor(x, labels, ids),
+        data=hash_tensor(x, examples.y, examples.index),
         threat=threat_in_full(threat),
         # A list: another order is another cascade.
         settings=list(plan.settings.items()),
@@ -141,37 +127,25 @@ def evaluate(
         keep=keep,
         audit=audit,
     )
-    if folder is not None and _is_done(folder, shared):
-        refuse_other(folder, files.read_json(folder / RESULT).get("identity", {}), identity)
-        # Left where a kill fell between the result and the end.
-        files.delete(folder / UNITS)
-        return Evaluation.read(folder)
+    if folder is not None and (found := _stored(folder, identity, shared)):
+        return found
     with memory_explained():
-        with under_analysis(model, x, y, batch_size):
-            pass
+        subject = prepare(model, x, examples.y, batch_size)
         # Before the model is put in inference mode: that it was not may be what is wrong.
-        given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": ids}
-        verdict = examine(model, x, labels, **given) if audit else None
-        with ExitStack() as stack:
-            subject = stack.enter_context(under_analysis(model, x, y, batch_size))
-            quick = fused(model, subject.images(x[:1]))
-            passes = stack.enter_context(counted(model))
-            if quick is not model:
-                stack.enter_context(counted(quick, passes))
-            ledger = stack.enter_context(Ledger.open(folder, identity, keep=keep, shared=shared))
-            costs = plan.costs(threat, x, subject.classes)
-            watch = stack.enter_context(watching({model, quick}, progress, costs, len(x), passes))
+        verdict = _audited(model, examples, threat, seed, batch_size) if audit else None
+        with (
+            subject.ready(),
+            _for_attacks(subject, x) as (quick, passes),
+            Ledger.open(folder, identity, keep=keep, shared=shared) as ledger,
+            watching({model, quick.model}, progress, plan.costs(threat, x, subject.classes), len(x), passes) as watch,
+        ):
             task = EvaluationTask(
-                subject.model,
-                Batched(quick, batch_size),
-                x,
-                labels,
-                ids,
-                threat,
-                seed,
-                subject.device,
-                subject.dtype,
-                passes,
+                subject=subject,
+                quick=quick,
+                examples=examples,
+                threat=threat,
+                seed=seed,
+                passes=passes,
                 strict=verdict is None or not RANDOM & set(verdict.codes),
                 as_uint8=keep == "uint8",
             )
@@ -180,7 +154,7 @@ def evaluate(
             found = Evaluation(
                 outcomes=outcomes,
                 threat=str(threat),
-                suite=name,
+                suite=plan.name,
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
@@ -201,17 +175,19 @@ class _Planned:
     """A plan with what must be known of it beforehand.
 
     Args:
+        name: of the suite.
         run: the plan.
         settings: of its attacks by label, for the record.
         code: hashes of functions of the user's own.
         members: its attacks by label.
-        shares: of the standing examples that each attacks.
+        shares: of the examples not yet broken that each attacks.
     """
 
+    name: str
     run: Plan
     settings: dict[str, dict[str, Any]]
     code: Mapping[str, str | None]
-    members: Mapping[str, AttackSpec | Attack | SideAttack]
+    members: Suite
     shares: dict[str, float]
 
     def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
@@ -222,14 +198,55 @@ class _Planned:
         }
 
 
-def _planned(attacks: Mapping[str, AttackSpec | Attack | SideAttack] | Adaptive, independent: bool) -> _Planned:
+def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool) -> _Planned:
+    """The plan of a suite."""
+    if isinstance(suite, str):
+        name, attacks = suite, find(suite, threat, side=max(x.shape[-2:], default=0))
+    else:
+        name, attacks = "custom", check(suite)
     if isinstance(attacks, Adaptive):
-        return _Planned(attacks, attacks.settings, {}, attacks.members, attacks.shares)
+        if independent:
+            raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
+        return _Planned(name, attacks, attacks.settings, {}, attacks.members, attacks.shares)
     run, code = cascade(attacks, independent=independent), {label: hash_code(item) for label, item in attacks.items()}
-    return _Planned(run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0))
+    return _Planned(name, run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0))
 
 
-def _is_done(folder: Path, shared: bool) -> bool:
-    """Whether a folder holds a result; what the first rank sees where they share the work."""
+def _checked(x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat) -> LabelledImages:
+    """The examples, once they are known to fit each other and the ball."""
+    found = check_range(x, threat) if x.is_floating_point() and x.numel() else None
+    if found is not None and not (x.amin() >= 0 and x.amax() <= 1):
+        raise ValueError(str(found))
+    return LabelledImages(x, *check_examples(x, y, index, batch_size, threat))
+
+
+def _chunk_size(given: int | None, batch_size: int, x: Tensor) -> int:
+    """Examples of a unit of work."""
+    size = max(batch_size, CHUNK_VALUES // max(1, x[0].numel())) if given is None else given
+    if size < 1:
+        raise ValueError(f"chunk_size is {size}; it must be at least 1")
+    return size
+
+
+def _stored(folder: Path, identity: Identity, shared: bool) -> Evaluation | None:
+    """The result in a folder, if it is there: what the first rank sees where they share the work."""
     done = (folder / RESULT).exists()
-    return ranks.from_main(done) if shared else done
+    if not (ranks.from_main(done) if shared else done):
+        return None
+    refuse_other(folder, files.read_json(folder / RESULT).get("identity", {}), identity)
+    # Left where a kill fell between the result and the end.
+    files.delete(folder / UNITS)
+    return Evaluation.read(folder)
+
+
+def _audited(model: nn.Module, examples: LabelledImages, threat: Threat, seed: int, batch_size: int) -> Audit:
+    given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": examples.index}
+    return examine(model, examples.x, examples.y, **given)
+
+
+@contextmanager
+def _for_attacks(subject: PreparedModel, x: Tensor) -> Iterator[tuple[Batched, Passes]]:
+    """The model that attacks are given, and the count of its passes together with those of the model itself."""
+    quick, model = subject.folded(x), subject.model.model
+    with counted(model) as passes, nullcontext() if quick.model is model else counted(quick.model, passes):
+        yield quick, passes

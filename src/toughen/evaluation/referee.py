@@ -3,18 +3,16 @@
 Many published attacks leave the ball or [0, 1] by a bug, and such an "adversarial" example proves nothing. One that
 does so here stops the evaluation: dropping it would hide the bug, counting it would be wrong.
 
-    distance = measure(x_adv, x, threat, attack="mine", ids=ids)    # (N,), or Unsound
-    logits = predict(model, x_adv, attack="mine", ids=ids)          # (N, K), finite
+    distance, inside = measure(x_adv, x, threat, attack="mine", ids=ids)    # (N,) each, or Unsound
+    logits = predict(model, x_adv, attack="mine", ids=ids)                  # (N, K), finite: see `models.prepared`
     marginal = confirm(model, x_adv, y, logits, attack="mine", ids=ids)     # of what is reported as broken
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toughen.losses import full_precision
-from toughen.models import batched
 from toughen.models.batched import Batched
-from toughen.outcomes import CLEAN
+from toughen.models.prepared import predict
 from toughen.threat import Threat
 
 ROUNDING = {"linf": (0.0, 6e-8), "l2": (1e-6, 1e-7)}
@@ -76,46 +74,6 @@ def measure(
             "this batch)"
         )
     return distance, inside
-
-
-def check_logits(logits: Tensor, n: int) -> None:
-    """Refuse what are no logits of `n` images.
-
-    Raises:
-        ValueError: anything but floats (n, K) with K at least 2.
-    """
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model returned {type(logits).__name__}; it must return logits, a tensor (N, K)")
-    if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        raise ValueError(
-            f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
-            "floats (N, K) with one column for each of at least 2 classes"
-        )
-
-
-def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
-    """Logits (N, K) in float32 or float64, by one forward pass.
-
-    Args:
-        model: classifier of images in [0, 1], already in inference mode.
-        x: images (N, C, H, W).
-        attack: label of the attack that made them.
-        ids: example ids (N,).
-
-    Raises:
-        ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
-    """
-    logits = batched.predict(model, x)
-    check_logits(logits, len(x))
-    lost = ~logits.isfinite().all(1)
-    if lost.any():
-        first = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
-        where = "without an attack" if attack == CLEAN else f"under attack {attack!r}"
-        raise ValueError(
-            f"EV203 Model returned NaN or infinite logits for {int(lost.sum())} of {len(x)} inputs of a batch {where}. "
-            f"Counting them either way would be wrong; first ids {first}."
-        )
-    return full_precision(logits)
 
 
 def confirm(

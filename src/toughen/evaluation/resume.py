@@ -32,8 +32,9 @@ from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.result import RESULT
-from toughen.evaluation.work_unit import UnitResult, to_uint8
+from toughen.evaluation.work_unit import UnitResult
 from toughen.models.identity import Identity, claim, hash_source, threat_in_full
+from toughen.models.inputs import to_uint8
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.parallel import ranks
 from toughen.settings import known

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, is_minimal_norm
 from toughen.evaluation.plan import Stage
-from toughen.evaluation.referee import MARGINAL, Unsound, confirm, gap, measure, predict
+from toughen.evaluation.referee import MARGINAL, Unsound, confirm, gap, measure
 from toughen.losses import cross_entropy, margin
 from toughen.models.batched import Batched, in_pieces, out_of_memory
 from toughen.models.cost import Passes
+from toughen.models.inputs import to_uint8
+from toughen.models.prepared import PreparedModel, ball_of
 from toughen.modes import attacking
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
@@ -45,49 +47,71 @@ class UnitResult:
 
 
 @dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Examples that were checked (see `inputs.check_examples`).
+
+    Args:
+        x: images (N, C, H, W), floats in [0, 1] or uint8.
+        y: classes (N,) on the CPU.
+        index: ids (N,) on the CPU.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationTask:
     """What is evaluated.
 
     Args:
-        model: the classifier in inference mode, frozen, in pieces.
+        subject: the classifier, ready to run.
         quick: a copy of it for attacks that is cheaper to run, or itself; a user's own function gets the model.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,) on the CPU.
-        index: example ids (N,) on the CPU.
+        examples: the images, with classes and ids.
         threat: the ball.
         seed: of the attacks' random draws.
-        device: where the model is.
-        dtype: in which it computes.
-        passes: the count of the model's passes, kept by `counting.counted`.
-        strict: whether the referee's second verdict must be the first (see `verify.confirm`).
+        passes: the count of the model's passes, kept by `cost.counted`.
+        strict: whether the referee's second verdict must be the first (see `referee.confirm`).
         as_uint8: whether to check what is left of broken examples when they are rounded to 256 levels.
     """
 
-    model: Batched
+    subject: PreparedModel
     quick: Batched
-    x: Tensor
-    y: Tensor
-    index: Tensor
+    examples: LabelledImages
     threat: Threat
     seed: int
-    device: torch.device
-    dtype: torch.dtype
     passes: Passes
     strict: bool = True
     as_uint8: bool = False
 
+    @property
+    def x(self) -> Tensor:
+        """The images."""
+        return self.examples.x
+
+    @property
+    def index(self) -> Tensor:
+        """Their ids."""
+        return self.examples.index
+
+    @property
+    def model(self) -> Batched:
+        """The classifier, in pieces."""
+        return self.subject.model
+
     def clean(self, rows: Tensor) -> UnitResult:
         """The rows (N,) of `x` as they are."""
-        x, y = as_input(self.x[rows], self.device, self.dtype), self.y[rows].to(self.device)
-        logits = predict(self.model, x, attack=CLEAN, ids=self.index[rows])
+        x, y = self._taken(rows)
+        logits = self.subject.predict(x, ids=self.index[rows], under=CLEAN)
         survived, marginal = logits.argmax(1) == y, gap(logits) < MARGINAL
         distance = torch.zeros(len(rows), dtype=torch.float64)
         return self._unit(CLEAN, rows, x, logits, survived, marginal, distance, (len(rows), 0), aside=False)
 
     def run(self, stage: Stage, rows: Tensor) -> UnitResult:
         """The rows (N,) of `x` under a stage's attack."""
-        x, y, ids = as_input(self.x[rows], self.device, self.dtype), self.y[rows].to(self.device), self.index[rows]
-        threat = self._ball(stage, rows)
+        (x, y), ids = self._taken(rows), self.index[rows]
+        threat = ball_of(self.threat if stage.threat is None else stage.threat, rows, self.subject.device)
         before = self.passes.example_forwards, self.passes.example_backwards
         noise = Stream(("evaluate", self.seed, stage.label), rows=ids)
         model = self.quick if isinstance(stage.attack, AttackSpec) else self.model
@@ -95,7 +119,7 @@ class EvaluationTask:
         taken = self.passes.example_forwards - before[0], self.passes.example_backwards - before[1]
         anywhere = is_minimal_norm(stage.attack)
         distance, inside = measure(x_adv, x, threat, attack=stage.label, ids=ids, anywhere=anywhere)
-        logits = predict(self.model, x_adv, attack=stage.label, ids=ids)
+        logits = self.subject.predict(x_adv, ids=ids, under=stage.label)
         survived = (logits.argmax(1) == y) | ~inside
         marginal = gap(logits) < MARGINAL
         broken = (~survived).nonzero().squeeze(1)
@@ -113,12 +137,9 @@ class EvaluationTask:
         unit = self._unit(stage.label, rows, x_adv, logits, survived, marginal, distance, taken, aside=aside)
         return replace(unit, fools_as_uint8=self._rounded(stage, x, x_adv, y, threat, broken, ids))
 
-    def _ball(self, stage: Stage, rows: Tensor) -> Threat:
-        ball = self.threat if stage.threat is None else stage.threat
-        if not isinstance(ball.eps, Tensor):
-            return ball
-        some = ball[rows.to(ball.eps.device)]
-        return replace(some, eps=torch.as_tensor(some.eps, device=self.device))
+    def _taken(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and classes as the model gets them."""
+        return self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device)
 
     def _rounded(
         self, stage: Stage, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat, broken: Tensor, ids: Tensor
@@ -127,10 +148,10 @@ class EvaluationTask:
             return None
         fools = torch.zeros(len(x), dtype=torch.bool)
         if len(broken):
-            levels = as_input(to_uint8(x_adv[broken]), self.device, self.dtype)
+            levels = self.subject.images(to_uint8(x_adv[broken]))
             some = ids[broken.to(ids.device)]
             _, inside = measure(levels, x[broken], threat[broken], attack=stage.label, ids=some, anywhere=True)
-            logits = predict(self.model, levels, attack=stage.label, ids=some)
+            logits = self.subject.predict(levels, ids=some, under=stage.label)
             fools[broken.cpu()] = ((logits.argmax(1) != y[broken]) & inside).cpu()
         return fools
 
@@ -147,7 +168,7 @@ class EvaluationTask:
         *,
         aside: bool,
     ) -> UnitResult:
-        n, y = len(rows), self.y[rows].to(logits.device)
+        n, y = len(rows), self.examples.y[rows].to(logits.device)
         columns = {
             "prediction": logits.argmax(1),
             "survived": survived,
@@ -159,7 +180,7 @@ class EvaluationTask:
         outcomes = Outcomes(
             attack=np.full(n, label),
             index=self.index[rows].numpy(),
-            label=self.y[rows].numpy(),
+            label=self.examples.y[rows].numpy(),
             forwards=shares(taken[0], n),
             backwards=shares(taken[1], n),
             seed=np.full(n, self.seed),
@@ -226,24 +247,3 @@ def shares(total: int, n: int) -> np.ndarray:
     single entry is the mean over its unit, rounded, and only sums are exact.
     """
     return np.array([total // n + (position < total % n) for position in range(n)])
-
-
-def placement(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Device of the model's first parameter or buffer, else of `x`; float64 where they are, else float32."""
-    tensors = [*model.parameters(), *model.buffers()] or [x]
-    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    return tensors[0].device, torch.float64 if kinds[:1] == [torch.float64] else torch.float32
-
-
-def as_input(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Images as the model gets them. Values outside [0, 1] by rounding, which `check_images` lets pass, are clipped."""
-    x_float = x.to(device).to(dtype)
-    if x.dtype == torch.uint8:
-        # By a tensor: CUDA turns a division by a number into a multiplication, whose last bit differs from the CPU's.
-        return x_float / torch.tensor(255, dtype=dtype, device=device)
-    return x_float.clamp(0, 1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the nearest of 256 levels."""
-    return (images * 255).round().to(torch.uint8)

@@ -117,6 +117,19 @@ class Classifier(nn.Module):
         return self.net(self.normalize(x))
 
 
+def normalised(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
+    """The model with a normalisation in front, in the mode in which it is; itself without mean and std.
+
+    Raises:
+        ValueError: see `Classifier`.
+    """
+    if mean is None and std is None:
+        return model
+    before = Classifier(model, mean=mean, std=std)
+    before.training = before.normalize.training = model.training
+    return before.to(next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
+
+
 def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None, per_image: bool) -> nn.Module:
     if (mean is None) != (std is None):
         given, missing = ("std", "mean") if mean is None else ("mean", "std")

@@ -1,24 +1,169 @@
-"""Images that a network does not take: one sentence with what they are, what it said, and what it does take.
+"""The one check of what is given with a model: images, labels, ids, balls, and whether the model takes such images.
 
-check_takes(model, (3, 64, 64), device)    # ValueError: the model does not take images of 3x64x64: mat1 and mat2
-                                           # shapes cannot be multiplied; it takes 3x32x32: give view=ResizeCrop(32)
+    y, index = check_examples(x, y, None, batch_size=256, threat=Linf(8 / 255))
+    device, dtype = placement(model, x)
+    logits = model(as_input(x[:256], device, dtype))
+    check_labels(y, len(x), logits.shape[1])
+    check_takes(model, (3, 64, 64), device)    # ValueError: the model does not take images of 3x64x64: mat1 and mat2
+                                               # shapes cannot be multiplied; it takes 3x32x32: give view=ResizeCrop(32)
+
+Every error is a ValueError that says what was given and what is allowed.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toughen.errors import Option, UsageError, image_size
 from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
 from toughen.modes import evaluating
+from toughen.threat import Threat
 
 # Sides of images, from the commonest.
 SIDES = (32, 224, 28, 64, 96, 256, 299, 384)
 
 # What a network says by raising that an input does not suit it.
 REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+
+ROUNDING = 1e-6
+"""How far images may lie outside [0, 1]: some decoders overshoot; it is far below one grey level (0.004)."""
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is no batch of images in [0, 1].
+
+    Raises:
+        ValueError: for another type or shape, or values that are not finite or outside [0, 1] by more than rounding.
+    """
+    if not x.is_floating_point() or x.ndim != 4:
+        raise ValueError(
+            f"images are {x.dtype} of shape {tuple(x.shape)}; give floats of shape (N, C, H, W) in [0, 1], "
+            "such as uint8 images divided by 255"
+        )
+    low, high = (x.amin().item(), x.amax().item()) if x.numel() else (0.0, 0.0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"images are in [{low:.3g}, {high:.3g}] but must be in [0, 1]: divide by 255, or move the normalisation "
+            "into the model with Classifier(net, mean=..., std=...)"
+        )
+
+
+def check_labels(y: Tensor, n: int, classes: int | None = None) -> None:
+    """Refuse labels that do not fit the images: neither n classes (n,) nor n rows of probabilities (n, K).
+
+    Raises:
+        ValueError: for another shape or type, labels outside 0 .. classes - 1, or probabilities of another number of
+            classes.
+    """
+    if len(y) != n or y.ndim > 2 or y.is_floating_point() != (y.ndim == 2):
+        raise ValueError(
+            f"labels are {y.dtype} of shape {tuple(y.shape)} for {n} images; give class numbers (N,) or "
+            "probabilities (N, K)"
+        )
+    if y.ndim == 2 and classes is not None and y.shape[1] != classes:
+        raise ValueError(f"labels are probabilities of {y.shape[1]} classes but the model has {classes}")
+    if y.ndim == 1 and len(y) and classes is not None and not (int(y.min()) >= 0 and int(y.max()) < classes):
+        raise ValueError(
+            f"labels run from {int(y.min())} to {int(y.max())} but the model has classes 0 to {classes - 1}"
+        )
+
+
+def check_grad_mode() -> None:
+    """Refuse to attack where no gradient can be had."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("attacks need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
+
+
+def check_examples(
+    x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat | None = None
+) -> tuple[Tensor, Tensor]:
+    """Refuse examples that do not fit each other, before any work is done.
+
+    Args:
+        x: images (N, C, H, W), floats in [0, 1] or uint8.
+        y: classes (N,).
+        index: example ids (N,), each once; None for 0 to N - 1.
+        batch_size: examples per pass, at least 1.
+        threat: a ball, whose radii must be as many as the images.
+
+    Returns:
+        The classes and the ids, int64 on the CPU.
+
+    Raises:
+        ValueError: the sentence says what was given and what is allowed.
+    """
+    check_grad_mode()
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        check_images(x)
+    check_labels(y, len(x))
+    if y.ndim != 1:
+        raise ValueError(f"labels have shape {tuple(y.shape)}; an evaluation needs class numbers (N,)")
+    if not len(x):
+        raise ValueError("there are no images to evaluate; give at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    index = torch.arange(len(x)) if index is None else index
+    if index.shape != y.shape or index.is_floating_point():
+        raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}; give {len(x)} whole numbers")
+    if len(index.unique()) != len(index):
+        raise ValueError(f"index holds {len(index.unique())} different ids for {len(x)} images; give each its own")
+    if threat is not None and isinstance(threat.eps, Tensor) and threat.eps.ndim and len(threat.eps) != len(x):
+        raise ValueError(f"the threat model has {len(threat.eps)} radii for {len(x)} images; give one, or one each")
+    return y.cpu().long(), index.cpu().long()
+
+
+def out_of_unit(x: Tensor, threat: Threat | None = None) -> tuple[str, str] | None:
+    """What is seen where images or the radius (if there is one) are not in the units of [0, 1], and what to do.
+
+    For the caller who would otherwise refuse such images with less to say. uint8 images are as they should be.
+    """
+    if not x.is_floating_point() or not x.numel():
+        low, high = 0.0, 1.0
+    else:
+        low, high = x.amin().item(), x.amax().item()
+    span = f"Inputs span {low:.3g}..{high:.3g}"
+    if not (low >= -ROUNDING and high <= 256):
+        return span, "undo the normalisation, and make it the model's first layer"
+    if high > 1 + ROUNDING:
+        return span, "divide the images by 255"
+    if 0 < high <= 1.01 / 255:
+        return span, "they were divided by 255 twice"
+    if threat is None:
+        return None
+    eps = float(torch.as_tensor(threat.eps).max()) if len(x) else 0.0
+    return (f"The radius is {eps:.3g}", f"write {eps:.3g}/255") if threat.norm == "linf" and eps > 1 else None
+
+
+def check_radius(threat: Threat) -> Threat:
+    """A ball of radius 0 has its uses in Python; in a recipe it is a mistake, like one that holds every image."""
+    radius = float(threat.eps)
+    if radius <= 0 or (threat.norm == "linf" and radius > 1):
+        allowed = "in (0, 1]" if threat.norm == "linf" else "positive"
+        raise ValueError(f"the radius of {threat} must be {allowed}, like {threat.norm}:8/255")
+    return threat
+
+
+def placement(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Device of the model's first parameter or buffer, else of `x`; float64 where they are, else float32."""
+    tensors = [*model.parameters(), *model.buffers()] or [x]
+    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    return tensors[0].device, torch.float64 if kinds[:1] == [torch.float64] else torch.float32
+
+
+def as_input(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Images as the model gets them. Values outside [0, 1] by rounding, which `check_images` lets pass, are clipped."""
+    x_float = x.to(device).to(dtype)
+    if x.dtype == torch.uint8:
+        # By a tensor: CUDA turns a division by a number into a multiplication, whose last bit differs from the CPU's.
+        return x_float / torch.tensor(255, dtype=dtype, device=device)
+    return x_float.clamp(0, 1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the nearest of 256 levels."""
+    return (images * 255).round().to(torch.uint8)
 
 
 def check_takes(

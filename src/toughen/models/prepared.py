@@ -1,26 +1,30 @@
-"""A model under examination: checked, in inference mode, frozen and in pieces, with its images cut into chunks.
+"""A user's model as the library works with it: checked, in inference mode, frozen and in pieces, on its device.
 
-index = check_examples(x, y, index, batch_size)
-with under_analysis(model, x, y, batch_size) as subject:
-    for rows in chunks(len(x), batch_size):
-        logits = subject.predict(subject.images(x[rows]), ids=index[rows], under="clean")
+    y, index = check_examples(x, y, index, batch_size)
+    with prepared(model, x, y, batch_size) as subject:
+        for rows in chunks(len(x), batch_size):
+            logits = subject.predict(subject.images(x[rows]), ids=index[rows], under="clean")
+
+What a model of a stranger does and bears is found out once, by a probe of two images: `subject.probe`. Whatever the
+library does to a model for speed (the layout of its weights, BatchNorm folded into convolutions) is done here.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks.contract import check_images, check_labels
 from toughen.errors import UsageError
-from toughen.evaluation.referee import check_logits, predict
-from toughen.evaluation.work_unit import as_input, placement
+from toughen.losses import full_precision
 from toughen.models import batched
 from toughen.models.batched import Batched, out_of_memory
-from toughen.models.inputs import REFUSALS, refusal
+from toughen.models.folding import fused
+from toughen.models.inputs import REFUSALS, as_input, check_labels, placement, refusal
 from toughen.modes import channels_last, evaluating, float32, frozen, plain
+from toughen.outcomes import CLEAN
 from toughen.threat import Threat
 
 CHUNK = 4
@@ -29,97 +33,246 @@ CHUNK = 4
 Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is)"""
 
+T = TypeVar("T")
+
+Returns = Literal["tensor", "tuple", "mapping", "object"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model did with two images, in inference mode and frozen.
+
+    Attributes:
+        returns: a tensor, a tuple or list, a mapping, or an object of another kind.
+        classes: number of logits of an image; None where no tensor (N, K) was found in what it returns: itself, the
+            first of a tuple, or what is called `logits`.
+        dtype: of the logits; None where there are none.
+        gradient: whether a gradient of the logits reaches the images.
+        hooks: whether a forward hook is called.
+        in_place: whether it writes into the images that it is given.
+        channels_last: whether it runs with its weights laid out with channels last.
+        batch_sizes: whether it takes one image as well as two.
+    """
+
+    returns: Returns
+    classes: int | None
+    dtype: torch.dtype | None
+    gradient: bool
+    hooks: bool
+    in_place: bool
+    channels_last: bool
+    batch_sizes: bool
+
+
+def probe(model: nn.Module, x: Tensor) -> Probe:
+    """Find out what a model does, by passes of one and of two images; it and the random state are left as they were.
+
+    Args:
+        model: takes such images.
+        x: images (N, C, H, W) on its device and in its type, at least one; two are run, or the only one twice.
+
+    Raises:
+        Exception: what the model raises where it takes neither one image nor two.
+    """
+    two = x[:2] if len(x) > 1 else x.expand(2, -1, -1, -1)
+    with _undrawn(x.device), evaluating(model), frozen(model), float32(x.device):
+        one = _attempt(lambda: _look(model, two[:1]))
+        both = _attempt(lambda: _look(model, two))
+        seen = both or one or _look(model, two[:1])
+        with channels_last(model), torch.no_grad():
+            run = two if both else two[:1]
+            laid_out = _attempt(lambda: (model(run.clone()),)) is not None
+    return Probe(**seen, channels_last=laid_out, batch_sizes=both is not None and one is not None)
+
+
+def _attempt(action: Callable[[], T]) -> T | None:
+    """What an action returns; None where the model refuses."""
+    try:
+        return action()
+    except REFUSALS:
+        return None
+
+
+def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """What one pass shows, and one backward pass where there can be one."""
+    leaf, called = x.detach().clone().requires_grad_(), []
+    # A copy: a leaf that asks for a gradient may not be written into.
+    with torch.enable_grad():
+        given = leaf.clone()
+        with _hooked(model, called):
+            out = model(given)
+    returns, logits = _parts(out, len(x))
+    return {
+        "returns": returns,
+        "classes": None if logits is None else logits.shape[1],
+        "dtype": None if logits is None else logits.dtype,
+        "gradient": logits is not None and bool(_attempt(lambda: _reaches(logits, leaf))),
+        "hooks": bool(called),
+        "in_place": given._version > 0,
+    }
+
+
+@contextmanager
+def _hooked(model: nn.Module, called: list[nn.Module]) -> Iterator[None]:
+    """A forward hook, where the model takes one; `called` gets the model when it is run."""
+    handle = _attempt(lambda: model.register_forward_hook(lambda module, inputs, out: called.append(module)))
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _parts(out: object, n: int) -> tuple[Returns, Tensor | None]:
+    """Of what kind a model's output for n images is, and the logits (n, K) in it."""
+    if isinstance(out, Tensor):
+        kind, found = "tensor", out
+    elif isinstance(out, Mapping):
+        kind, found = "mapping", out.get("logits")
+    elif isinstance(out, tuple | list):
+        kind, found = "tuple", out[0] if len(out) else None
+    else:
+        kind, found = "object", getattr(out, "logits", None)
+    fits = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 2 and len(found) == n
+    return kind, found if fits else None
+
+
+def _reaches(logits: Tensor, x: Tensor) -> bool:
+    return logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
+
+
+@contextmanager
+def _undrawn(device: torch.device) -> Iterator[None]:
+    """The global random state restored: some networks draw in inference mode too."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def inference(model: nn.Module, device: torch.device, *, fast: bool = True) -> Iterator[None]:
+    """A model in inference mode and frozen, without autocast, and laid out for speed; all is restored.
+
+    Args:
+        model: the classifier.
+        device: where it is.
+        fast: whether it is laid out for speed, which not every model bears.
+    """
+    with evaluating(model), frozen(model), channels_last(model) if fast else nullcontext(), float32(device):
+        yield
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedModel:
-    """A model in the state in which analyses look at it.
+    """A model that takes the images and returns logits (see `prepare`).
 
-    Args:
+    Attributes:
         model: the classifier, which decides how many examples it takes in a pass.
-        device: where it is.
-        dtype: in which it computes.
+        device: where it is: that of its first parameter or buffer, else that of the images.
+        dtype: in which it computes: float64 for a float64 model, float32 for any other.
         classes: number of its logits.
+        probe: what is known of it besides.
     """
 
     model: Batched
     device: torch.device
     dtype: torch.dtype
     classes: int
+    probe: Probe
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The state in which the model is run, and afterwards that in which it was."""
+        with inference(self.model.model, self.device):
+            yield
 
     def images(self, x: Tensor) -> Tensor:
         """Images as the model gets them."""
         return as_input(x, self.device, self.dtype)
 
     def predict(self, x: Tensor, *, ids: Tensor, under: str) -> Tensor:
-        """Finite logits (N, K) on the model's device (see `verify.predict`); `under` names what made the images."""
+        """Finite logits (N, K) on the model's device (see `predict`); `under` names what made the images."""
         return predict(self.model, x.to(self.device, self.dtype), attack=under, ids=ids)
 
+    def folded(self, x: Tensor) -> Batched:
+        """A copy for attacks whose passes are cheaper, or the model itself (see `folding.fused`); tried on `x[:1]`."""
+        return Batched(fused(self.model.model, self.images(x[:1])), self.model.size)
 
-@contextmanager
-def under_analysis(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[PreparedModel]:
-    """The model in inference mode, frozen, without autocast; its first image is run forward to see that it fits.
 
-    Computation is in float32 (float64 for a float64 model), on the device of the model's first parameter or buffer.
+def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> PreparedModel:
+    """See whether a model takes the images and the labels, and what else it does; the model is left as it was.
+
+    Args:
+        model: a user's classifier of images in [0, 1], in any mode.
+        x: images (N, C, H, W), at least one, of which two are run forward.
+        y: classes (N,); None where there are none.
+        batch_size: examples that it gets in a pass.
 
     Raises:
         ValueError: the model does not take such images (EV226) or returns no logits, or a label is none of its classes.
     """
     model = plain(model)
     device, dtype = placement(model, x)
-    with evaluating(model), frozen(model), channels_last(model), float32(device):
-        logits = _first_logits(model, as_input(x[:1], device, dtype))
-        check_logits(logits, 1)
-        check_labels(y, len(x), logits.shape[1])
-        yield PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1])
+    some = as_input(x[:2], device, dtype)
+    with _undrawn(device), inference(model, device):
+        try:
+            logits = batched.predict(Batched(model, 1), some[:1])
+        except REFUSALS as error:
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            found = refusal(model, some.shape[1:], error, device, dtype)
+            raise UsageError("EV226 ", found) from error
+    check_logits(logits, 1)
+    if y is not None:
+        check_labels(y, len(y), logits.shape[1])
+    return PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1], probe(model, some))
 
 
-def _first_logits(model: nn.Module, first: Tensor) -> Tensor:
-    try:
-        return batched.predict(Batched(model, 1), first)
-    except REFUSALS as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            raise
-        found = refusal(model, first.shape[1:], error, first.device, first.dtype)
-        raise UsageError("EV226 ", found) from error
+@contextmanager
+def prepared(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[PreparedModel]:
+    """The model as `prepare` gives it, and ready to run until the context ends."""
+    subject = prepare(model, x, y, batch_size)
+    with subject.ready():
+        yield subject
 
 
-def check_examples(
-    x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat | None = None
-) -> tuple[Tensor, Tensor]:
-    """Refuse examples that do not fit each other, before any work is done.
-
-    Args:
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        index: example ids (N,), each once; None for 0 to N - 1.
-        batch_size: examples per pass, at least 1.
-        threat: a ball, whose radii must be as many as the images.
-
-    Returns:
-        The classes and the ids, int64 on the CPU.
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuse what are no logits of `n` images.
 
     Raises:
-        ValueError: the sentence says what was given and what is allowed.
+        ValueError: anything but floats (n, K) with K at least 2.
     """
-    if torch.is_inference_mode_enabled():
-        raise ValueError("attacks need gradients, which torch.inference_mode() rules out; use torch.no_grad()")
-    if x.dtype != torch.uint8 or x.ndim != 4:
-        check_images(x)
-    check_labels(y, len(x))
-    if y.ndim != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; an evaluation needs class numbers (N,)")
-    if not len(x):
-        raise ValueError("there are no images to evaluate; give at least one")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    index = torch.arange(len(x)) if index is None else index
-    if index.shape != y.shape or index.is_floating_point():
-        raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}; give {len(x)} whole numbers")
-    if len(index.unique()) != len(index):
-        raise ValueError(f"index holds {len(index.unique())} different ids for {len(x)} images; give each its own")
-    if threat is not None and isinstance(threat.eps, Tensor) and threat.eps.ndim and len(threat.eps) != len(x):
-        raise ValueError(f"the threat model has {len(threat.eps)} radii for {len(x)} images; give one, or one each")
-    return y.cpu().long(), index.cpu().long()
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model returned {type(logits).__name__}; it must return logits, a tensor (N, K)")
+    if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
+        raise ValueError(
+            f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
+            "floats (N, K) with one column for each of at least 2 classes"
+        )
+
+
+def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
+    """Logits (N, K) in float32 or float64, by one forward pass.
+
+    Args:
+        model: classifier of images in [0, 1], already in inference mode.
+        x: images (N, C, H, W).
+        attack: label of the attack that made them.
+        ids: example ids (N,).
+
+    Raises:
+        ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
+    """
+    logits = batched.predict(model, x)
+    check_logits(logits, len(x))
+    lost = ~logits.isfinite().all(1)
+    if lost.any():
+        first = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
+        where = "without an attack" if attack == CLEAN else f"under attack {attack!r}"
+        raise ValueError(
+            f"EV203 Model returned NaN or infinite logits for {int(lost.sum())} of {len(x)} inputs of a batch {where}. "
+            f"Counting them either way would be wrong; first ids {first}."
+        )
+    return full_precision(logits)
 
 
 def chunks(n: int, size: int) -> Iterator[Tensor]:
@@ -129,6 +282,4 @@ def chunks(n: int, size: int) -> Iterator[Tensor]:
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:
     """The threat model of some examples, on a device."""
-    if not isinstance(threat.eps, Tensor):
-        return threat
-    return type(threat)(threat.eps.to(device))[rows.to(device)]
+    return threat.of_radius(threat.eps.to(device))[rows.to(device)] if isinstance(threat.eps, Tensor) else threat

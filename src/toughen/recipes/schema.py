@@ -16,6 +16,7 @@ from toughen.data.crops import ResizeCrop
 from toughen.data.loading.batches import check_repeats, labelled_rows
 from toughen.evaluation import suites
 from toughen.methods.wrapper import AnyMethod, nested
+from toughen.models.inputs import check_radius
 from toughen.models.registry import find as find_model
 from toughen.models.registry import try_options
 from toughen.optim.ema import average_name
@@ -223,15 +224,6 @@ class WeightPerturbation(Settings, frozen=True):
 
     gamma: Positive = 0.005
     start: Decay = 0.0
-
-
-def check_radius(threat: Threat) -> Threat:
-    """A ball of radius 0 has its uses in Python; in a recipe it is a mistake, like one that holds every image."""
-    radius = float(threat.eps)
-    if radius <= 0 or (threat.norm == "linf" and radius > 1):
-        allowed = "in (0, 1]" if threat.norm == "linf" else "positive"
-        raise ValueError(f"the radius of {threat} must be {allowed}, like {threat.norm}:8/255")
-    return threat
 
 
 def _run_name(name: str) -> str:

@@ -21,12 +21,12 @@ from toughen.data import ImageData, load
 from toughen.data.base import Examples, first
 from toughen.data.crops import ResizeCrop
 from toughen.errors import Command, Option, UsageError, image_size, naming
-from toughen.evaluation.audit.intake import normalised
 from toughen.models import build, exported, load_weights, pretrained_normalization, read_state
+from toughen.models.classifier import normalised
+from toughen.models.inputs import check_radius
 from toughen.models.pretrained.load import networks_of
 from toughen.models.pretrained.timm_hub import PREFIXES
 from toughen.parallel import ranks
-from toughen.recipes.schema import check_radius
 from toughen.storage.limits import check_safetensors
 from toughen.threat import Threat
 from toughen.threat import parse as parse_threat

@@ -14,11 +14,11 @@ from frozen_models import trained
 from oracles import linear_problem
 from toughen.data import load
 from toughen.evaluation.audit.check_result import WHATS
-from toughen.evaluation.audit.intake import normalised
 from toughen.evaluation.audit.messages import CODES
 from toughen.evaluation.audit.model_check import ModelCheck, check, sample
 from toughen.evaluation.audit.preprocessing import CUSTOMARY
 from toughen.models import Classifier
+from toughen.models.classifier import normalised
 from toughen.models.cost import counted
 from zoo import Around
 

@@ -18,7 +18,7 @@ manifest. The same call on the same folder goes on where the last one ended, and
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from toughen import __version__
-from toughen.data.base import to_float
 from toughen.data.lazy_split import LazySplit
 from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
 from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
@@ -45,16 +44,13 @@ from toughen.data.pseudo_labelling.files import (
     write_columns,
     write_shard,
 )
-from toughen.models.batched import Batched, predict
+from toughen.models.batched import predict
 from toughen.models.identity import hash_model, hash_tensor
-from toughen.models.inputs import check_takes
-from toughen.modes import channels_last, evaluating
+from toughen.models.inputs import check_takes, placement
+from toughen.models.prepared import PreparedModel, Progress, prepare
 from toughen.storage import files as store
 
 Labels = Literal["hard", "probabilities"]
-Progress = Callable[[str, int, int], None]
-"""(what is done, how much of it, of how much)"""
-
 THRESHOLD = 2000 / 255
 """Distance of Carmon et al. 2019 for 32x32 images (docs/methods/extra_data.md, How a set is chosen)."""
 
@@ -131,11 +127,11 @@ def label(
             shutil.rmtree(out / SCORES, ignore_errors=True)
             return store.read_json(out / MANIFEST)
         begins = not any((out / SCORES).glob("*.npz"))
-        job = _Job(pool, Batched(scorer, batch_size), len(classes), foreign, labels == "probabilities", out, progress)
-        for what, model in {"The scorer": scorer, "The labeller": labeller}.items():
-            if begins and model is not None:
-                check_takes(model, job.shape, _device(model), what=what)
-        done = _chosen_and_written(job, job.scores(test_images), labeller and Batched(labeller, batch_size), request)
+        models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
+        job = _Job(pool, models, batch_size, len(classes), foreign, labels == "probabilities", out, progress)
+        for what, model in models.items() if begins else ():
+            check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
+        done = _chosen_and_written(job, job.scores(test_images), request)
         store.write_json(out / MANIFEST, done)
         shutil.rmtree(out / SCORES, ignore_errors=True)
         return done
@@ -147,15 +143,19 @@ class _Job:
     def __init__(
         self,
         pool: Pool,
-        scorer: Batched,
+        models: dict[str, nn.Module],
+        batch_size: int,
         classes: int,
         foreign: bool,
         soft: bool,
         out: Path,
         progress: Progress | None,
     ) -> None:
-        self.pool, self.scorer, self.classes, self.foreign, self.soft = pool, scorer, classes, foreign, soft
-        self.shape = tuple(pool.take(torch.zeros(1, dtype=torch.int64)).images.shape[1:])
+        self.pool, self.models, self.batch_size = pool, models, batch_size
+        self.classes, self.foreign, self.soft = classes, foreign, soft
+        self.first = pool.take(torch.zeros(1, dtype=torch.int64)).images
+        self.shape = tuple(self.first.shape[1:])
+        self.prepared: dict[str, PreparedModel] = {}
         # Part of what a chunk's file means, so a pure function of the images' shape.
         self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(self.shape))))
         self.out, self.tell = out, progress or (lambda what, done, total: None)
@@ -167,7 +167,7 @@ class _Job:
         paths = [self.out / SCORES / f"{number:08d}.npz" for number in range(len(chunks))]
         for path, rows in zip(paths, chunks, strict=True):
             if not path.is_file():
-                reference = reference or Reference(test_images, device=_device(self.scorer))
+                reference = reference or Reference(test_images, device=self.subject("scorer").device)
                 write_arrays(path, self._score(rows, reference))
             self.tell("scored", int(rows[-1]) + 1, len(self.pool))
         # Read only now: what is kept between the chunks' large tensors fragments the heap (see `near`).
@@ -176,7 +176,7 @@ class _Job:
 
     def _score(self, rows: Tensor, reference: Reference) -> dict[str, np.ndarray]:
         images = self.pool.take(rows).images
-        logits = self.logits(self.scorer, images, self.classes + self.foreign, "scorer", rows)
+        logits = self.logits("scorer", images, self.classes + self.foreign, rows)
         predicted, scores = judged(logits)
         nearest, alike = reference.nearest(images), reference.alike(images)
         found = {
@@ -192,19 +192,25 @@ class _Job:
             found["probabilities"] = probabilities(logits, classes=self.classes)
         return {name: column.numpy() for name, column in found.items()}
 
-    def second_opinion(self, labeller: Batched, rows: np.ndarray) -> np.ndarray:
+    def second_opinion(self, rows: np.ndarray) -> np.ndarray:
         """The labeller's probabilities (n, K) float32 of the images at `rows`."""
         parts = []
         for some in torch.from_numpy(rows).split(self.chunk):
-            logits = self.logits(labeller, self.pool.take(some).images, self.classes, "labeller", some)
+            logits = self.logits("labeller", self.pool.take(some).images, self.classes, some)
             parts.append(probabilities(logits, classes=self.classes))
         return torch.cat(parts).numpy()
 
-    def logits(self, model: Batched, images: Tensor, outputs: int, what: str, rows: Tensor) -> Tensor:
+    def subject(self, what: str) -> PreparedModel:
+        """A model, prepared when it is first needed: where all is done but the manifest, none is run."""
+        if what not in self.prepared:
+            self.prepared[what] = prepare(self.models[what], self.first, None, self.batch_size)
+        return self.prepared[what]
+
+    def logits(self, what: str, images: Tensor, outputs: int, rows: Tensor) -> Tensor:
         """(n, outputs) on the CPU, of uint8 images."""
-        device = _device(model)
-        with evaluating(model), channels_last(model):
-            parts = [predict(model, to_float(some.to(device))).cpu() for some in images.split(model.size)]
+        subject = self.subject(what)
+        with subject.ready():
+            parts = [predict(subject.model, subject.images(some)).cpu() for some in images.split(subject.model.size)]
         logits = torch.cat(parts)
         if logits.shape != (len(images), outputs):
             extra = " and one for foreign images" if outputs > self.classes else ""
@@ -221,9 +227,7 @@ class _Job:
         return logits
 
 
-def _chosen_and_written(
-    job: _Job, scored: dict[str, np.ndarray], labeller: Batched | None, request: dict[str, Any]
-) -> dict[str, Any]:
+def _chosen_and_written(job: _Job, scored: dict[str, np.ndarray], request: dict[str, Any]) -> dict[str, Any]:
     """Choose, write every file but the manifest, and return that."""
     copies = scored["squared"] <= squared_limit(request["threshold"])
     outside = scored["predicted"] >= job.classes
@@ -259,7 +263,8 @@ def _chosen_and_written(
         removed=copies[similar],
         chosen=chosen_ones,
     )
-    files = _write_images(job, scored, choice, distance, labeller, request["classes"])
+    files = _write_images(job, scored, choice, distance, request["classes"])
+    labeller = "labeller" in job.models
     agreeing = np.concatenate([read_labels(job.out / name) for name in files]) == scored["predicted"][choice.index]
     kept = ~copies & ~outside
     return {
@@ -297,7 +302,6 @@ def _write_images(
     scored: dict[str, np.ndarray],
     choice: Choice,
     distance: np.ndarray,
-    labeller: Batched | None,
     names: Sequence[str],
 ) -> list[str]:
     """Write the shards that are not there yet; the names of all."""
@@ -309,8 +313,8 @@ def _write_images(
         if not (job.out / name).is_file():
             hard = scored["predicted"][rows].astype(np.int64)
             soft = scored["probabilities"][rows] if job.soft else None
-            if labeller:
-                second = job.second_opinion(labeller, rows)
+            if "labeller" in job.models:
+                second = job.second_opinion(rows)
                 hard, soft = second.argmax(1), second if job.soft else None
             score = _probability(scored["score"][rows])
             some = Chosen(rows, choice.set.numpy()[part], hard, score, distance[rows], soft)
@@ -349,10 +353,6 @@ def fingerprint(pool: Pool) -> str:
     if isinstance(pool, LazySplit):
         return hashlib.sha256(f"{pool.key};{pool.view};{hash_tensor(pool.rows)}".encode()).hexdigest()
     return hash_tensor(pool.images)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def _refuse_other_files(out: Path) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
-from toughen.models.prepared import Progress, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples
+from toughen.models.prepared import Progress, chunks, prepared
 from toughen.threat import safe_norm
 
 
@@ -84,7 +85,7 @@ def gradient_magnitude(
     """
     y, ids = check_examples(x, y, index, batch_size)
     norms = []
-    with under_analysis(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as subject:
         for rows in chunks(len(x), batch_size):
             labels = y[rows].to(subject.device)
             _, grad, _ = value_and_grad(

@@ -19,7 +19,8 @@ from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.referee import measure
 from toughen.evaluation.suites import step_size
 from toughen.evaluation.work_unit import attacked
-from toughen.models.prepared import Progress, ball_of, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples
+from toughen.models.prepared import Progress, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf, Threat, per_example
@@ -126,7 +127,7 @@ def pictures(
         check_examples(x, y, index, batch_size, ball)
     y, ids = check_examples(x, y, index, batch_size)
     label, clean, rounded, predictions = f"pgd-{steps}", [], [], []
-    with under_analysis(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as subject:
         for rows in chunks(len(x), batch_size):
             clean.append(subject.predict(subject.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
         for name, threat in threats.items():

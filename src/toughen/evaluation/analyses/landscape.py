@@ -18,7 +18,8 @@ from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.referee import measure
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
-from toughen.models.prepared import PreparedModel, Progress, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples
+from toughen.models.prepared import PreparedModel, Progress, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf
@@ -128,7 +129,7 @@ def loss_surface(
     half = points // 2
     offsets = torch.arange(-half, half + 1, dtype=torch.float64) / half * radius
     losses, predictions, firsts, seconds = [], [], [], []
-    with under_analysis(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as subject:
         for row in range(len(x)):
             image, label, number = subject.images(x[row : row + 1]), y[row : row + 1], ids[row : row + 1]
             noise = Stream(("loss-surface", seed), rows=number)
@@ -273,7 +274,7 @@ def weakly_bounded(
         raise ValueError(f"eps is {eps}; give at least 0.5/255, so that an image of 256 grey levels lies in the ball")
     attack, ball = AttackSpec(name="bim", steps=steps, step_size=step_size), Linf(eps)
     parts = []
-    with under_analysis(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as subject:
         for rows in chunks(len(x), batch_size):
             images = subject.images(x[rows])
             # Kept in float32, so judged in float32, whatever the model computes in.

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import ascend, start_in
-from toughen.attacks.contract import check_labels
 from toughen.evaluation.analyses.analysis import Analysis, share
 from toughen.evaluation.evaluate import evaluate
 from toughen.evaluation.referee import MARGINAL, gap, measure
@@ -24,7 +23,8 @@ from toughen.evaluation.suites import step_size as customary
 from toughen.evaluation.time_left import Status
 from toughen.losses import LOSSES, Loss
 from toughen.models.batched import Objective
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples, check_labels
+from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.settings import known
@@ -313,7 +313,7 @@ def step_sweep(
         raise ValueError("loss kl needs the clean probabilities, which a step sweep does not keep; use cross_entropy")
     function = LOSSES[known(loss, LOSSES, "loss")] if isinstance(loss, str) else loss
     n, columns = len(x), []
-    with under_analysis(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as subject:
         noise = Stream(("step-sweep", seed), rows=ids)
         aims = _aims(target, y, noise, subject.classes)
         for rows in chunks(n, CHUNK * batch_size):

@@ -21,7 +21,8 @@ from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.result import describe
 from toughen.evaluation.suites import check, find
 from toughen.evaluation.work_unit import attacked
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples
+from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -165,8 +166,8 @@ def transfer(
         )
     chunked = []
     with ExitStack() as stack:
-        shown = [stack.enter_context(under_analysis(model, x, y, batch_size)) for model in targets.values()]
-        sources = [stack.enter_context(under_analysis(model, x, y, batch_size)) for model in surrogates.values()]
+        shown = [stack.enter_context(prepared(model, x, y, batch_size)) for model in targets.values()]
+        sources = [stack.enter_context(prepared(model, x, y, batch_size)) for model in surrogates.values()]
         for rows in chunks(len(x), CHUNK * batch_size):
             clean = torch.stack([_verdict(subject, x[rows], y[rows], ids[rows], CLEAN)[0] for subject in shown])
             columns = []

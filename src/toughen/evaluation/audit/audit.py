@@ -12,8 +12,6 @@ Sources: Carlini et al. 2019, "On evaluating adversarial robustness", section 3 
 Pintor et al. 2022, "Indicators of attack failure"; the flags of AutoAttack.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +19,11 @@ from toughen.evaluation.audit.attack_checks import AttackChecks
 from toughen.evaluation.audit.clean_checks import as_given, undisturbed
 from toughen.evaluation.audit.findings import Audit, Finding, finding
 from toughen.evaluation.audit.statistics import Watched
-from toughen.evaluation.work_unit import as_input, placement
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
-from toughen.modes import attacking, channels_last, float32, plain
+from toughen.models.inputs import as_input, out_of_unit, placement
+from toughen.models.prepared import ball_of, inference
+from toughen.modes import float32, plain
 from toughen.noise import Stream
 from toughen.threat import Threat
 
@@ -32,27 +31,9 @@ EXAMPLES = 128
 
 
 def check_range(x: Tensor, threat: Threat | None) -> Finding | None:
-    """EV221 where images or radius (if there is one) are not in the units of [0, 1]: what was seen and what to do.
-
-    For the caller who would otherwise refuse such images with less to say. uint8 images are as they should be.
-    """
-    if not x.is_floating_point() or not x.numel():
-        low, high = 0.0, 1.0
-    else:
-        low, high = x.amin().item(), x.amax().item()
-    span = f"Inputs span {low:.3g}..{high:.3g}"
-    if not (low >= -1e-6 and high <= 256):
-        return finding("EV221", seen=span, remedy="undo the normalisation, and make it the model's first layer")
-    if high > 1 + 1e-6:
-        return finding("EV221", seen=span, remedy="divide the images by 255")
-    if 0 < high <= 1.01 / 255:
-        return finding("EV221", seen=span, remedy="they were divided by 255 twice")
-    if threat is None:
-        return None
-    eps = float(torch.as_tensor(threat.eps).max()) if len(x) else 0.0
-    if threat.norm == "linf" and eps > 1:
-        return finding("EV221", seen=f"The radius is {eps:.3g}", remedy=f"write {eps:.3g}/255")
-    return None
+    """EV221 where images or radius are not in the units of [0, 1] (see `inputs.out_of_unit`)."""
+    found = out_of_unit(x, threat)
+    return None if found is None else finding("EV221", seen=found[0], remedy=found[1])
 
 
 def audit(
@@ -92,12 +73,9 @@ def audit(
     model = plain(model)
     device, dtype = placement(model, x)
     images = as_input(x[:n], device, dtype)
-    ball = threat[torch.arange(n, device=device if not isinstance(threat.eps, Tensor) else threat.eps.device)]
-    if isinstance(ball.eps, Tensor):
-        ball = replace(ball, eps=ball.eps.to(device))
     with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])
-        with attacking(model, "eval"), channels_last(model), counted(model) as passes:
+        with inference(model, device), counted(model) as passes:
             watched = Watched(model)
             pieces = Batched(watched, batch_size)
             examination = AttackChecks(
@@ -105,7 +83,7 @@ def audit(
                 watched=watched,
                 x=images,
                 y=y[:n].to(device),
-                threat=ball,
+                threat=ball_of(threat, torch.arange(n), device),
                 ids=ids,
                 noise=Stream(("audit", seed), rows=ids),
                 passes=passes,

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks.contract import check_labels
 from toughen.corruptions import CORRUPTIONS, SEVERITIES, constants_for, corrupt
 from toughen.corruptions.constants import SETS
 from toughen.corruptions.published import Published, open_published
@@ -33,7 +32,8 @@ from toughen.evaluation.resume import UNITS, Ledger, check_folder
 from toughen.evaluation.time_left import Progress, Status
 from toughen.models.batched import out_of_memory
 from toughen.models.identity import hash_model, hash_tensor, identity_of, refuse_other
-from toughen.models.prepared import PreparedModel, check_examples, chunks, under_analysis
+from toughen.models.inputs import check_examples, check_labels
+from toughen.models.prepared import PreparedModel, chunks, prepared
 from toughen.modes import plain
 from toughen.outcomes import CLEAN
 from toughen.parallel import ranks
@@ -138,7 +138,7 @@ def corruption_accuracy(
         return corrupt(data.take(some).images, name, severity, constants=constants, seed=seed, ids=ids[some])
 
     with ExitStack() as stack:
-        subject = stack.enter_context(under_analysis(model, first, y[:1], batch_size))
+        subject = stack.enter_context(prepared(model, first, y[:1], batch_size))
         check_labels(y, len(y), subject.classes)
         ledger = stack.enter_context(Ledger.open(folder, identity, keep=None, shared=shared))
         worker = Worker(subject, make, y, ledger, progress)
