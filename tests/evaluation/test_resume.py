@@ -267,7 +267,7 @@ def test_a_disk_that_refuses_loses_nothing_that_was_done(saving, monkeypatch, tm
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from toughen import store\n"
+        "import sys; from pathlib import Path; from toughen.storage import files as store\n"
         f"with store.lock(Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -195,7 +195,7 @@ def test_examples_that_fit_come_back_as_whole_numbers():
 def test_examples_that_do_not_fit_are_refused(changes: dict[str, object], says: str):
     given = {"x": X, "y": Y, "index": None, "batch_size": 4, **changes}
     with pytest.raises(ValueError, match=says):
-        check_examples(**given)  # pyright: ignore[reportArgumentType]
+        check_examples(**given)
 
 
 def test_no_attack_is_possible_in_torchs_inference_mode():

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.audit.audit import audit as examine
 from toughen.evaluation.audit.audit import check_range
-from toughen.evaluation.audit.findings import Audit
 from toughen.evaluation.audit.messages import RANDOM
 from toughen.evaluation.plan import Plan, cascade
 from toughen.evaluation.result import RESULT, Evaluation, describe_suite
@@ -132,7 +131,8 @@ def evaluate(
     with memory_explained():
         subject = prepare(model, x, examples.y, batch_size)
         # Before the model is put in inference mode: that it was not may be what is wrong.
-        verdict = _audited(model, examples, threat, seed, batch_size) if audit else None
+        given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": examples.index}
+        verdict = examine(model, x, examples.y, **given) if audit else None
         with (
             subject.ready(),
             _for_attacks(subject, x) as (quick, passes),
@@ -237,11 +237,6 @@ def _stored(folder: Path, identity: Identity, shared: bool) -> Evaluation | None
     # Left where a kill fell between the result and the end.
     files.delete(folder / UNITS)
     return Evaluation.read(folder)
-
-
-def _audited(model: nn.Module, examples: LabelledImages, threat: Threat, seed: int, batch_size: int) -> Audit:
-    given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": examples.index}
-    return examine(model, examples.x, examples.y, **given)
 
 
 @contextmanager

@@ -226,22 +226,15 @@ def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec
         ValueError: none has.
     """
     members = {} if isinstance(suite, Adaptive) else dict(suite)
-    stepped = {label: member for label, member in members.items() if _has_step(member)}
+    stepped: dict[str, AttackSpec | Attack | SideAttack] = {}
+    for label, member in members.items():
+        attack = member.attack if isinstance(member, SideAttack) else member
+        if isinstance(attack, AttackSpec) and "step_size" in attack.settings:
+            changed = _spec(attack.name, **{**attack.settings, "step_size": step_size})
+            stepped[label] = SideAttack(changed, member.threat) if isinstance(member, SideAttack) else changed
     if not stepped:
         raise UsageError("no attack of this suite has a step size; leave ", Option("step_size"), " out")
-    return members | {label: _stepped(member, step_size) for label, member in stepped.items()}
-
-
-def _has_step(member: AttackSpec | Attack | SideAttack) -> bool:
-    attack = member.attack if isinstance(member, SideAttack) else member
-    return isinstance(attack, AttackSpec) and "step_size" in attack.settings
-
-
-def _stepped(member: AttackSpec | Attack | SideAttack, step_size: float) -> AttackSpec | SideAttack:
-    attack = member.attack if isinstance(member, SideAttack) else member
-    assert isinstance(attack, AttackSpec)
-    changed = _spec(attack.name, **{**attack.settings, "step_size": step_size})
-    return SideAttack(changed, member.threat) if isinstance(member, SideAttack) else changed
+    return members | stepped
 
 
 def _pattern(key: str) -> re.Pattern[str]:

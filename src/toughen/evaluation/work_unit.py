@@ -104,9 +104,13 @@ class EvaluationTask:
         """The rows (N,) of `x` as they are."""
         x, y = self._taken(rows)
         logits = self.subject.predict(x, ids=self.index[rows], under=CLEAN)
-        survived, marginal = logits.argmax(1) == y, gap(logits) < MARGINAL
-        distance = torch.zeros(len(rows), dtype=torch.float64)
-        return self._unit(CLEAN, rows, x, logits, survived, marginal, distance, (len(rows), 0), aside=False)
+        columns = {
+            "survived": logits.argmax(1) == y,
+            "marginal": gap(logits) < MARGINAL,
+            "distance": torch.zeros(len(rows), dtype=torch.float64),
+            "aside": torch.zeros(len(rows), dtype=torch.bool),
+        }
+        return self._unit(CLEAN, rows, x, logits, (len(rows), 0), **columns)
 
     def run(self, stage: Stage, rows: Tensor) -> UnitResult:
         """The rows (N,) of `x` under a stage's attack."""
@@ -124,17 +128,11 @@ class EvaluationTask:
         marginal = gap(logits) < MARGINAL
         broken = (~survived).nonzero().squeeze(1)
         if len(broken):
-            marginal[broken] = confirm(
-                self.model,
-                x_adv[broken],
-                y[broken],
-                logits[broken],
-                attack=stage.label,
-                ids=ids[broken.to(ids.device)],
-                strict=self.strict,
-            )
-        aside = stage.threat is not None
-        unit = self._unit(stage.label, rows, x_adv, logits, survived, marginal, distance, taken, aside=aside)
+            given = {"attack": stage.label, "ids": ids[broken.to(ids.device)], "strict": self.strict}
+            marginal[broken] = confirm(self.model, x_adv[broken], y[broken], logits[broken], **given)
+        columns = {"survived": survived, "marginal": marginal, "distance": distance}
+        columns["aside"] = torch.full((len(rows),), stage.threat is not None)
+        unit = self._unit(stage.label, rows, x_adv, logits, taken, **columns)
         return replace(unit, fools_as_uint8=self._rounded(stage, x, x_adv, y, threat, broken, ids))
 
     def _taken(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,35 +154,23 @@ class EvaluationTask:
         return fools
 
     def _unit(
-        self,
-        label: str,
-        rows: Tensor,
-        images: Tensor,
-        logits: Tensor,
-        survived: Tensor,
-        marginal: Tensor,
-        distance: Tensor,
-        taken: tuple[int, int],
-        *,
-        aside: bool,
+        self, label: str, rows: Tensor, images: Tensor, logits: Tensor, taken: tuple[int, int], **columns: Tensor
     ) -> UnitResult:
-        n, y = len(rows), self.examples.y[rows].to(logits.device)
-        columns = {
+        """The unit with these columns and those that follow from the logits."""
+        n, y = len(rows), self.examples.y[rows]
+        there = y.to(logits.device)
+        columns |= {
             "prediction": logits.argmax(1),
-            "survived": survived,
-            "distance": distance,
-            "loss": cross_entropy(logits, y),
-            "margin": margin(logits, y),
-            "marginal": marginal,
+            "loss": cross_entropy(logits, there),
+            "margin": margin(logits, there),
         }
         outcomes = Outcomes(
             attack=np.full(n, label),
             index=self.index[rows].numpy(),
-            label=self.examples.y[rows].numpy(),
+            label=y.numpy(),
             forwards=shares(taken[0], n),
             backwards=shares(taken[1], n),
             seed=np.full(n, self.seed),
-            aside=np.full(n, aside),
             **{name: column.cpu().numpy() for name, column in columns.items()},
         )
         return UnitResult(outcomes, images)

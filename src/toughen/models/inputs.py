@@ -203,16 +203,7 @@ def refusal(
     *,
     what: str = "the model",
 ) -> UsageError:
-    """What to tell a user whose images a model refused.
-
-    Args:
-        model: classifier that raised.
-        shape: (C, H, W) of the images.
-        error: what it raised.
-        device: where it is.
-        dtype: in which it computes.
-        what: what to call it.
-    """
+    """What to tell a user whose images a model refused, by raising `error`; all else is as for `check_takes`."""
     said = first_line(error).removesuffix(".")
     channels = _channels(model)
     if channels is not None and channels != shape[0]:

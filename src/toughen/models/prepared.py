@@ -5,13 +5,15 @@
         for rows in chunks(len(x), batch_size):
             logits = subject.predict(subject.images(x[rows]), ids=index[rows], under="clean")
 
-What a model of a stranger does and bears is found out once, by a probe of two images: `subject.probe`. Whatever the
-library does to a model for speed (the layout of its weights, BatchNorm folded into convolutions) is done here.
+What a stranger's model does and bears is found out once, by a probe of two images, when `subject.probe` is first asked
+for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout of its
+weights, BatchNorm folded into convolutions) is done here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -96,11 +98,15 @@ def _attempt(action: Callable[[], T]) -> T | None:
 def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
     """What one pass shows, and one backward pass where there can be one."""
     leaf, called = x.detach().clone().requires_grad_(), []
-    # A copy: a leaf that asks for a gradient may not be written into.
-    with torch.enable_grad():
-        given = leaf.clone()
-        with _hooked(model, called):
+    handle = _attempt(lambda: model.register_forward_hook(lambda *_: called.append(True)))
+    try:
+        with torch.enable_grad():
+            # A copy: a leaf that asks for a gradient may not be written into.
+            given = leaf.clone()
             out = model(given)
+    finally:
+        if handle is not None:
+            handle.remove()
     returns, logits = _parts(out, len(x))
     return {
         "returns": returns,
@@ -110,17 +116,6 @@ def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
         "hooks": bool(called),
         "in_place": given._version > 0,
     }
-
-
-@contextmanager
-def _hooked(model: nn.Module, called: list[nn.Module]) -> Iterator[None]:
-    """A forward hook, where the model takes one; `called` gets the model when it is run."""
-    handle = _attempt(lambda: model.register_forward_hook(lambda module, inputs, out: called.append(module)))
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _parts(out: object, n: int) -> tuple[Returns, Tensor | None]:
@@ -170,14 +165,19 @@ class PreparedModel:
         device: where it is: that of its first parameter or buffer, else that of the images.
         dtype: in which it computes: float64 for a float64 model, float32 for any other.
         classes: number of its logits.
-        probe: what is known of it besides.
+        first: one or two of the images, as the model gets them.
     """
 
     model: Batched
     device: torch.device
     dtype: torch.dtype
     classes: int
-    probe: Probe
+    first: Tensor
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What is known of the model besides, by a few passes when this is first asked for (see `probe`)."""
+        return probe(self.model.model, self.first)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -199,11 +199,11 @@ class PreparedModel:
 
 
 def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> PreparedModel:
-    """See whether a model takes the images and the labels, and what else it does; the model is left as it was.
+    """See whether a model takes the images and the labels, by a pass of one image; the model is left as it was.
 
     Args:
         model: a user's classifier of images in [0, 1], in any mode.
-        x: images (N, C, H, W), at least one, of which two are run forward.
+        x: images (N, C, H, W), at least one, floats in [0, 1] or uint8.
         y: classes (N,); None where there are none.
         batch_size: examples that it gets in a pass.
 
@@ -224,7 +224,7 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
     check_logits(logits, 1)
     if y is not None:
         check_labels(y, len(y), logits.shape[1])
-    return PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1], probe(model, some))
+    return PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1], some)
 
 
 @contextmanager
