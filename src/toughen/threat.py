@@ -32,6 +32,15 @@ def per_example(value: Radius, like: Tensor) -> Radius:
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
+def row_sum(values: Tensor) -> Tensor:
+    """Sum over each example, (N, ...) -> (N,), with the same bits in every batch.
+
+    Several threads add up a long row that is alone in parts of their own, and so in another order than one of many.
+    """
+    flat = values.flatten(1)
+    return (flat.expand(2, -1) if len(flat) == 1 else flat).sum(1)[: len(flat)]
+
+
 def safe_norm(delta: Tensor) -> Tensor:
     """Euclidean norm per example, (N,); scaled by the largest entry first, so that tiny and huge values survive."""
     flat = delta.flatten(1)

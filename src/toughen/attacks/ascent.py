@@ -25,7 +25,7 @@ from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
-from toughen.threat import Radius, Threat, per_example
+from toughen.threat import Radius, Threat, per_example, row_sum
 
 Start = bool | Literal["unclipped", "gaussian"]
 """Where an ascent starts. True: uniformly in the ball, clipped to [0, 1]; False: at the image; "unclipped": uniformly
@@ -127,7 +127,7 @@ def _unit_l1(grad: Tensor) -> Tensor:
     largest = grad.flatten(1).abs().amax(1).reshape(shape)
     # Divided twice, as in `L2.steepest`: a sum of 1e-40s loses its digits.
     scaled = grad / torch.where(largest > 0, largest, 1.0)
-    total = scaled.flatten(1).abs().sum(1).reshape(shape)
+    total = row_sum(scaled.abs()).reshape(shape)
     return scaled / torch.where(total > 0, total, 1.0)
 
 

@@ -17,7 +17,7 @@ from toughen.losses import clipped_margin, hard, margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative, Positive
-from toughen.threat import Linf, Threat, per_example
+from toughen.threat import Linf, Threat, per_example, row_sum
 
 # Of the way from the middle of an interval to its ends: black and white pixels would lie at infinity in tanh space.
 SMOOTHING = 0.999999
@@ -104,7 +104,7 @@ def carlini_wagner(
                 const = upper.clone()
             succeeded = torch.zeros_like(standing)
             target, label, c = clean[row], labels[row], const[row]
-            w = ((2 * target - 1) * SMOOTHING).atanh()
+            w = _atanh((2 * target - 1) * SMOOTHING)
             # The origin of the distance is what w itself stands for: a rest of rounding, in a pixel that the model
             # does not look at, Adam would blow up to a step of full length.
             centre = point = (w.tanh() + 1) / 2
@@ -128,7 +128,7 @@ def carlini_wagner(
                         break
                     stay = ~(stop_inside & (nearest[row] <= radius[row]))
                 if abort_early and step % max(1, steps // 10) == 0:
-                    loss = (point - centre).flatten(1).square().sum(1) + c * lead
+                    loss = row_sum((point - centre).square()) + c * lead
                     stay, previous = stay & (loss <= 0.9999 * previous), loss
                 if not stay.all():
                     row, target, centre, label, point, c, w, first, second, lead, grad, previous = _kept(
@@ -154,6 +154,11 @@ def carlini_wagner(
 def _margin_up_to(confidence: float, y: Tensor) -> Objective:
     loss = clipped_margin(confidence)
     return lambda logits, rows: loss(logits, y[rows])
+
+
+def _atanh(tanh: Tensor) -> Tensor:
+    """torch's own gives a pixel other last bits at another place in the batch, by how a processor's vectors end."""
+    return (tanh.log1p() - (-tanh).log1p()) / 2
 
 
 def _each(value: float | Tensor, like: Tensor) -> Tensor:
@@ -228,7 +233,7 @@ def carlini_wagner_linf(
     low, high = (point - eps).clamp(min=0), (point + eps).clamp(max=1)
     width = high - low
     row, rate = torch.arange(len(x), device=x.device), _each(rate, x.new_zeros(len(x)))
-    w = ((2 * (point - low) / width.clamp(min=torch.finfo(x.dtype).tiny) - 1) * SMOOTHING).atanh()
+    w = _atanh((2 * (point - low) / width.clamp(min=torch.finfo(x.dtype).tiny) - 1) * SMOOTHING)
 
     def image(w: Tensor, low: Tensor, high: Tensor) -> Tensor:
         at = low + (high - low) * (w.tanh() / SMOOTHING + 1) / 2

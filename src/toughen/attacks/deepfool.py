@@ -19,7 +19,7 @@ from toughen.losses import full_precision, hard, margin
 from toughen.models.batched import in_pieces, predict
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative
-from toughen.threat import Threat, per_example
+from toughen.threat import Threat, per_example, row_sum
 
 # Added to every step by the authors' code and by every library: without it a step may end on the boundary.
 STEP_FLOOR = 1e-4
@@ -82,7 +82,7 @@ def nearest_boundary(
         for j, rise in enumerate(gaps):
             (grad,) = torch.autograd.grad(rise, points, torch.ones_like(rise), retain_graph=j + 1 < len(gaps))
             grad = grad.nan_to_num(0, 0, 0)
-            length = (threat.steepest(grad) * grad).flatten(1).sum(1)
+            length = row_sum(threat.steepest(grad) * grad)
             candidate = rise.detach()
             away = candidate.abs() / length
             closer = (length > 0) & (away < distance)
@@ -97,7 +97,7 @@ def _free(boundary: Boundary, point: Tensor, threat: Threat) -> Boundary:
     """The boundary for those pixels alone that a step can move, which makes it lie farther away."""
     normal = boundary.normal
     normal = normal.masked_fill(((point <= 0) & (normal < 0)) | ((point >= 1) & (normal > 0)), 0)
-    length = (threat.steepest(normal) * normal).flatten(1).sum(1)
+    length = row_sum(threat.steepest(normal) * normal)
     # Nothing by nothing is no boundary at all.
     distance = torch.where(length > 0, boundary.gap.abs() / length, torch.inf)
     return boundary._replace(normal=normal, distance=distance)

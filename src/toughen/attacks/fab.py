@@ -23,7 +23,7 @@ from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Number, OpenShare, Share
-from toughen.threat import Threat, per_example
+from toughen.threat import Threat, per_example, row_sum
 
 # Pixels whose weight in a plane is a smaller share of the largest stay where they are in L2: rounding makes it up.
 NO_WEIGHT = {"linf": 0.0, "l2": 1e-7}
@@ -32,7 +32,7 @@ NO_WEIGHT = {"linf": 0.0, "l2": 1e-7}
 def _step(point: Tensor, clean: Tensor, boundary: Boundary, threat: Threat, alpha_max: float, eta: float) -> Tensor:
     """The next point, a mean of what lies behind the projections of the point and of the clean image."""
     gap = boundary.gap.to(point)
-    gap_at_clean = gap + (boundary.normal * (clean - point)).flatten(1).sum(1)
+    gap_at_clean = gap + row_sum(boundary.normal * (clean - point))
     weight = boundary.normal.abs()
     least = NO_WEIGHT[threat.norm] * weight.flatten(1).amax(1)
     normal = boundary.normal.masked_fill(weight < least.reshape(-1, *[1] * (weight.ndim - 1)), 0)

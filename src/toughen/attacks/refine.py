@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toughen.losses import margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.settings import NonNegativeCount
-from toughen.threat import Threat
+from toughen.threat import Threat, row_sum
 
 Rounds = NonNegativeCount
 
@@ -71,8 +71,8 @@ def to_plane(point: Tensor, normal: Tensor, gap: Tensor, threat: Threat) -> Tens
     free, work = torch.empty_like(w), torch.empty_like(w)
     while True:
         torch.lt(length * share, room, out=free)
-        slope = torch.mul(slopes, free, out=work).sum(1, keepdim=True)
-        held = torch.mul(ends, free.neg_().add_(1), out=work).sum(1, keepdim=True)
+        slope = row_sum(torch.mul(slopes, free, out=work)).unsqueeze(1)
+        held = row_sum(torch.mul(ends, free.neg_().add_(1), out=work)).unsqueeze(1)
         further = torch.where(slope > 0, (goal - held) / slope, most).clamp(max=most)
         # Rounding may turn it back by a last digit, for ever.
         further = torch.maximum(further, length)
@@ -159,7 +159,7 @@ def refined(
             break
         value, grad, _ = value_and_grad(model, point, on(label))
         grad = grad.nan_to_num(0, 0, 0)
-        gap_at_clean = value.to(x) + (grad * (clean - point)).flatten(1).sum(1)
+        gap_at_clean = value.to(x) + row_sum(grad * (clean - point))
         foot = clean + to_plane(clean, grad, gap_at_clean, threat)
         aim = torch.lerp(point, foot, _as_images(share, foot)) - clean
         onto = size / threat.size(aim).clamp(min=torch.finfo(x.dtype).tiny)

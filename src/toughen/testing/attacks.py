@@ -235,7 +235,8 @@ def layout(attack: AttackUnderTest) -> None:
 )
 def batch_mates(attack: AttackUnderTest) -> None:
     """An example's result does not depend on its batch mates or their order, to the bit in float64."""
-    model, x, noise = toys.Rowwise(), toys.images(torch.float64), Stream(("run",), 10 + torch.arange(8))
+    model, noise = toys.Rowwise(), Stream(("run",), 10 + torch.arange(8))
+    x = toys.images(torch.float64, toys.ODD_SHAPE)
     y = model(x).argmax(1)
     y[[2, 6]] = (y[[2, 6]] + 1) % toys.CLASSES
     order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
@@ -251,7 +252,7 @@ def batch_mates(attack: AttackUnderTest) -> None:
 @attacks.promise("call the model as a function of images, by toughen.models.batched.predict and value_and_grad")
 def in_pieces(attack: AttackUnderTest) -> None:
     """A model that takes three images in a pass (toughen.models.batched.Batched) is attacked in the same way."""
-    model, x = toys.Rowwise(), toys.images(torch.float64)
+    model, x = toys.Rowwise(), toys.images(torch.float64, toys.ODD_SHAPE)
     y = (model(x).argmax(1) + (torch.arange(8) == 2)) % toys.CLASSES
     for ball in attack.balls:
         whole, found = attack(model, x, y, ball), attack(Batched(model, 3), x, y, ball)

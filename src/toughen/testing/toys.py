@@ -10,6 +10,8 @@ from toughen.noise import Stream, generator
 from toughen.threat import Threat
 
 SHAPE = (2, 4, 4)
+# No whole number of a processor's vectors, so that every image of a batch stands in them in another way.
+ODD_SHAPE = (3, 5, 5)
 CLASSES = 4
 
 
@@ -33,9 +35,9 @@ def normed(dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.to(dtype)
 
 
-def images(dtype: torch.dtype = torch.float32) -> Tensor:
-    """Eight images of `SHAPE` with black and white pixels."""
-    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def images(dtype: torch.dtype = torch.float32, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    """Eight images with black and white pixels."""
+    x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return (x.float() * 1.5 - 0.25).clamp(0, 1).to(dtype)
 
 
@@ -45,12 +47,12 @@ def labels() -> Tensor:
 
 
 class Rowwise(nn.Module):
-    """A network whose sums run over one row alone, in float64, so that not even rounding knows of the batch."""
+    """A network for `ODD_SHAPE` whose sums run over one row alone, in float64: not even rounding knows of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(5)
-        self.first = nn.Parameter(torch.randn(6, 32, generator=draw, dtype=torch.float64) / 2)
+        self.first = nn.Parameter(torch.randn(6, 75, generator=draw, dtype=torch.float64) / 2)
         self.last = nn.Parameter(torch.randn(CLASSES, 6, generator=draw, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -340,7 +340,8 @@ def _sets(choice: Choice, score: np.ndarray, predicted: np.ndarray, names: Seque
 
 def _probability(score: np.ndarray) -> np.ndarray:
     """The softmax probability of a score of `judged`."""
-    return torch.from_numpy(score).sigmoid().numpy()
+    # Not `sigmoid`, which gives a score other last bits in a shard than among all.
+    return (1 + torch.from_numpy(-score).exp()).reciprocal().numpy()
 
 
 def _quantiles(values: np.ndarray) -> list[float] | None:
