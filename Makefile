@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-bench demo test lint format clean bench bench-gpu bench-step bench-peers bench-growth bench-methods \
 	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
-	bench-streaming bench-label bench-corruptions bench-real bench-studies faults ruler
+	bench-streaming bench-label bench-corruptions bench-real bench-studies bench-heap faults ruler
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -119,6 +119,9 @@ bench-real: $(BENCH)/.ready  ## two real networks: loaded, checked, attacked, an
 bench-studies: $(READY)  ## every study at toy scale, with workers killed and bad rows (nightly)
 	$(BIN)/python benchmarks/studies.py runs/bench-studies
 
+bench-heap: $(READY)  ## whether torch's convolutions on the CPU keep to their memory, under malloc's checks (nightly)
+	$(BIN)/python benchmarks/heap_checks.py
+
 # In an order that shows what is short first. `?=` above gives CIFAR10 the origin "file".
 bench:  ## every benchmark, one after the other (hours); those on CIFAR-10 only with CIFAR10=FOLDER
 	$(MAKE) bench-growth
@@ -127,6 +130,7 @@ bench:  ## every benchmark, one after the other (hours); those on CIFAR-10 only 
 	$(MAKE) bench-overfitting
 	$(MAKE) bench-radii
 	$(MAKE) bench-studies
+	$(MAKE) bench-heap
 ifneq ($(origin CIFAR10),file)
 	$(MAKE) bench-data
 	$(MAKE) bench-corruptions
