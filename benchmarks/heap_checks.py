@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from heap_runs import EVALUATED, NETWORKS, WAYS
 from toughen import models
 from toughen.noise import generator
-from toughen.training.narrow import narrow
+from toughen.training.unsafe_kernels import narrow
 
 RESULT = Path(__file__).parent / "results" / "heap_checks.md"
 CHECKS = "libc_malloc_debug.so.0"

@@ -14,7 +14,7 @@ from toughen.evaluation import evaluate
 from toughen.noise import generator
 from toughen.recipes.text import build
 from toughen.threat import Linf
-from toughen.training.fast import Ways
+from toughen.training.acceleration import Ways
 from toughen.training.loop import train_batch
 from toughen.training.setup import set_up
 

@@ -43,6 +43,8 @@ def test_a_package_that_only_collects_names_exports_each(name: str):
 
 
 def test_attacks_are_those_of_the_registry():
+    missing = set(ATTACKS) - set(attacks.__all__)
+    assert not missing, f"import these in toughen/attacks/__init__.py and name them in its __all__: {sorted(missing)}"
     assert set(attacks.__all__) == set(ATTACKS) | NOT_ATTACKS
     for name, function in ATTACKS.items():
         assert getattr(attacks, name) is function
@@ -50,11 +52,12 @@ def test_attacks_are_those_of_the_registry():
 
 
 def test_methods_are_those_of_the_registry():
-    classes = {name for name in methods.__all__ if isinstance(getattr(methods, name), type)}
-    found = {name for name in classes if issubclass(getattr(methods, name), Method)}
-    assert found == {kind.__name__ for kind in METHODS.values()} | {one.__name__ for one in (Method, Robust, Wrapper)}
-    for kind in METHODS.values():
-        assert getattr(methods, kind.__name__) is kind
+    kinds = {kind.__name__: kind for kind in METHODS.values()}
+    missing = set(kinds) - set(methods.__all__)
+    assert not missing, f"import these in toughen/methods/__init__.py and name them in its __all__: {sorted(missing)}"
+    public = {name: getattr(methods, name) for name in methods.__all__}
+    found = {name: value for name, value in public.items() if isinstance(value, type) and issubclass(value, Method)}
+    assert found == kinds | {"Method": Method, "Robust": Robust, "Wrapper": Wrapper}
 
 
 def test_each_registry_is_public():

@@ -5,12 +5,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from attack_cases import CASES
 from toughen.attacks import ATTACKS, AttackSpec
 from toughen.models.cost import counted
 from toughen.threat import L2, Linf
 
-BALLS = {name: L2(0.1) if name == "carlini_wagner" else Linf(0.1) for name in ATTACKS}
-every_attack = pytest.mark.parametrize("name", list(ATTACKS))
+BALLS = {name: Linf(0.1) if "linf" in CASES[name].norms else L2(0.1) for name in ATTACKS if name in CASES}
+every_attack = pytest.mark.parametrize("name", list(BALLS))
 
 
 @every_attack

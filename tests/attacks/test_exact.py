@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from attack_cases import CASES
 from oracles import ReLUProblem, relu_problem
 from toughen.attacks import ATTACKS
 from toughen.attacks.apgd import apgd, apgd_targeted
@@ -18,8 +19,8 @@ from toughen.threat import Linf
 
 EPS = 0.1
 KEYS = [(0, 2), (1, 2), (2, 2), (3, 2), (0, 3)]
-# The oracle's ball is Linf; this one knows L2 alone.
-ALL = {name: attack for name, attack in ATTACKS.items() if name != "carlini_wagner"}
+# The oracle's ball is Linf.
+ALL = {name: attack for name, attack in ATTACKS.items() if name in CASES and "linf" in CASES[name].norms}
 FEW: dict[str, Any] = {"steps": 20, "queries": 200}
 FOUR = ("apgd_targeted", "fab")
 """Attacks whose default of nine targets is more than the four other classes."""

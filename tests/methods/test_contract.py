@@ -32,7 +32,8 @@ def method_of(case: Case, threat: Threat = BALL) -> Method:
 
 
 def test_every_method_has_a_row():
-    assert {case.settings["name"] for case in CASES.values()} == set(METHODS)
+    missing = set(METHODS) - {case.settings["name"] for case in CASES.values()}
+    assert not missing, f"give each of these a row in tests/method_cases.py: {', '.join(sorted(missing))}"
     for name, kind in METHODS.items():
         assert kind.model_fields["name"].default == name
         assert kind(name=name) == kind.model_validate({"name": name})

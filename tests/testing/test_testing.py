@@ -29,7 +29,7 @@ from toughen.testing import (
     check_model,
     parametrize,
 )
-from toughen.testing.attacks import REACH
+from toughen.testing.attacks import LINEAR_BALLS
 from toughen.testing.toys import Linear, inner_images
 from toughen.threat import Threat
 
@@ -285,7 +285,7 @@ def test_each_promise_has_a_fault_that_breaks_it():
     assert broken == {promise.name for promise in every}
 
 
-@pytest.mark.parametrize("threat", REACH.values(), ids=REACH)
+@pytest.mark.parametrize("threat", LINEAR_BALLS.values(), ids=LINEAR_BALLS)
 def test_the_yardstick_is_fgsm_and_the_distance_the_true_one(threat: Threat):
     model, x = Linear(), inner_images()
     y = model(x).argmax(1)

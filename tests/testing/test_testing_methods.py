@@ -10,7 +10,7 @@ from torch import nn
 from foreign import told
 from toughen.data import Batch
 from toughen.losses import cross_entropy
-from toughen.methods import Kind, Method, Objective, Robust, Spec, State
+from toughen.methods import Kind, Method, Objective, Robust, Seen, Spec, State
 from toughen.parallel import ranks
 from toughen.testing import BrokenPromise, check_method, method_promises
 from toughen.testing.method_under_test import Waits
@@ -110,6 +110,20 @@ class Extra(Faulty, frozen=True):
                 model(batch.x)
             model.train()
         yield from super().losses(model, batch, state)
+
+
+class MisnamedPass(Faulty, frozen=True):
+    """The clean accuracy would be shown as a robust one."""
+
+    @property
+    def forwards(self) -> tuple[Seen, ...]:
+        return ("robust",)
+
+
+class NamedTwice(Faulty, frozen=True):
+    @property
+    def forwards(self) -> tuple[Seen, ...]:
+        return ("clean", "clean")
 
 
 class HardAlone(Faulty, frozen=True):
@@ -216,6 +230,8 @@ BAD_METHODS: dict[str, tuple[type[Method], str, str]] = {
     "backward": (Backward, "outside objectives", "moved 1.running_mean"),
     "left-in-eval": (LeftInEval, "outside objectives", "no longer in training mode"),
     "another-cost": (Extra, "passes", "forwards are 2 where passes() says 1"),
+    "misnamed-pass": (MisnamedPass, "forwards", "pass 1 of an objective is called robust, but sees the batch's own"),
+    "named-twice": (NamedTwice, "forwards", "2 are named, ('clean', 'clean'), where an objective has 1"),
     "probabilities": (HardAlone, "probabilities", "losses differ by"),
     "unlabelled": (Unlabelled, "without a label", "IndexError"),
     "unlabelled-as-class-0": (ClassZero, "without a label", "with a row of zeros in place of class -1"),

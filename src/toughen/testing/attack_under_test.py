@@ -15,11 +15,13 @@ from toughen.testing.promises import random_states, seed_everything
 from toughen.threat import L2, Linf, Threat
 
 Strength = Literal["gradient", "search", "none"]
+"""What an attack has to break on a linear model, see `toughen.testing.check_attack`."""
 
 BALLS: dict[str, tuple[Threat, Threat]] = {
     "linf": (Linf(8 / 255), Linf(torch.linspace(0, 0.3, 8))),
     "l2": (L2(0.5), L2(torch.linspace(0, 2, 8))),
 }
+"""By norm, where an attack is run: a ball with one radius for all eight images, and one with a radius for each."""
 
 
 @dataclass(eq=False)

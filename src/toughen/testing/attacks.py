@@ -16,10 +16,14 @@ from toughen.testing.attack_under_test import BALLS, AttackUnderTest, Strength
 from toughen.testing.promises import Promise, PromiseSuite, expect, refusal, seed_everything
 from toughen.threat import L2, Linf, Threat
 
-# In which the attacks on the linear model are compared: there FGSM breaks a third of the images or more.
-REACH: dict[str, Threat] = {"linf": Linf(0.05), "l2": L2(0.25)}
-# What these settings are called, they are; and then no attack can do with fewer than one, or without length.
-COUNTS, LENGTHS = ("steps", "restarts", "queries"), ("step_size",)
+LINEAR_BALLS: dict[str, Threat] = {"linf": Linf(0.05), "l2": L2(0.25)}
+"""By norm, the ball in which attacks on the linear model are compared: FGSM breaks a third of the images or more."""
+
+AT_LEAST_ONE = ("steps", "restarts", "queries")
+"""Settings which, whatever attack has one of that name, count something that it cannot do without."""
+
+POSITIVE = ("step_size",)
+"""Settings of which 0 or less, or no number, makes no sense."""
 
 attacks = PromiseSuite()
 
@@ -292,9 +296,9 @@ def settings(attack: AttackUnderTest) -> None:
     try_out("no_such_setting", 1, "the unknown setting no_such_setting=1")
     for name in settings_of(attack.function, GIVEN).model_fields:
         try_out(name, object(), f"{name}=object()")
-        if name in COUNTS:
+        if name in AT_LEAST_ONE:
             try_out(name, 0, f"{name}=0")
-        if name in LENGTHS:
+        if name in POSITIVE:
             for value in (-0.1, float("nan")):
                 try_out(name, value, f"{name}={value}")
 
@@ -303,7 +307,7 @@ def _on_linear(attack: AttackUnderTest, norm: str) -> tuple[toys.Linear, Tensor,
     model, x = toys.Linear(), toys.inner_images()
     with torch.no_grad():
         y = model(x).argmax(1)
-    return model, x, y, attack(model, x, y, REACH[norm])
+    return model, x, y, attack(model, x, y, LINEAR_BALLS[norm])
 
 
 def _broken(model: nn.Module, x: Tensor, y: Tensor) -> int:
@@ -320,8 +324,8 @@ def as_strong_as_one_step(attack: AttackUnderTest) -> None:
     """On a linear model it breaks at least two in three of the images that FGSM breaks."""
     for norm in attack.norms:
         model, x, y, x_adv = _on_linear(attack, norm)
-        own, one = _broken(model, x_adv, y), _broken(model, model.one_step(x, y, REACH[norm]), y)
-        expect(3 * own >= 2 * one, f"it breaks {own} of {len(x)} images in {REACH[norm]}, FGSM {one}")
+        own, one = _broken(model, x_adv, y), _broken(model, model.one_step(x, y, LINEAR_BALLS[norm]), y)
+        expect(3 * own >= 2 * one, f"it breaks {own} of {len(x)} images in {LINEAR_BALLS[norm]}, FGSM {one}")
 
 
 @attacks.promise(
@@ -332,9 +336,9 @@ def stronger_than_chance(attack: AttackUnderTest) -> None:
     """On a linear model it breaks more images than a random point of the ball does."""
     for norm in attack.norms:
         model, x, y, x_adv = _on_linear(attack, norm)
-        start = (x + REACH[norm].sample(x, fixed(len(x)))).clamp(0, 1)
+        start = (x + LINEAR_BALLS[norm].sample(x, fixed(len(x)))).clamp(0, 1)
         own, chance = _broken(model, x_adv, y), _broken(model, start, y)
-        expect(own > chance, f"it breaks {own} of {len(x)} images in {REACH[norm]}, a random point {chance}")
+        expect(own > chance, f"it breaks {own} of {len(x)} images in {LINEAR_BALLS[norm]}, a random point {chance}")
 
 
 @attacks.promise("go to the nearest boundary, not to any", lambda attack: attack.minimal_norm)
@@ -342,7 +346,7 @@ def near(attack: AttackUnderTest) -> None:
     """On a linear model half of what it finds lies within twice the true distance, and nothing nearer than that."""
     for norm in attack.norms:
         model, x, _, x_adv = _on_linear(attack, norm)
-        ratio = REACH[norm].size(x_adv - x) / model.distance(x, REACH[norm])
+        ratio = LINEAR_BALLS[norm].size(x_adv - x) / model.distance(x, LINEAR_BALLS[norm])
         found = (x_adv != x).flatten(1).any(1)
         expect(2 * found.sum() >= len(x), f"it finds examples for {int(found.sum())} of {len(x)} images in {norm}")
         expect(

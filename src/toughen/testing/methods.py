@@ -155,6 +155,28 @@ def passes(one: MethodUnderTest) -> None:
         expect(own == said, f"{kind} are {own} where passes() says {said}")
 
 
+@methods.promise(
+    "let `forwards` name what each pass sees, like ('clean', 'robust') in their order, or nothing, as ()",
+    lambda one: one.method.forwards,
+)
+def forwards(one: Subject) -> None:
+    """What `forwards` calls robust are other images than the batch's, and it names no more passes than there are."""
+    method, model = one.method, normed()
+    state, seen, called = method.typical_state(spec()), [], method.forwards
+    handle = model.register_forward_hook(lambda module, inputs, logits: seen.append(inputs[0]))
+    moved = dict.fromkeys((place for place, kind in enumerate(called) if kind == "robust"), False)
+    for batch in _batches(0, 3):
+        for objective in method.losses(model, batch, state):
+            seen.clear()
+            objective().mean().backward()
+            expect(len(seen) >= len(called), f"{len(called)} are named, {called}, where an objective has {len(seen)}")
+            for place in moved:
+                moved[place] |= not torch.equal(seen[place], batch.x)
+    handle.remove()
+    for place, other in moved.items():
+        expect(other, f"pass {place + 1} of an objective is called robust, but sees the batch's own images")
+
+
 @methods.promise("set soft_labels = False and call toughen.methods.classes_only, or take toughen.losses.cross_entropy")
 def probabilities(one: MethodUnderTest) -> None:
     """Labels as probabilities (N, K) are the same problem, or are refused where soft_labels is False."""
