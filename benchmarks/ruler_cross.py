@@ -21,7 +21,7 @@ from ruler_digests import Digests
 
 OUT = "out"
 CHECKPOINTS = f"{OUT}/checkpoints/step-*/MANIFEST.json"
-UNITS = f"{OUT}/units/[0-9a-z]*[0-9].json"
+UNITS = f"{OUT}/units/*[0-9].json"
 
 
 Stamps = dict[Path, tuple[int, int]]
@@ -63,13 +63,13 @@ def _training(**changes: object) -> Crossing:
     return Crossing(write, CHECKPOINTS, 2, f"{OUT}/summary.json")
 
 
-def _evaluation(suite: str, limit: int, files: str, count: int) -> Crossing:
+def _evaluation(model: str, suite: str, limit: int, count: int) -> Crossing:
     def write(folder: Path) -> list[str]:
         given = ["--data", "mnist5k", "--limit", str(limit), "--suite", suite]
-        ball = [] if suite == "corruptions" else ["--threat", f"linf:{RADII['robust']['linf']}"]
-        return ["evaluate", write_frozen(folder, "robust"), *given, *ball]
+        ball = [] if suite == "corruptions" else ["--threat", f"linf:{RADII[model]['linf']}"]
+        return ["evaluate", write_frozen(folder, model), *given, *ball]
 
-    return Crossing(write, files, count, f"{OUT}/result.json")
+    return Crossing(write, UNITS, count, f"{OUT}/result.json")
 
 
 def _analysis(folder: Path) -> list[str]:
@@ -85,9 +85,10 @@ ADAPTIVE = {"name": "instance_adaptive", "attack": PGD["attack"], "warmup": 24}
 CROSSINGS: dict[str, Crossing] = {
     "run (free)": _training(method={"name": "free", "replays": 3}),
     "run (instance_adaptive)": _training(method=ADAPTIVE),
-    "evaluation (autoattack)": _evaluation("autoattack", 12, UNITS, 2),
-    "evaluation (adaptive)": _evaluation("adaptive", 24, UNITS, 3),
-    "corruptions": _evaluation("corruptions", 60, f"{OUT}/units/*[0-9].json", 20),
+    "evaluation (autoattack)": _evaluation("linear", "autoattack", 12, 2),
+    "evaluation (adaptive)": _evaluation("linear", "adaptive", 24, 3),
+    "evaluation (quick)": _evaluation("robust", "quick", 100, 1),
+    "corruptions": _evaluation("robust", "corruptions", 60, 20),
     "analysis": Crossing(_analysis, f"{OUT}/*-sweep.json", 2, f"{OUT}/pictures.npz"),
     "study": Crossing(_study, f"{OUT}/runs/*/checkpoints/step-*/MANIFEST.json", 3, f"{OUT}/runs/*/evaluation/*/*.json"),
 }

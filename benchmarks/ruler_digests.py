@@ -57,9 +57,14 @@ def tensor_bytes(tensor: Tensor | np.ndarray) -> bytes:
     return f"{array.dtype} {array.shape}\n".encode() + array.tobytes() + b"\n"
 
 
+def anywhere(text: str) -> str:
+    """Text without the name of the folder that it was written in."""
+    return text.replace(str(Path.cwd()), ".")
+
+
 def plain(text: str) -> str:
     """Text without what was measured, dates, the lines of tables and the width of their columns."""
-    lines = (_RULES.sub(" ", line).strip() for line in text.replace(str(Path.cwd()), ".").splitlines())
+    lines = (_RULES.sub(" ", line).strip() for line in anywhere(text).splitlines())
     return "\n".join(_MEASURED.sub("#", line) for line in lines if line) + "\n"
 
 
@@ -111,6 +116,11 @@ def _csv(path: Path) -> bytes:
     return plain("\n".join(lines)).encode()
 
 
+def _yaml(path: Path) -> bytes:
+    # A recipe names the files that it was given in full.
+    return anywhere(path.read_text(encoding="utf-8")).encode()
+
+
 def _picture(path: Path) -> bytes:
     with Image.open(path) as picture:
         return tensor_bytes(np.asarray(picture))
@@ -121,6 +131,7 @@ READERS: Mapping[str, Callable[[Path], bytes]] = {
     ".npz": _npz,
     ".parquet": _parquet,
     ".csv": _csv,
+    ".yaml": _yaml,
     ".png": _picture,
 }
 JSON = {".json", ".jsonl"}
@@ -154,7 +165,7 @@ class Digests:
     def file(self, key: str, path: Path) -> None:
         """A file by its values."""
         if path.suffix in JSON:
-            text = path.read_text(encoding="utf-8")
+            text = anywhere(path.read_text(encoding="utf-8"))
             numbers, words = _json(text.splitlines() if path.suffix == ".jsonl" else [text])
             self.add(key, numbers)
             if words:
