@@ -159,7 +159,7 @@ def passes(one: MethodUnderTest) -> None:
     "let `forwards` name what each pass sees, like ('clean', 'robust') in their order, or nothing, as ()",
     lambda one: one.method.forwards,
 )
-def forwards(one: Subject) -> None:
+def forwards(one: MethodUnderTest) -> None:
     """What `forwards` calls robust are other images than the batch's, and it names no more passes than there are."""
     method, model = one.method, normed()
     state, seen, called = method.typical_state(spec()), [], method.forwards
