@@ -120,7 +120,7 @@ def minimal_norm(function: Attack) -> Attack:
     """Mark an attack that looks for the nearest adversarial example, wherever it lies.
 
     What it returns may lie outside the ball, and then breaks nothing: an evaluation records its distance and counts
-    the example as standing, where any other attack would be stopped as unsound. Of `threat` such an attack reads the
+    the example as not broken, where any other attack would be stopped as unsound. Of `threat` such an attack reads the
     norm, and the radius only where `stop_inside` says that an example found within it is near enough.
     """
     function.minimal_norm = True  # pyright: ignore[reportFunctionMemberAccess]

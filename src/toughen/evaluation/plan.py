@@ -101,7 +101,7 @@ Plan = Callable[[Board], Iterator[Stage]]
 
 
 def cascade(suite: Mapping[str, AttackSpec | Attack | SideAttack], *, independent: bool = False) -> Plan:
-    """Every attack on what those before it left standing, or, `independent`, on all that is classified correctly."""
+    """Every attack on what none before it broke, or, `independent`, on all that is classified correctly."""
 
     def plan(board: Board) -> Iterator[Stage]:
         correct = board.standing
