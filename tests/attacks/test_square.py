@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oracles import EPS, LinearProblem, linear_problem
+from oracles import EPS, LinearProblem, RowByRow, linear_problem
 from toughen.attacks.square import BALLS, bumps, share, square
 from toughen.losses import margin
 from toughen.models.batched import Batched
@@ -270,10 +270,11 @@ def test_no_room_costs_nothing(linear, x, y):
 @pytest.mark.parametrize("threat", BOTH, ids=str)
 def test_an_example_does_not_depend_on_its_batch_mates(threat):
     """300 queries cross the block of random numbers that is drawn at once."""
-    problem = linear_problem(1, n=40, dtype=torch.float64)
+    model = RowByRow()
+    x, y = model.images(40)
     eps = torch.linspace(0.2, 2, 40, dtype=torch.float64) * (EPS if threat.norm == "linf" else 0.2)
     noise, order = Stream(("run",), 10 + torch.arange(40)), torch.randperm(40, generator=torch.Generator())
-    model, x, y, ball = problem.model, problem.x, problem.y, type(threat)(eps)
+    ball = type(threat)(eps)
     whole = square(model, x, y, threat=ball, queries=300, noise=noise)
     mixed = square(model, x[order], y[order], threat=ball[order], queries=300, noise=noise[order])
     assert torch.equal(mixed, whole[order])
