@@ -90,7 +90,8 @@ CROSSINGS: dict[str, Crossing] = {
     "evaluation (quick)": _evaluation("robust", "quick", 100, 1),
     "corruptions": _evaluation("robust", "corruptions", 60, 20),
     "analysis": Crossing(_analysis, f"{OUT}/*-sweep.json", 2, f"{OUT}/pictures.npz"),
-    "study": Crossing(_study, f"{OUT}/runs/*/checkpoints/step-*/MANIFEST.json", 3, f"{OUT}/runs/*/evaluation/*/*.json"),
+    # When the first training has ended; the second and all that is measured follow.
+    "study": Crossing(_study, f"{OUT}/runs/*/summary.json", 1, f"{OUT}/runs/*/evaluation/*/result.json"),
 }
 
 

@@ -176,8 +176,7 @@ class Digests:
             self.add(key, READERS.get(path.suffix, Path.read_bytes)(path))
 
     def folder(self, key: str, folder: Path) -> None:
-        """Every file below a folder, but for locks and what only the clock fills."""
+        """Every file below a folder, what a killed writer left among them, but for locks and what the clock fills."""
         for path in sorted(folder.rglob("*")):
-            hidden = path.name.startswith(".") or path.suffix == ".lock"
-            if path.is_file() and not hidden and path.name not in SKIPPED:
+            if path.is_file() and not path.name.endswith(".lock") and path.name not in SKIPPED:
                 self.file(f"{key}/{path.relative_to(folder).as_posix()}", path)
