@@ -51,6 +51,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-faults", metavar="FILE", help="Run the trials of faults in full; figures go to FILE.")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what is marked `full` to `make faults`."""
+    if config.getoption("--full-faults") is None:
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+FULL = [pytest.mark.faults, pytest.mark.full]
+"""Marks of a row of a parametrised test, or of a test, that `make faults` alone runs."""
+
+
+def few(*rows: Any, small: int = 1) -> list[Any]:
+    """Rows of a parametrised test, of which the tests run the first ones and `make faults` all."""
+    given = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [pytest.param(*row, marks=[] if place < small else FULL) for place, row in enumerate(given)]
+
+
 class Faults:
     """How often the trials of a goal of reliability are run, and where their figures go: `make faults` runs all."""
 

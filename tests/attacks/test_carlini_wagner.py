@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import few
 from oracles import EPS, RowByRow, linear_problem
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from toughen.losses import margin
@@ -68,17 +69,17 @@ def test_as_written_out(x, rate, const, searches, steps, abort, confidence):
         model, x, y, threat=L2(1), learning_rate=rate, initial_const=const, binary_search_steps=searches, steps=steps,
         abort_early=abort, confidence=confidence, refine=0,
     )  # fmt: skip
+    # Each second one: an image written out takes longer than all at once.
     expected = torch.stack(
-        [written_out(model, x[i], int(y[i]), rate, const, searches, steps, abort, confidence) for i in range(8)]
+        [written_out(model, x[i], int(y[i]), rate, const, searches, steps, abort, confidence) for i in range(0, 8, 2)]
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[::2], expected, rtol=0, atol=1e-5)
     assert (found != x).flatten(1).any(1).sum() >= 4
 
 
-@pytest.mark.slow
 def test_distances_of_linear_problems():
     problem = linear_problem(inner=True, n=20)
-    settings = {"steps": 500, "learning_rate": 5e-4, "binary_search_steps": 9, "abort_early": False}
+    settings = {"steps": 150, "learning_rate": 2e-3, "binary_search_steps": 6, "abort_early": False}
     x_adv = carlini_wagner(problem.model, problem.x, problem.y, threat=L2(1), **settings)
     assert (problem.model(x_adv).argmax(1) != problem.y).all()
     size, best = L2(0).size(x_adv.double() - problem.x.double()), problem.distance_l2()
@@ -86,7 +87,7 @@ def test_distances_of_linear_problems():
     assert (size <= 1.02 * best).all()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", few(0, 1))
 def test_linf_on_linear_problems(seed):
     problem = linear_problem(seed)
     x_adv = carlini_wagner_linf(problem.model, problem.x, problem.y, threat=Linf(EPS))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attack_cases import CASES, Case
+from conftest import FULL
 from toughen.attacks import ATTACKS, AttackSpec, bim, fgsm, pgd
 from toughen.models.cost import counted
 from toughen.noise import Stream
@@ -28,8 +29,27 @@ def promises_of(case: Case, norm: str, **changes: object) -> list[Promise]:
     return attack_promises(AttackSpec(**{**case.settings, **changes}), norms=[norm], strength=case.strength)
 
 
+# What the norm of the ball decides, and what the settings decide beside it. The rest is how an attack goes about its
+# passes: the tests ask it of one form of each attack in one norm, and `make faults` of every form in both.
+BY_NORM = {"norms", "output", "box", "ball", "radius zero", "batch mates", "as strong as one step"}
+BY_NORM |= {"stronger than chance", "near", "adversarial or unchanged", "what is broken stays broken"}
+BY_SETTINGS = {*BY_NORM, "same again", "in pieces"}
+
+
+def marks_of(label: str, norm: str, promise: str) -> list[pytest.MarkDecorator]:
+    """None where the tests ask this promise of this form."""
+    variant, first = CASES[label].settings["name"] != label, norm == CASES[label].norms[0]
+    asked = {
+        (False, True): {promise},
+        (False, False): BY_NORM,
+        (True, True): BY_SETTINGS,
+        (True, False): {"batch mates"},
+    }
+    return [] if promise in asked[variant, first] else FULL
+
+
 EVERY = [
-    pytest.param(promise, id=f"{label}-{norm}-{promise.name}")
+    pytest.param(promise, id=f"{label}-{norm}-{promise.name}", marks=marks_of(label, norm, promise.name))
     for label, case in CASES.items()
     for norm in case.norms
     for promise in promises_of(case, norm)
@@ -100,7 +120,7 @@ def test_on_batch_statistics_everything_is_left_as_it_was_found(promise):
 
 
 @in_every_ball
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=FULL)])
 def test_the_room_there_is_is_used(case, threat, normed, images, labels, dtype):
     """As far as black and white pixels let it."""
     attack, x, model = AttackSpec(**case.settings), images.to(dtype), normed.to(dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import few
 from oracles import Affine, linear_problem
 from toughen.attacks.diversified import AWAY, TOWARDS, _Lean, diversified_pgd
 from toughen.models.cost import counted
@@ -16,7 +17,7 @@ EPS = 2 / 255
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", few(0, 1, 2))
 def test_it_breaks_what_can_be_broken_and_nothing_else(seed, rank):
     problem = linear_problem(seed)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import few
 from oracles import EPS, linear_problem
 from toughen.attacks import ascend, multi_targeted
 from toughen.losses import margin
@@ -15,7 +16,7 @@ from toughen.noise import fixed
 from toughen.threat import L2, Linf
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", few(0, 1, 2))
 def test_all_breakable_examples_of_a_linear_model_are_broken(seed):
     problem = linear_problem(seed)
     found = multi_targeted(problem.model, problem.x, problem.y, threat=Linf(EPS), steps=50, restarts=1, targets="all")
