@@ -82,3 +82,9 @@ CASES: dict[str, Case] = {
         {"name": "trades", "attack": PGD}, tracked=2, unlabelled="beta", recipe={"weight_perturbation": {}}
     ),
 }
+
+FIRST = {
+    *{case.settings["name"]: label for label, case in reversed(CASES.items())}.values(),
+    *(label for label, case in CASES.items() if case.recipe),
+}
+"""One form of each method, and what a recipe adds: of these the tests ask everything, `make faults` of all forms."""

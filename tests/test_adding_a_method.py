@@ -1,9 +1,7 @@
 """The page that adds a method, run as it stands but for a smaller budget and a weaker attack."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,17 +33,20 @@ def test_the_page_is_short_and_each_of_its_blocks_has_a_file():
         assert text.count(number) == 1
 
 
-def test_the_method_of_the_page_is_registered_trained_and_evaluated(tmp_path: Path):
+def test_the_method_of_the_page_is_registered_trained_and_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As `python run.py` beside its files does, without another process, which would import torch once more."""
+    monkeypatch.setitem(METHODS, "half_and_half", METHODS["natural"])  # restored afterwards
+    monkeypatch.delitem(sys.modules, "half_and_half", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for name, text in blocks().items():
         for figure, smaller in SMALLER.items():
             text = text.replace(figure, smaller)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'clean_accuracy'" in done.stdout
+    runpy.run_path("run.py", run_name="__main__")
+    assert "'clean_accuracy'" in capsys.readouterr().out
     resolved = (tmp_path / "runs/half/recipe.yaml").read_text()
     assert "name: half_and_half" in resolved
     assert "steps: 4" in resolved

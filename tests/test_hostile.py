@@ -29,7 +29,7 @@ UNSAFE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, faults: Faults) -> list[dict[str, Any]]:
-    """Every hostile file opened by the commands that would read it; of each file the first one, or all in full."""
+    """Each third hostile file opened by the first command that would read it; in full, all by all."""
     top = tmp_path_factory.mktemp("hostile")
     whole = top / "whole"
     whole.mkdir()
@@ -38,9 +38,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, faults: Faults) -> list[dic
     export(whole / "run", whole / "exported")
     places = top / "places"
     jobs = []
-    for name, make in CASES.items():
+    for name in list(CASES)[:: faults.trials(small=3, full=1)]:
         place = Place(places / name, whole / "run", whole / "exported")
-        commands = make(place)
+        commands = CASES[name](place)
         for number, command in enumerate(commands if faults.full else commands[:1]):
             jobs.append(job(name, place.folder, command, environment={}, number=number))
             if faults.full and ".pt" in " ".join(command):

@@ -1,6 +1,7 @@
 """No way of loading that runs code stands in the source, but for the ones that are named here with their reason."""
 
 import ast
+import functools
 from pathlib import Path
 
 import toughen
@@ -32,6 +33,7 @@ def name_of(function: ast.expr) -> str:
     return ast.unparse(function)
 
 
+@functools.cache
 def calls() -> list[tuple[str, str, ast.Call]]:
     return [
         (path.relative_to(SOURCE).as_posix(), name_of(node.func), node)

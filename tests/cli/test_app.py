@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from conftest import FULL
 from toughen import recipes
 from toughen.cli import demo
 from toughen.cli.app import app
@@ -196,7 +197,7 @@ def test_the_version():
     assert done("--version") == f"toughen {metadata.version('toughen')}\n"
 
 
-@pytest.mark.parametrize("what", [(), ("recipes",)])
+@pytest.mark.parametrize("what", [(), pytest.param(("recipes",), marks=FULL)])
 def test_a_reader_that_hangs_up_is_no_error(what: tuple[str, ...]):
     reader, writer = os.pipe()
     os.close(reader)

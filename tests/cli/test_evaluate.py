@@ -111,7 +111,7 @@ def test_the_audit_speaks_up(mine: str):
 def test_a_run_keeps_its_evaluations_apart(mine: str):
     Path("tiny.yaml").write_text(TINY)
     done("train", "tiny.yaml", "--out", "run")
-    done("evaluate", "run", "--suite", "adaptive", "--limit", 20)
-    done("evaluate", "run", "--suite", "autoattack", "--limit", 5)
-    assert {path.name for path in Path("run/evaluation").iterdir()} == {"adaptive_n20", "autoattack_n5"}
+    done("evaluate", "run", "--suite", "quick", "--limit", 20)
+    done("evaluate", "run", "--suite", "pgd-2", "--limit", 5)
+    assert {path.name for path in Path("run/evaluation").iterdir()} == {"quick_n20", "pgd-2_n5"}
     assert "a run is evaluated on the data it was trained on" in failed("evaluate", "run", "--data", "tiny")

@@ -325,7 +325,7 @@ def judged(arguments: list[str]) -> Result:
 
 
 def test_spoilt_arguments_end_in_a_sentence_and_harm_nothing(world: Path, faults):
-    n, codes = faults.trials(small=200, full=2000), collections.Counter[int]()
+    n, codes = faults.trials(small=100, full=2000), collections.Counter[int]()
     kept = everything(world)
     for number in range(n):
         draw = Random(f"arguments {number}")

@@ -32,7 +32,7 @@ def test_a_study_from_its_text_to_its_table(mine: str):
     text = done("study", "run", mine, "--scale", "toy", "--dry-run")
     assert "Two ways: 2 rows, 2 trainings, 32 natural steps\nleft out: bad: method." in text
     assert not (Path("runs/studies/mine-toy") / "runs").exists()
-    text = done("study", "run", mine, "--scale", "toy", "--jobs", 2)
+    text = done("study", "run", mine, "--scale", "toy", "--jobs", 1)
     assert "to train: 2, 32 natural steps, about " in text
     assert "4 of 4 tasks done; rows with a fault: bad" in text
     assert "[b]m = 2[/b]" in text
@@ -48,7 +48,7 @@ def test_a_study_from_its_text_to_its_table(mine: str):
     assert {(row["state"], row["steps"], row["forwards"], row["backwards"]) for row in rows} == {
         ("done", "16", "16", "16")
     }
-    text = done("study", "run", mine, "--scale", "toy", "--jobs", 2)
+    text = done("study", "run", mine, "--scale", "toy", "--jobs", 1)
     assert "done already: 2 trainings" in text
     assert "to train" not in text
 

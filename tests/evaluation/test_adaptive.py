@@ -1,14 +1,18 @@
 """The suite `adaptive`: whom it attacks, what it learns, and that it reaches the truth where that is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from conftest import few
 from oracles import linear_problem
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
 from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, _by_yield, nearest
 from toughen.evaluation.plan import Board, Stage
+from toughen.evaluation.suites import SUITES
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
 from zoo import nan_gradient, quantised, saturated
@@ -72,15 +76,22 @@ def test_the_last_rounds_follow_the_yields():
     assert next(plan, None) is None
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", few(0, 1, 2))
 def test_on_linear_models_the_verdict_is_the_truth(seed):
-    problem = linear_problem(seed)
+    problem = linear_problem(seed, n=100)
     found = evaluate(problem.model, problem.x, problem.y, threat=Linf(2 / 255), suite="adaptive")
     assert found.outcomes.robust_correct == int((~problem.breakable()).sum())
     assert list(found.settings) == [f"adaptive-{number:02d}" for number in range(1, len(ROUNDS) + 1)]
 
 
-def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds of the suite, with a few steps each."""
+    rounds = tuple(replace(item, steps=5, restarts=min(item.restarts, 3)) for item in ROUNDS)
+    monkeypatch.setitem(SUITES, "adaptive", lambda threat: Adaptive(rounds))
+
+
+def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path, hasty):
     problem = linear_problem(0, n=60)
     given = {"threat": Linf(2 / 255), "suite": "adaptive", "chunk_size": 16}
     whole = evaluate(problem.model, problem.x, problem.y, **given)
@@ -93,7 +104,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path):
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
-        if calls in (50, 300, 700):
+        if calls in (80, 160, 240):
             raise Killed
 
     handle = problem.model.register_forward_hook(count)
@@ -114,7 +125,7 @@ def test_it_cannot_be_independent():
 
 
 @pytest.mark.parametrize("make", [saturated, quantised, nan_gradient])
-def test_on_masked_models_it_says_so_instead(make):
+def test_on_masked_models_it_says_so_instead(make, hasty):
     set_up = make()
-    found = evaluate(set_up.model, set_up.x, set_up.y, threat=set_up.threat, suite="adaptive")
+    found = evaluate(set_up.model, set_up.x[:100], set_up.y[:100], threat=set_up.threat, suite="adaptive")
     assert found.unreliable

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import few
 from toughen.attacks import ATTACKS
 from toughen.evaluation import Evaluation, evaluate
 from toughen.outcomes import COLUMNS
 from toughen.threat import L2, Linf, Threat
 from toys import labels, network, photographs, spec
 
-N = 300
+N = 90
 SETTINGS: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "r_fgsm": {},
@@ -43,7 +44,7 @@ def run(dtype: torch.dtype, threat: Threat, order: torch.Tensor | None = None, *
     ids = torch.arange(N) * 7 + 3
     order = torch.arange(N) if order is None else order
     # Independent, so that an example has a row for every attack, whatever the one before it did.
-    given = {"suite": SUITE, "batch_size": 64, "chunk_size": 128, "independent": True} | changes
+    given = {"suite": SUITE, "batch_size": 50, "chunk_size": 90, "independent": True} | changes
     return evaluate(model, x[order], y[order], threat=threat, index=ids[order], **given)
 
 
@@ -57,14 +58,21 @@ def table(evaluation: Evaluation) -> dict[str, np.ndarray]:
 ORDER = torch.randperm(N, generator=torch.Generator().manual_seed(4))
 COMPANY: dict[str, dict[str, Any]] = {
     "batches of 1": {"batch_size": 1},
-    "batches of 32": {"batch_size": 32},
-    "batches of 300": {"batch_size": 300},
+    "batches of 16": {"batch_size": 16},
+    "batches of 90": {"batch_size": 90},
     "chunks of 1": {"chunk_size": 1},
-    "chunks of 50": {"chunk_size": 50},
-    "one chunk": {"chunk_size": 300, "batch_size": 300},
+    "chunks of 20": {"chunk_size": 20},
+    "one chunk": {"chunk_size": 90, "batch_size": 90},
     "another order": {"order": ORDER},
-    "another order, batches of 7 in chunks of 90": {"order": ORDER.flip(0), "batch_size": 7, "chunk_size": 90},
+    "another order, batches of 7 in chunks of 30": {"order": ORDER.flip(0), "batch_size": 7, "chunk_size": 30},
 }
+
+
+def in_turn(*companies: str) -> list[Any]:
+    """Each company in one ball, and by `make faults` in the other too."""
+    balls = [*THREATS, *THREATS]
+    pairs = [(company, balls[other + place % 2]) for other in range(2) for place, company in enumerate(companies)]
+    return few(*pairs, small=len(companies))
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +80,9 @@ def usual() -> dict[tuple[torch.dtype, str], Evaluation]:
     return {(dtype, name): run(dtype, THREATS[name]) for dtype in (torch.float32, torch.float64) for name in THREATS}
 
 
-@pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("company", [name for name in COMPANY if name not in ("batches of 1", "chunks of 1")])
+@pytest.mark.parametrize(
+    ("company", "threat"), in_turn(*(name for name in COMPANY if name not in ("batches of 1", "chunks of 1")))
+)
 def test_in_float64_nothing_but_the_last_bits_depends_on_the_company(company, threat, usual):
     expected = table(usual[torch.float64, threat])
     found = table(run(torch.float64, THREATS[threat], **COMPANY[company]))
@@ -86,16 +95,18 @@ def test_in_float64_nothing_but_the_last_bits_depends_on_the_company(company, th
 
 
 @pytest.mark.parametrize("company", ["batches of 1", "chunks of 1"])
-def test_likewise_alone(company, usual):
+def test_likewise_alone(company):
     some = {name: SUITE[name] for name in ("fgsm", "pgd", "square", "apgd") if name in SUITE}
-    expected = table(run(torch.float64, THREATS["linf"], suite=some))
-    found = table(run(torch.float64, THREATS["linf"], suite=some, **COMPANY[company]))
+    given = {"suite": some, "order": torch.arange(0, N, 3)}
+    expected = table(run(torch.float64, THREATS["linf"], **given))
+    found = table(run(torch.float64, THREATS["linf"], **given, **COMPANY[company]))
     for name in ("attack", "index", "prediction", "survived", "marginal"):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("company", ["batches of 32", "batches of 300", "chunks of 50", "another order"])
+@pytest.mark.parametrize(
+    ("company", "threat"), in_turn("batches of 16", "batches of 90", "chunks of 20", "another order")
+)
 def test_in_float32_every_outcome_that_is_not_marginal_is_equal(company, threat, usual):
     expected = table(usual[torch.float32, threat])
     found = table(run(torch.float32, THREATS[threat], **COMPANY[company]))
@@ -110,7 +121,7 @@ def test_in_float32_every_outcome_that_is_not_marginal_is_equal(company, threat,
 @pytest.mark.parametrize("threat", THREATS)
 def test_a_cascade_leaves_the_same_examples_standing(threat, usual):
     every = usual[torch.float64, threat].outcomes
-    for changes in ({}, {"order": ORDER, "chunk_size": 40}):
+    for changes in ({}, {"order": ORDER, "chunk_size": 50}):
         cascade = run(torch.float64, THREATS[threat], independent=False, **changes).outcomes
         assert set(cascade.index[~cascade.survived]) == set(every.index[~every.survived])
         # An attack's row on an example does not depend on the attacks before it.
@@ -142,7 +153,7 @@ def test_every_example_has_its_own_radius(norm):
     radii = (0.3, 1.0, 2.5)
     eps = 3 / 255 if norm is Linf else 0.15
     choice = torch.arange(N) % 3
-    mixed = table(run(torch.float64, norm(torch.tensor(radii, dtype=torch.float64)[choice] * eps), chunk_size=50))
+    mixed = table(run(torch.float64, norm(torch.tensor(radii, dtype=torch.float64)[choice] * eps), chunk_size=45))
     of = (mixed["index"] - 3) // 7 % 3
     for number, radius in enumerate(radii):
         uniform = table(run(torch.float64, norm(radius * eps)))
@@ -159,6 +170,6 @@ def test_every_example_has_its_own_radius_in_the_order_of_the_examples():
     """The radii belong to the examples, not to the places in a chunk that is left."""
     eps = torch.linspace(0.2, 6, N, dtype=torch.float64) / 255
     expected = table(run(torch.float64, Linf(eps)))
-    found = table(run(torch.float64, Linf(eps[ORDER]), order=ORDER, chunk_size=70, independent=True))
+    found = table(run(torch.float64, Linf(eps[ORDER]), order=ORDER, chunk_size=35, independent=True))
     for name in ("attack", "index", "survived", "prediction"):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

@@ -1,17 +1,14 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from processes import run_script
 
 SCRIPT = Path(__file__).with_name("kills.py")
 
 
 def test_evaluations_that_were_killed_end_with_the_bytes_of_one_that_was_not(tmp_path: Path):
     # A unit passes 9 or 12 points: a stride of 7 meets all of them.
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "kills"), "12", "7"]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_script(SCRIPT, tmp_path / "kills", 12, 7)
     assert done.returncode == 0, done.stderr
     folders = [json.loads(line) for line in done.stdout.splitlines()]
     for form in ("random", "point"):

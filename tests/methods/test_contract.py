@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from method_cases import CASES, Case
+from conftest import FULL
+from method_cases import CASES, FIRST, Case
 from steps import CLASSES, N, batch, network, sgd_steps, spec
 from toughen.data import load
 from toughen.methods import METHODS, Method
@@ -39,8 +40,15 @@ def test_every_method_has_a_row():
         assert kind(name=name) == kind.model_validate({"name": name})
 
 
+def marks_of(label: str) -> list[pytest.MarkDecorator]:
+    """None for the form of each method that the tests ask everything."""
+    return [] if label in FIRST else FULL
+
+
+# What the settings of a method cannot change once one form of it keeps them, or what another promise looks at too.
+ONCE = {"record", "same again", "random state", "outside objectives", "called twice", "probabilities", "state"}
 PROMISES = [
-    pytest.param(promise, id=f"{label}-{promise.name}")
+    pytest.param(promise, id=f"{label}-{promise.name}", marks=marks_of(label) if promise.name in ONCE else [])
     for label, case in CASES.items()
     for promise in method_promises(METHODS[case.settings["name"]].model_validate(case.settings))
 ]
@@ -140,7 +148,7 @@ class Interrupted(Exception):
     """Thrown amid a minibatch."""
 
 
-@everyone
+@pytest.mark.parametrize("case", [pytest.param(case, id=label, marks=marks_of(label)) for label, case in CASES.items()])
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(case: Case, tiny: str, tmp_path: Path):
     whole, batches = job_of(case)
     for number in range(6):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from method_cases import CASES, Case
+from conftest import FULL
+from method_cases import CASES, FIRST, Case
 from toughen import models
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
@@ -40,6 +41,11 @@ def recipe_of(case: Case = CASES["natural"], **changes: object) -> Recipe:
             **changes,
         }
     )
+
+
+def forms(*labels: str) -> list[Any]:
+    """One of each method, and by `make faults` the others, which differ in the calls of the network alone."""
+    return [pytest.param(label, marks=[] if label in FIRST else FULL) for label in labels]
 
 
 def job_of(recipe: Recipe, ways: Acceleration | None = None):
@@ -277,7 +283,7 @@ COMPILED = [name for name, case in CASES.items() if can_compile(recipe_of(case, 
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at inputs
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", forms(*COMPILED))
 def test_graphs_without_a_break_give_the_same_bits(tiny: str, name: str):
     recipe, backend = recipe_of(CASES[name], model={"name": "small_cnn", "width": 2, "norm": "batch"}), Counting()
     (plain, batches), (compiled, _) = (job_of(recipe, Acceleration()) for _ in range(2))
@@ -327,7 +333,7 @@ def test_outside_of_a_batch_the_network_is_its_own_again():
 # Waiting.
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", forms(*CASES))
 def test_no_step_waits_for_the_device(tiny: str, name: str):
     job, batches = job_of(recipe_of(CASES[name]))
     # The one counter of a method that lies on the CPU whatever the device is.

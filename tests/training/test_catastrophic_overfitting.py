@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import collapse
-from conftest import tiny_data
+from conftest import few, tiny_data
 from processes import run_ranks
 from toughen.data import DATA, load, subset
 from toughen.data.base import Examples
@@ -93,7 +93,7 @@ def by_hand(model: nn.Module, split: Examples, seed: int, eps: float) -> tuple[f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", few(0, 1))
 def test_the_alarm_comes_with_the_first_check_after_the_collapse(
     prototypes: None, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ):

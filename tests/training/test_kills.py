@@ -1,10 +1,7 @@
 """Runs that are killed or told to stop at random times end with the bits of one that was not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +9,22 @@ import pytest
 
 from conftest import Faults
 from killed_runs import SAVE_EVERY
+from processes import run_script
 
 SCRIPT = Path(__file__).parents[1] / "killed_runs.py"
 
 
 def trials(folder: Path, number: int, name: str) -> list[dict[str, Any]]:
     """What each trial met; all of one method have ended with the same bits."""
-    found = run_script(folder, number, name)
+    found = told(folder, number, name)
     for method in {trial["method"] for trial in found}:
         assert len({trial["digest"] for trial in found if trial["method"] == method}) == 1, method
     return found
 
 
-def run_script(folder: Path, number: int, name: str) -> list[dict[str, Any]]:
-    command = [sys.executable, str(SCRIPT), str(folder), str(number), name]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def told(folder: Path, number: int, name: str) -> list[dict[str, Any]]:
+    """The lines that the script prints."""
+    done = run_script(SCRIPT, folder, number, name)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -52,7 +49,7 @@ def test_runs_that_were_killed_end_with_the_bits_of_one_that_was_not(tmp_path: P
 
 @pytest.mark.faults
 def test_a_run_that_was_killed_anywhere_in_its_writer_ends_with_the_same_bits(tmp_path: Path, faults: Faults):
-    found = run_script(tmp_path, faults.trials(small=6, full=10**6), "points")
+    found = told(tmp_path, faults.trials(small=6, full=10**6), "points")
     assert all(trial["equal"] for trial in found)
     assert len(found) >= faults.trials(small=6, full=40)
     said = f"SIGKILL at each of {len(found)} places in the writer of checkpoints: the same bits in all"

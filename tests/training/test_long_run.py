@@ -1,12 +1,11 @@
 """A long run holds in the end what it held in the beginning."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import run_script
 
 SCRIPT = Path(__file__).with_name("long_run.py")
 
@@ -16,12 +15,7 @@ SCRIPT = Path(__file__).with_name("long_run.py")
 def test_a_long_run_grows_in_nothing(tmp_path, faults):
     steps, saves = faults.trials(300, 2000), faults.trials(30, 100)
     run = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), str(run), str(steps), str(saves)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env={**environment, "OMP_NUM_THREADS": "1"})
+    done = run_script(SCRIPT, run, steps, saves)
     assert done.returncode == 0, done.stderr
     *looks, end = [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from conftest import Faults
 from killed_runs import digest
+from processes import run_script
 from toughen.parallel import ranks
 
 SCRIPT = Path(__file__).with_name("restarts.py")
@@ -23,8 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THRE
 @pytest.mark.faults
 def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(tmp_path: Path, faults: Faults):
     number = faults.trials(small=2, full=20)
-    command = [sys.executable, str(SCRIPT), "stops", str(tmp_path), str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    done = run_script(SCRIPT, "stops", tmp_path, number)
     assert done.returncode == 0, done.stderr
     trials = [json.loads(line) for line in done.stdout.splitlines()]
     for trial in trials:
