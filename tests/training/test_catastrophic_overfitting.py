@@ -123,7 +123,7 @@ def test_the_alarm_comes_with_the_first_check_after_the_collapse(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "eps", "steps"), [(collapse.FGSM, 0.1, 100), (collapse.PGD, 0.15, 100)])
+@pytest.mark.parametrize(("method", "eps", "steps"), few((collapse.FGSM, 0.1, 100), (collapse.PGD, 0.15, 100)))
 def test_sound_training_raises_no_alarm(
     prototypes: None, tmp_path: Path, method: dict[str, Any], eps: float, steps: int
 ):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from conftest import few
 from photographs import photograph, stored_photographs
 from tiny_runs import Said, command, digest, is_one_sentence, tiny_recipe
 from toughen.data import Batches
@@ -105,7 +106,9 @@ def children() -> list[int]:
 # --- workers
 
 
-@pytest.mark.parametrize(("fault", "how"), [(die, "was killed"), (freeze, "gave no sign"), (sleep, "gave no sign")])
+@pytest.mark.parametrize(
+    ("fault", "how"), few((die, "was killed"), (freeze, "gave no sign"), (sleep, "gave no sign"), small=2)
+)
 def test_a_worker_that_is_lost_once_changes_no_bit(folder, tmp_path, monkeypatch, fault, how, faults):
     whole, said = tmp_path / "whole", Said()
     assert command(recipe(folder), whole) == (0, "")
@@ -126,11 +129,12 @@ def test_a_worker_that_is_lost_once_changes_no_bit(folder, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("fault", "how"),
-    [
+    few(
         (die, "was killed (signal 9, often out of memory)"),
         (sleep, "gave no sign for 2 s"),
         (freeze, "gave no sign for 2 s"),
-    ],
+        small=2,
+    ),
 )
 def test_a_worker_that_is_lost_each_time_ends_the_run_in_a_sentence(folder, tmp_path, monkeypatch, fault, how, faults):
     whole = tmp_path / "whole"
@@ -280,16 +284,24 @@ def nothing(path: Path) -> None:
     path.write_bytes(b"")
 
 
+SPOILT = [
+    (shorten, "DA412 {} is a broken image (OSError); remove or replace it"),
+    (nothing, "DA412 {} is a broken image (UnidentifiedImageError); remove or replace it"),
+    (Path.unlink, "DA412 {} cannot be read (No such file or directory); restore or remove it"),
+    (of_floats, "{} is of floats (mode F), of which nothing says which number is white"),
+]
+
+
 @pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (shorten, "DA412 {} is a broken image (OSError); remove or replace it"),
-        (nothing, "DA412 {} is a broken image (UnidentifiedImageError); remove or replace it"),
-        (Path.unlink, "DA412 {} cannot be read (No such file or directory); restore or remove it"),
-        (of_floats, "{} is of floats (mode F), of which nothing says which number is white"),
-    ],
+    ("spoil", "says", "workers"),
+    few(
+        *((*case, 2) for case in SPOILT[:2]),
+        *((*case, 0) for case in SPOILT[2:]),
+        *((*case, 0) for case in SPOILT[:2]),
+        *((*case, 2) for case in SPOILT[2:]),
+        small=4,
+    ),
 )
-@pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_spoilt_under_a_run(folder, tmp_path, monkeypatch, spoil, says, workers, faults):
     found = recipe(folder, data={"source": str(folder), "size": 16, "validation": 4, "workers": workers, "flip": True})
     assert command(found, tmp_path / "whole") == (0, "")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from conftest import few
 from layouts import (
     CLASSES,
     encoded,
@@ -156,7 +157,7 @@ def test_encoded_images_are_pickled_and_read_in_any_order(tmp_path, route, monke
     assert len({images.name(number) for number in range(12)}) == 12
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", few("fork", "spawn"))
 def test_worker_processes_read_every_route(tmp_path, start, monkeypatch):
     founds = [find(ROUTES[route](tmp_path)) for route in ("folder", "npz", "shards", "parquet")]
     founds.append(large_parquet(tmp_path / "large", monkeypatch))
