@@ -234,7 +234,7 @@ def test_the_same_folders_give_the_same_bytes(run: Path, text: str, tmp_path: Pa
     assert render_page(build_entries([run])) == text
     elsewhere = shutil.copytree(run, tmp_path / "deep" / "mine")
     assert render_page(build_entries([elsewhere])) == text
-    code = "import sys; from pathlib import Path; from toughen.report.page import *;"
+    code = "import sys; from pathlib import Path; from toughen.report.page.page import *;"
     code += "write_page(Path(sys.argv[2]), build_entries([Path(sys.argv[1])])); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, run, tmp_path / "page.html"], check=True)
     assert (tmp_path / "page.html").read_bytes() == text.encode()
