@@ -6,9 +6,10 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test lint format clean bench bench-gpu bench-step bench-peers bench-growth bench-methods \
-	bench-methods-digits bench-overfitting bench-radii bench-evaluation bench-evaluation-digits bench-data \
-	bench-streaming bench-label bench-corruptions bench-real bench-studies bench-heap faults ruler
+.PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu bench-step bench-peers \
+	bench-growth bench-methods bench-methods-digits bench-overfitting bench-radii bench-evaluation \
+	bench-evaluation-digits bench-data bench-streaming bench-label bench-corruptions bench-real bench-studies \
+	bench-heap faults ruler
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -39,6 +40,9 @@ demo: $(READY)  ## train natural and robust classifiers on real digits and compa
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2
+
+test-capabilities: $(READY)  ## the tests as narrower processors compute: without AVX-512, without AVX2 (nightly)
+	$(BIN)/python tools/capabilities.py
 
 faults: $(READY)  ## every goal of reliability in full: kills, damage, full disks, hostile files, fuzz; the suite 20 times (4 hours)
 	$(BIN)/python benchmarks/faults.py
