@@ -178,5 +178,6 @@ class Digests:
     def folder(self, key: str, folder: Path) -> None:
         """Every file below a folder, what a killed writer left among them, but for locks and what the clock fills."""
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.name.endswith(".lock") and path.name not in SKIPPED:
+            locks = path.name.startswith(".lock") or path.suffix == ".lock"
+            if path.is_file() and not locks and path.name not in SKIPPED:
                 self.file(f"{key}/{path.relative_to(folder).as_posix()}", path)
