@@ -65,7 +65,7 @@ import json, sys
 from pathlib import Path
 import torch
 from test_keep import IDS, problem
-from toughen.evaluation.ledger import adversarial_examples
+from toughen.evaluation.resume import adversarial_examples
 model, x, y = problem()
 model.eval()
 said = {}

@@ -4,15 +4,17 @@ Many published attacks leave the ball or [0, 1] by a bug, and such an "adversari
 does so here stops the evaluation: dropping it would hide the bug, counting it would be wrong.
 
     distance, inside = measure(x_adv, x, threat, attack="mine", ids=ids)    # (N,) each, or Unsound
-    logits = predict(model, x_adv, attack="mine", ids=ids)                  # (N, K), finite: see `models.prepared`
-    marginal = confirm(model, x_adv, y, logits, attack="mine", ids=ids)     # of what is reported as broken
+    logits = subject.predict(x_adv, ids=ids, under="mine")                  # (N, K), finite
+    marginal = confirm(subject, x_adv, y, logits, attack="mine", ids=ids)   # of what is reported as broken
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from toughen.models.batched import Batched
-from toughen.models.prepared import predict
+from toughen.models.prepared import PreparedModel
 from toughen.threat import Threat
 
 ROUNDING = {"linf": (0.0, 6e-8), "l2": (1e-6, 1e-7)}
@@ -77,12 +79,12 @@ def measure(
 
 
 def confirm(
-    model: Batched, x_adv: Tensor, y: Tensor, logits: Tensor, *, attack: str, ids: Tensor, strict: bool = True
+    subject: PreparedModel, x_adv: Tensor, y: Tensor, logits: Tensor, *, attack: str, ids: Tensor, strict: bool = True
 ) -> Tensor:
     """Classify reported examples again, in other company: half as many at a time, in the reverse order.
 
     Args:
-        model: classifier in inference mode.
+        subject: the model, ready to run.
         x_adv: examples (N, C, H, W) that `logits` misclassify.
         y: their classes (N,).
         logits: the evaluator's first verdict, (N, K).
@@ -97,8 +99,9 @@ def confirm(
     Raises:
         Unsound: EV261, when an example that is not marginal is classified correctly this time.
     """
-    other = Batched(model.model, max(1, model.size // 2) if model.size > 1 else 2)
-    again = predict(other, x_adv.flip(0), attack=attack, ids=ids.flip(0)).flip(0)
+    model, size = subject.model.model, subject.model.size
+    other = replace(subject, model=Batched(model, max(1, size // 2) if size > 1 else 2))
+    again = other.predict(x_adv.flip(0), ids=ids.flip(0), under=attack).flip(0)
     marginal = torch.minimum(gap(logits), gap(again)) < MARGINAL
     lost = (again.argmax(1) == y) & ~marginal
     if lost.any() and strict:

@@ -129,7 +129,7 @@ class EvaluationTask:
         broken = (~survived).nonzero().squeeze(1)
         if len(broken):
             given = {"attack": stage.label, "ids": ids[broken.to(ids.device)], "strict": self.strict}
-            marginal[broken] = confirm(self.model, x_adv[broken], y[broken], logits[broken], **given)
+            marginal[broken] = confirm(self.subject, x_adv[broken], y[broken], logits[broken], **given)
         columns = {"survived": survived, "marginal": marginal, "distance": distance}
         columns["aside"] = torch.full((len(rows),), stage.threat is not None)
         unit = self._unit(stage.label, rows, x_adv, logits, taken, **columns)

@@ -190,8 +190,27 @@ class PreparedModel:
         return as_input(x, self.device, self.dtype)
 
     def predict(self, x: Tensor, *, ids: Tensor, under: str) -> Tensor:
-        """Finite logits (N, K) on the model's device (see `predict`); `under` names what made the images."""
-        return predict(self.model, x.to(self.device, self.dtype), attack=under, ids=ids)
+        """Logits (N, K) in float32 or float64, on the model's device, by one forward pass of each image.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            ids: example ids (N,).
+            under: label of the attack that made them, or "clean".
+
+        Raises:
+            ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
+        """
+        logits = batched.predict(self.model, x.to(self.device, self.dtype))
+        check_logits(logits, len(x))
+        lost = ~logits.isfinite().all(1)
+        if lost.any():
+            first = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
+            where = "without an attack" if under == CLEAN else f"under attack {under!r}"
+            raise ValueError(
+                f"EV203 Model returned NaN or infinite logits for {int(lost.sum())} of {len(x)} inputs of a batch "
+                f"{where}. Counting them either way would be wrong; first ids {first}."
+            )
+        return full_precision(logits)
 
     def folded(self, x: Tensor) -> Batched:
         """A copy for attacks whose passes are cheaper, or the model itself (see `folding.fused`); tried on `x[:1]`."""
@@ -248,31 +267,6 @@ def check_logits(logits: Tensor, n: int) -> None:
             f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
             "floats (N, K) with one column for each of at least 2 classes"
         )
-
-
-def predict(model: nn.Module, x: Tensor, *, attack: str, ids: Tensor) -> Tensor:
-    """Logits (N, K) in float32 or float64, by one forward pass.
-
-    Args:
-        model: classifier of images in [0, 1], already in inference mode.
-        x: images (N, C, H, W).
-        attack: label of the attack that made them.
-        ids: example ids (N,).
-
-    Raises:
-        ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
-    """
-    logits = batched.predict(model, x)
-    check_logits(logits, len(x))
-    lost = ~logits.isfinite().all(1)
-    if lost.any():
-        first = ", ".join(str(int(row)) for row in ids[lost.nonzero().squeeze(1)[:5].to(ids.device)])
-        where = "without an attack" if attack == CLEAN else f"under attack {attack!r}"
-        raise ValueError(
-            f"EV203 Model returned NaN or infinite logits for {int(lost.sum())} of {len(x)} inputs of a batch {where}. "
-            f"Counting them either way would be wrong; first ids {first}."
-        )
-    return full_precision(logits)
 
 
 def chunks(n: int, size: int) -> Iterator[Tensor]:
