@@ -143,7 +143,7 @@ def test_what_others_put_there_is_refused_and_left_alone(bare: Path, tmp_path: P
     config.write_text(config.read_text().replace('"a|b"', '"a or b"'))
     before = contents(tmp_path)
     for name, said in {
-        "mine": "holds other things, such as thesis.tex; give another --out",
+        "mine": "holds other things, such as thesis.tex; give another out",
         "file": "is a file; give a folder",
         "edited": "README.md is not as toughen export wrote it",
         "joined": "photo.png is not as toughen export wrote it",

@@ -226,9 +226,9 @@ def beside(folder: Path) -> None:
     [
         (broken, "train/dog/000005.png", "remove or replace"),
         (cut, "train/dog/000005.png", "remove or replace"),
-        (other_size, "train/dog/000005.png", "data.size"),
-        (other_mode, "train/dog/000005.png", "data.size"),
-        (four_channels, "train/cat/000000.png", "data.size"),
+        (other_size, "train/dog/000005.png", "view=ResizeCrop(224)"),
+        (other_mode, "train/dog/000005.png", "view=ResizeCrop(224)"),
+        (four_channels, "train/cat/000000.png", "view=ResizeCrop(224)"),
         (empty_class, "train/fox", "remove it or put images"),
         (other_class, "test/kat", "the same class folders"),
         (film, "dog/film.mp4", "take it out"),

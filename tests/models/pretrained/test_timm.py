@@ -134,7 +134,7 @@ def test_no_network_and_no_such_repository(timm: Timm):
     timm.failure = FileNotFoundError("no file in the cache\nat all")
     words = (
         "{} needs a file from the Hugging Face Hub that is not there or cannot be reached (FileNotFoundError); check "
-        "the name and the network, or give weights you have with model.weights=FILE"
+        "the name and the network, or give weights you have as a file to toughen.models.load_weights"
     )
     for name in ("timm:resnet50", "hub:me/net"):
         with pytest.raises(ValueError, match=f"^{re.escape(words.format(name))}$"):

@@ -328,13 +328,11 @@ def _take_over(net: nn.Module, found: Statistics, where: str) -> None:
         ]
         if len(close) == 2 and all(close):
             return
-        has = _text(given)
+        has, theirs = _text(given), (Option("mean"), " and ", Option("std"))
     else:
-        has = "each image by itself"
+        has, theirs = "each image by itself", ("its own",)
     raise UsageError(
         f"{where} bundles a normalisation ({_text(found)}), but the classifier normalises otherwise "
         f"({has}); leave out ",
-        Option("mean"),
-        " and ",
-        Option("std"),
+        *theirs,
     )
