@@ -29,4 +29,4 @@ def _rows(*header: str) -> list[list[str]]:
 
 
 def _names(cell: str) -> list[str]:
-    return re.findall(r"`(\w+)`", cell)
+    return re.findall(r"`([\w.]+)`", cell)

@@ -219,9 +219,9 @@ def test_exit_codes_of_failures_in_a_run(recipe: Path, tmp_path: Path, monkeypat
         (OSError(28, "No space left on device", "run/x"), 2, "error: run/x: No space left on device; check"),
         (KeyboardInterrupt(), 75, "error: interrupted; the same command goes on"),
     ):
-        monkeypatch.setattr(run_module, "loop", raising(error))
+        monkeypatch.setattr(run_module, "fit", raising(error))
         assert says in failed("train", recipe, "--out", tmp_path / str(code) / type(error).__name__, code=code)
-    monkeypatch.setattr(run_module, "loop", raising(ZeroDivisionError()))
+    monkeypatch.setattr(run_module, "fit", raising(ZeroDivisionError()))
     assert toughen("train", recipe, "--out", tmp_path / "bug").exit_code == 1
 
 

@@ -100,7 +100,7 @@ def test_broken_images_of_every_split_are_named_before_the_first_step(folder: Pa
 def test_an_image_that_breaks_in_the_middle_of_a_run_is_to_be_restored(folder: Path, tmp_path: Path, monkeypatch):
     victim = folder / "train" / "beach" / "03.png"
     whole = victim.read_bytes()
-    taken = run_module.taken
+    taken = run_module.load_batch
 
     def breaking(batches, number):
         if number == 1:
@@ -108,7 +108,7 @@ def test_an_image_that_breaks_in_the_middle_of_a_run_is_to_be_restored(folder: P
         return taken(batches, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "taken", breaking)
+        patched.setattr(run_module, "load_batch", breaking)
         with pytest.raises(RecipeError) as caught:
             train(of_photographs(folder), tmp_path / "run")
     remedy = "but this run goes on only with the images that it began with: restore them, or begin anew in another out"

@@ -78,7 +78,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
         extra = load_pseudo_labelled(recipe, data)
-        fresh, ways = distributed.from_main(begun(out) if distributed.is_main() else None)
+        fresh, ways = distributed.from_main(resume_state(out) if distributed.is_main() else None)
         read = {"train": train_split, "validation": validation, "test": data.test}
         check_images({**read, "extra": extra.examples} if extra else read, display.note, fresh=fresh)
         job, batches = set_up(
@@ -105,7 +105,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
             display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
         with display, kernels(recipe, job.ways):
             stop.gentle = True
-            loop(recipe, job, batches, outputs, validation, display, stop)
+            fit(recipe, job, batches, outputs, validation, display, stop)
         return finish(recipe, job, outputs, device)
 
 
@@ -161,7 +161,7 @@ def is_unused(out: Path) -> bool:
     return recipe.read_text() == recipes.dump(recipes.load(str(recipe)))
 
 
-def begun(out: Path) -> tuple[bool, Acceleration | None]:
+def resume_state(out: Path) -> tuple[bool, Acceleration | None]:
     """Whether there is no checkpoint yet that a run in the folder goes on from, and in which ways it computes."""
     found = latest_checkpoint(out, warn=lambda text: None, clean=False)
     return found is None, SavedState.of(found).ways if found else None
@@ -239,12 +239,12 @@ def resume(
     return outputs
 
 
-def due(every: int, before: int, after: int) -> bool:
+def is_due(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` steps lies in (before, after]."""
     return after // every > before // every
 
 
-def taken(batches: Batches, number: int) -> Batch:
+def load_batch(batches: Batches, number: int) -> Batch:
     """A batch, or in one sentence what has become of an image that was whole before training began."""
     try:
         return batches[number]
@@ -252,7 +252,7 @@ def taken(batches: Batches, number: int) -> Batch:
         raise refusal(error, fresh=False) from None
 
 
-def loop(
+def fit(
     recipe: Recipe,
     job: Job,
     batches: Batches,
@@ -266,19 +266,19 @@ def loop(
     check_every = outputs.watch.every
     images, outputs.clock = 0, time.monotonic()
     if outputs.unvalidated:
-        keep(recipe, job, outputs, validation, display, stop)
+        validate_and_save(recipe, job, outputs, validation, display, stop)
     while job.number < recipe.batches:
-        before, batch = job.step, taken(batches, job.number)
+        before, batch = job.step, load_batch(batches, job.number)
         with counted(job.model, job.passes):
             train_batch(job, batch)
         images += batch.size * job.method.steps_per_batch
         last = job.number == recipe.batches
-        if check_every and (last or due(check_every, before, job.step)):
+        if check_every and (last or is_due(check_every, before, job.step)):
             job.finite.check()
             check_overfitting(job, outputs, display)
-        outputs.unvalidated = last or due(validate_every, before, job.step)
-        saving = outputs.unvalidated or due(recipe.save_every, before, job.step)
-        logging = saving or due(recipe.log_every, before, job.step)
+        outputs.unvalidated = last or is_due(validate_every, before, job.step)
+        saving = outputs.unvalidated or is_due(recipe.save_every, before, job.step)
+        logging = saving or is_due(recipe.log_every, before, job.step)
         asked = stop.asked()
         if logging or asked:
             job.finite.check()
@@ -290,11 +290,11 @@ def loop(
             display.progress(record, pace)
             images = 0
         if saving or asked:
-            keep(recipe, job, outputs, validation, display, stop)
+            validate_and_save(recipe, job, outputs, validation, display, stop)
     outputs.settle()
 
 
-def keep(
+def validate_and_save(
     recipe: Recipe, job: Job, outputs: Checkpointer, validation: Examples, display: Display, stop: StopSignal
 ) -> None:
     """Validate where that is due and no signal comes first, save, and stop where one came.

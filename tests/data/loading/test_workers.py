@@ -229,10 +229,10 @@ class Dying:
 def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(prefetch, "_end", lambda workers, parent: None)
 
-    def dead(split: object, seed: int) -> prefetch.Worker:
+    def dead(split: object, seed: int) -> prefetch.DataWorker:
         ours, theirs = multiprocessing.Pipe()
         theirs.close()
-        return prefetch.Worker(Dying(), ours, [-1])  # pyright: ignore[reportArgumentType]
+        return prefetch.DataWorker(Dying(), ours, [-1])  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(prefetch, "started", dead)
     rows = prefetch.Rows(torch.tensor([0]), 0, torch.tensor([0]))
@@ -305,7 +305,7 @@ SPOILT = [
 def test_an_image_that_is_spoilt_under_a_run(folder, tmp_path, monkeypatch, spoil, says, workers, faults):
     found = recipe(folder, data={"source": str(folder), "size": 16, "validation": 4, "workers": workers, "flip": True})
     assert command(found, tmp_path / "whole") == (0, "")
-    victim, taken = folder / "train" / "beach" / "03.png", run_module.taken
+    victim, taken = folder / "train" / "beach" / "03.png", run_module.load_batch
     whole = victim.read_bytes()
 
     def spoiling(batches: Batches, number: int) -> object:
@@ -314,7 +314,7 @@ def test_an_image_that_is_spoilt_under_a_run(folder, tmp_path, monkeypatch, spoi
         return taken(batches, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "taken", spoiling)
+        patched.setattr(run_module, "load_batch", spoiling)
         started = time.monotonic()
         code, said = command(found, tmp_path / "run")
         seconds = time.monotonic() - started

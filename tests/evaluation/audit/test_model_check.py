@@ -18,8 +18,7 @@ from toughen.evaluation.audit.check_result import WHATS
 from toughen.evaluation.audit.messages import CODES
 from toughen.evaluation.audit.model_check import ModelCheck, check, sample
 from toughen.evaluation.audit.preprocessing import CUSTOMARY
-from toughen.models import Classifier
-from toughen.models.classifier import normalised
+from toughen.models.classifier import Classifier, normalised
 from toughen.models.cost import counted
 from zoo import Around
 

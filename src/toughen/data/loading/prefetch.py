@@ -130,7 +130,7 @@ class Streamed:
     ) -> None:
         self._split, self._plan, self._seed, self._device = split, plan, seed, device
         self._count, self._patience, self._note = workers, patience, note
-        self._workers: list[Worker] = []
+        self._workers: list[DataWorker] = []
         self._first = 0
         self._next: int | None = None
         # Called by `close`, or else where the last reference goes.
@@ -219,7 +219,7 @@ class Streamed:
 
 
 @dataclass
-class Worker:
+class DataWorker:
     """A process that decodes one batch after another.
 
     Attributes:
@@ -259,14 +259,14 @@ class Worker:
         self.process.kill()
 
 
-def started(split: LazySplit, seed: int) -> Worker:
+def started(split: LazySplit, seed: int) -> DataWorker:
     """A new worker for random views of a split."""
     ours, theirs = multiprocessing.Pipe()
     row = multiprocessing.RawArray("q", [-1])
     process = multiprocessing.Process(target=serve, args=(split, seed, row, theirs, ours), daemon=True)
     process.start()
     theirs.close()
-    return Worker(process, ours, row)
+    return DataWorker(process, ours, row)
 
 
 def serve(
@@ -328,7 +328,7 @@ def ended(code: int | None) -> str:
     return f"was killed (signal {-code}{often.get(signal.Signals(-code), '')})"
 
 
-def _end(workers: list[Worker], parent: int) -> None:
+def _end(workers: list[DataWorker], parent: int) -> None:
     # A forked process collects garbage too, and these workers are not its own.
     if os.getpid() == parent:
         for worker in workers:
