@@ -15,7 +15,10 @@ from toughen.threat import Linf
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
 # So that it takes seconds. Nothing else of the page is changed.
-SMALLER = {"steps: 200": "steps: 3\nselection: pgd-1", 'suite="pgd-40"': 'suite="pgd-1", limit=50'}
+SMALLER = {
+    "steps: 200": "steps: 3\nselection: pgd-1",
+    '"pgd-40")': 'workflows.EvaluationSettings("pgd-1", limit=50))',
+}
 
 
 def blocks() -> dict[str, str]:

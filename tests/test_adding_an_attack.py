@@ -18,7 +18,10 @@ from toughen.threat import L2, Linf, Threat
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-an-attack.md"
 # So that it takes seconds. Nothing else of the page is changed.
-SMALLER = {'"steps=200"': '"steps=3", "selection=pgd-1", "model.width=8"', 'SUITE")': 'SUITE", limit=30)'}
+SMALLER = {
+    '"steps=200"': '"steps=3", "selection=pgd-1", "model.width=8"',
+    '"heavy_ball.py:SUITE")': 'workflows.EvaluationSettings("heavy_ball.py:SUITE", limit=30))',
+}
 
 
 def blocks() -> dict[str, str]:

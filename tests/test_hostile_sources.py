@@ -9,8 +9,8 @@ import toughen
 SOURCE = Path(toughen.__file__).parent
 ALLOWED = {
     # Code that the user names on the command line, FILE.py:FUNCTION.
-    ("workflows/model_sources.py", "importlib.import_module"),
-    ("workflows/model_sources.py", "spec.loader.exec_module"),
+    ("workflows/user_code.py", "importlib.import_module"),
+    ("workflows/user_code.py", "spec.loader.exec_module"),
     # Our own modules and optional libraries, by names that stand in the source.
     ("__init__.py", "import_module"),
     ("export/to_onnx.py", "importlib.import_module"),
@@ -62,7 +62,7 @@ def test_names_that_are_imported_stand_in_the_source():
     # Of the two that take a variable, one is the user's own FILE.py:FUNCTION.
     for path, name, call in calls():
         if name.endswith("import_module") and path not in (
-            "workflows/model_sources.py",
+            "workflows/user_code.py",
             "models/pretrained/timm_import.py",
         ):
             fixed = [isinstance(part, ast.Constant) or ast.unparse(part).startswith(("_HOMES", "f'toughen."))

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toughen import attacks, corruptions, data, evaluation, losses, methods, models, recipes, testing
+    from toughen import attacks, corruptions, data, evaluation, losses, methods, models, recipes, testing, workflows
     from toughen.evaluation import Evaluation, check, evaluate
     from toughen.models import Classifier
     from toughen.models.exported import load_model
@@ -28,7 +28,18 @@ _HOMES = {
     "load_model": "toughen.models.exported",
     "train": "toughen.training",
 }
-_ROOMS = ("attacks", "corruptions", "data", "evaluation", "losses", "methods", "models", "recipes", "testing")
+_ROOMS = (
+    "attacks",
+    "corruptions",
+    "data",
+    "evaluation",
+    "losses",
+    "methods",
+    "models",
+    "recipes",
+    "testing",
+    "workflows",
+)
 
 __all__ = [
     "L2",
@@ -49,6 +60,7 @@ __all__ = [
     "recipes",
     "testing",
     "train",
+    "workflows",
 ]
 
 

@@ -347,7 +347,7 @@ def test_the_commands_that_are_spoilt_are_sound(world: Path, arguments: list[str
     kept = everything(world)
     result = judged(arguments)
     unharmed(world, kept)
-    refused = {"demo", "import", "work", "--public", "corruptions", "slurm"}
+    refused = {"demo", "import", "work", "--public", "corruptions"}
     assert result.exit_code == 2 if refused & set(arguments) else result.exit_code in (0, 3), result.stderr
     assert not OUTSIDE
 
