@@ -6,9 +6,9 @@
 Every convolution of our networks, at widths from 1 on, and a grid of narrow ones run forward, back to the images, back
 to the weights and through both again (the gradient of a gradient), in processes of their own under glibc's checks of
 malloc (MALLOC_CHECK_=3), with images, weights or both laid out with channels last. A process that dies is one finding;
-numbers that are not those of float64 are another. Whatever is found must be something that `training.narrow` keeps
-clear of. Then whole runs: training in every way that can be asked for, what measuring tries, and an evaluation. Fails
-where a convolution is unsound that `narrow` lets through, or where a run dies.
+numbers that are not those of float64 are another. Whatever is found must be something that `training.unsafe_kernels`
+keeps clear of. Then whole runs: training in every way that can be asked for, what measuring tries, and an evaluation.
+Fails where a convolution is unsound that `narrow` lets through, or where a run dies.
 """
 
 import argparse
@@ -193,7 +193,8 @@ def alone(work: Callable[[], str]) -> str:
     if child == 0:
         # What glibc says of a broken heap would drown the table.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        signal.alarm(120)
+        # Of its own seconds: one that never ends has overwritten what its threads wait at.
+        signal.setitimer(signal.ITIMER_PROF, 60)
         torch.set_num_threads(THREADS)
         try:
             said = work()
@@ -322,7 +323,7 @@ def report(found: Sequence[Found], runs: dict[tuple[str, str], str], missed: Seq
         "How the others ended: "
         + (", ".join(f"{n} x {what}" for what, n in how.most_common()) or "there are none")
         + ".",
-        f"Our training keeps clear of all but {len(missed)} of them (`training.narrow`).",
+        f"Our training keeps clear of all but {len(missed)} of them (`training.unsafe_kernels`).",
         *(f"- NOT KEPT CLEAR OF: {each}" for each in missed),
     ]
     if runs:

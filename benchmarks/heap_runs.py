@@ -14,7 +14,7 @@ from toughen.evaluation import evaluate
 from toughen.noise import generator
 from toughen.recipes.text import build
 from toughen.threat import Linf
-from toughen.training.acceleration import Ways
+from toughen.training.acceleration import Acceleration
 from toughen.training.loop import train_batch
 from toughen.training.setup import set_up
 
@@ -32,9 +32,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 WAYS = {
     "measured": None,
-    "channels_last": Ways(channels_last=True),
-    "bf16, channels_last": Ways(bf16=True, channels_last=True),
-    "channels_last, compiled": Ways(channels_last=True, compiled=True),
+    "channels_last": Acceleration(channels_last=True),
+    "bf16, channels_last": Acceleration(bf16=True, channels_last=True),
+    "channels_last, compiled": Acceleration(channels_last=True, compiled=True),
 }
 
 

@@ -148,7 +148,7 @@ def test_measuring_leaves_the_model_as_it_is_and_says_what_it_found(tiny: str, t
 def test_what_was_measured_is_kept_over_a_stop(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from toughen.training import run
 
-    # Without strided shortcuts, with which the CPU would do without channels last: see `training.narrow`.
+    # Without strided shortcuts, with which the CPU would do without channels last: see `training.unsafe_kernels`.
     recipe = recipe_of(
         fast="measure", steps=3, selection="pgd-1", save_every=1, model={"name": "small_cnn", "width": 2}
     )
@@ -217,7 +217,7 @@ def weights(job: Job) -> list[Tensor]:
 
 
 def test_bf16_gradients_point_where_those_of_float32_do(tiny: str):
-    """Without BatchNorm, which makes rounding larger: `training.fast` says by how much."""
+    """Without BatchNorm, which makes rounding larger: `training.acceleration` says by how much."""
     recipe = recipe_of(batch_size=64, model={"name": "small_cnn", "width": 8})
     gradients, losses = [], []
     for ways in (Acceleration(), Acceleration(bf16=True)):

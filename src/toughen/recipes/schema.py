@@ -282,8 +282,8 @@ class Recipe(Settings, frozen=True):
             batch; "synchronised", all by the whole batch, on GPUs.
         sharding: "none", every rank holds the whole model; "full", each a part of it and of what the optimiser keeps,
             for models that are too large for a device (see `toughen.parallel.sharding`).
-        fast: how a run chooses what makes it faster (`training.fast` has the table): "rule", by the device, where a
-            CPU computes as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
+        fast: how a run chooses what makes it faster (`training.acceleration` has the table): "rule", by the device, a
+            CPU computing as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
         precision: "fp32", or "bf16" for mixed precision (autocast) in training; "auto" leaves it to `fast`.
             Evaluation is always fp32.
         device: "auto" (a GPU if there is one), or torch's name for one.

@@ -12,7 +12,7 @@
 | folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `fusion.Folding` |
 
 On a CPU some networks must do without channels_last and graphs, for torch would write outside of its memory: see
-`training.narrow`.
+`training.unsafe_kernels`.
 
 What bf16 changes, measured on 64 CIFAR-10 images at initial weights: the loss by less than 0.05 %; the gradient by the
 weights keeps a cosine of 0.94 (PreActResNet-18), 0.98 (WRN-16-4) or 0.9998 (a network without BatchNorm) with that of
@@ -92,7 +92,7 @@ def chosen_ways(
         shape: of this rank's rows of a batch, (N, C, H, W).
         device: of the model.
         note: is told of the choice.
-        narrow: whether it must do without channels last and graphs, see `training.narrow`.
+        narrow: whether it must do without channels last and graphs, see `training.unsafe_kernels`.
     """
     ways = by_rule(recipe, device)
     if recipe.fast == "measure":

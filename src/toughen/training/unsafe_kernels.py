@@ -8,9 +8,9 @@ on a processor with AVX2 and without AVX-512, for 1 to 7 channels; with AVX-512 
 are sound, so evaluation, attacks and labelling may lay images out as they like; so are float64, groups, larger kernels,
 stride 1, and GPUs.
 
-Two of the ways in `training.fast` lead there: channels last, and compiled graphs, in which torch's compiler lays out so
-every convolution on a CPU. To try them in a process of its own would not do, for what came through by luck would be
-taken. `make bench-heap` looks at all ways under malloc's own checks.
+Two of the ways in `training.acceleration` lead there: channels last, and compiled graphs, in which torch's compiler
+lays out so every convolution on a CPU. To try them in a process of its own would not do, for what came through by luck
+would be taken. `make bench-heap` looks at all ways under malloc's own checks.
 """
 
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ def feed_of(
         note: is told what went wrong and was put right.
     """
     if not isinstance(split, LazySplit):
-        # In the usual order: how a run lays images out is its own choice, see `training.fast.Ways`.
+        # In the usual order: how a run lays images out is its own choice, see `training.acceleration.Acceleration`.
         return Resident(split.images.to(device, memory_format=torch.contiguous_format), plan)
     if workers is None:
         workers = min(MOST_WORKERS, max(1, cores() // world - 1))
