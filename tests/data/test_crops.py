@@ -109,3 +109,9 @@ def test_every_mode_becomes_rgb(mode):
 )
 def test_refusals(settings, part, one_sentence):
     assert part in one_sentence(ResizeCrop, **settings)
+
+
+def test_what_hashes_of_data_say_of_it_stays():
+    """Runs that were begun before the class had its name go on: their data have the same fingerprints."""
+    assert ResizeCrop(16).key == "View(size=16, resize=None, area=0.08)"
+    assert ResizeCrop(16, resize=20, area=0.5).key == "View(size=16, resize=20, area=0.5)"

@@ -18,7 +18,7 @@ from toughen import recipes
 from toughen.data import DATA, Split
 from toughen.data.base import ImageData
 from toughen.evaluation import EpsSweep, GradientMagnitude, LossSurface, StepSweep, WeaklyBounded, evaluate
-from toughen.evaluation.analyses.image_grid import ImageGrid
+from toughen.evaluation.analyses.image_grid import Pictures
 from toughen.storage import files
 from toughen.threat import Linf
 from toughen.training import train
@@ -97,7 +97,7 @@ def test_every_file_is_what_the_analysis_finds(make: Callable[..., Path]):
     turned = WeaklyBounded.read(found.folder / "turns-into.npz")
     assert (turned.eps, turned.index.tolist()) == (30 / 255, list(range(31, 40)))
 
-    last = ImageGrid.read(found.folder / "pictures.npz")
+    last = Pictures.read(found.folder / "pictures.npz")
     assert (last.title, last.variants, last.classes) == ("The last 8 test images", ["linf:0.1"], ["a", "b", "c", "d"])
     assert last.index.tolist() == list(range(32, 40))
     assert np.array_equal(last.image, test.images[32:].numpy())
@@ -189,7 +189,7 @@ def test_the_smallest_and_the_largest_radii(make: Callable[..., Path]):
     assert 8 < len(seen) <= 96
     ordered = {"smallest": seen, "largest": sorted(seen, key=lambda pair: (-pair[0], pair[1]))}
     for which, pairs in ordered.items():
-        some = ImageGrid.read(found.folder / f"radii-{which}.npz")
+        some = Pictures.read(found.folder / f"radii-{which}.npz")
         assert some.title == f"The 8 training images with the {which} radii"
         assert some.variants == ["linf:8/255", "linf:16/255", "own radius"]
         assert list(zip(some.radius.tolist(), some.index.tolist(), strict=True)) == pairs[:8]
@@ -226,7 +226,7 @@ def test_of_a_test_set_that_lies_by_class_images_are_spread(make: Callable[..., 
     folder = analyse(make(), limit=4, only=["gradients", "surface", "turns-into", "pictures"]).folder
     assert GradientMagnitude.read(folder / "gradients.json").index.tolist() == [0, 10, 20, 30]
     assert [LossSurface.read(folder / f"surface-{i}.npz").index.tolist() for i in range(4)] == [[0], [10], [20], [30]]
-    shown = ImageGrid.read(folder / "pictures.npz")
+    shown = Pictures.read(folder / "pictures.npz")
     assert shown.index.tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
     assert shown.label.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert shown.title == "8 test images spread over all, which lie by class"
@@ -239,7 +239,7 @@ def test_in_l2(make: Callable[..., Path]):
     assert (sweep.norm, sweep.radii[-1]) == ("l2", 1.0)
     surface = LossSurface.read(folder / "surface-3.npz")
     assert np.linalg.norm(surface.radius * surface.second) == pytest.approx(0.5)
-    assert ImageGrid.read(folder / "radii-largest.npz").variants == ["l2:0.5", "l2:1.0", "own radius"]
+    assert Pictures.read(folder / "radii-largest.npz").variants == ["l2:0.5", "l2:1.0", "own radius"]
 
 
 def test_a_very_small_test_set(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
@@ -248,7 +248,7 @@ def test_a_very_small_test_set(make: Callable[..., Path], monkeypatch: pytest.Mo
     found = analyse(make(), only=["gradients", "surface", "turns-into", "pictures"])
     assert found.made == ("gradients.json", "surface-0.npz", "surface-1.npz", "turns-into.npz", "pictures.npz")
     assert LossSurface.read(found.folder / "surface-1.npz").index.tolist() == [1]
-    assert ImageGrid.read(found.folder / "pictures.npz").title == "The last 2 test images"
+    assert Pictures.read(found.folder / "pictures.npz").title == "The last 2 test images"
 
 
 def test_names_that_are_none(make: Callable[..., Path]):

@@ -155,7 +155,8 @@ def fingerprint(splits: Mapping[str, Examples]) -> str:
     digest = hashlib.sha256()
     for name, split in splits.items():
         stored = isinstance(split, LazySplit)
-        digest.update(f"{name}{(len(split), *split.shape)}{(split.key, split.view) if stored else ''}".encode())
+        source = f"({split.key!r}, {split.view and split.view.key})" if stored else ""
+        digest.update(f"{name}{(len(split), *split.shape)}{source}".encode())
         for tensor in (split.labels, split.rows if stored else split.images):
             # Little-endian numbers, so that the fingerprint is the same on every machine.
             array = tensor.cpu().contiguous().numpy()

@@ -53,6 +53,11 @@ class ResizeCrop:
             raise ValueError(f"area is {self.area:g}, but must be a share of the image in (0, 1], like 0.08.")
 
     @property
+    def key(self) -> str:
+        """What hashes of data say of it, which must not change with the name of this class."""
+        return f"View(size={self.size!r}, resize={self.resize!r}, area={self.area!r})"
+
+    @property
     def short_side(self) -> int:
         """What the short side is resized to before the centre is taken."""
         return self.resize or round(self.size * 8 / 7)

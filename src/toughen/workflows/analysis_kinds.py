@@ -24,7 +24,7 @@ from toughen.errors import Option, UsageError
 from toughen.evaluation import EpsSweep, GradientMagnitude, LossSurface, StepSweep, WeaklyBounded
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.analyses.gradients import gradient_magnitude
-from toughen.evaluation.analyses.image_grid import ImageGrid, pictures
+from toughen.evaluation.analyses.image_grid import Pictures, pictures
 from toughen.evaluation.analyses.landscape import loss_surface, weakly_bounded
 from toughen.evaluation.analyses.sweeps import eps_sweep, step_sweep
 from toughen.methods.instance_adaptive import InstanceAdaptive
@@ -195,14 +195,14 @@ def _turns_into(work: Work, told: Told) -> WeaklyBounded:
     return weakly_bounded(work.opened.model, x, y, batch_size=work.batch_size, index=index, progress=progress)
 
 
-def _pictures(work: Work, told: Told) -> ImageGrid:
+def _pictures(work: Work, told: Told) -> Pictures:
     x, y, index = _last(work.opened.test, SHOWN)
     spread = int(index[0]) + len(x) < len(work.opened.test)
     which = f"{len(x)} test images spread over all, which lie by class" if spread else f"The last {len(x)} test images"
     return _pictured(work, told, (x, y, index), {str(work.ball): work.ball}, which, work.opened.classes)
 
 
-def _extreme(largest: bool, work: Work, told: Told) -> ImageGrid:
+def _extreme(largest: bool, work: Work, told: Told) -> Pictures:
     """The training images with the smallest or the largest radii; of equals those with the lowest numbers."""
     assert work.radii is not None
     ball, memory, data = work.radii.ball, work.radii.radius.double(), work.radii.data
@@ -224,7 +224,7 @@ def _pictured(
     title: str,
     classes: Sequence[str],
     radius: Tensor | None = None,
-) -> ImageGrid:
+) -> Pictures:
     x, y, index = some
     about: dict[str, Any] = {"title": title, "classes": classes, "radius": radius, "index": index}
     progress = told.over(len(x), len(threats))
@@ -239,8 +239,8 @@ FILES: dict[str, tuple[type[Analysis], Maker]] = {
     "gradients.json": (GradientMagnitude, _gradients),
     **{f"surface-{number}.npz": (LossSurface, partial(_surface, number)) for number in range(SURFACES)},
     "turns-into.npz": (WeaklyBounded, _turns_into),
-    "pictures.npz": (ImageGrid, _pictures),
-    "radii-smallest.npz": (ImageGrid, partial(_extreme, False)),
-    "radii-largest.npz": (ImageGrid, partial(_extreme, True)),
+    "pictures.npz": (Pictures, _pictures),
+    "radii-smallest.npz": (Pictures, partial(_extreme, False)),
+    "radii-largest.npz": (Pictures, partial(_extreme, True)),
 }
 """What each file holds and who makes it; those of radii are of runs of the method instance_adaptive."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toughen.evaluation.analyses.image_grid import ImageGrid, grey_levels, pictures
+from toughen.evaluation.analyses.image_grid import Pictures, grey_levels, pictures
 from toughen.threat import L2, Linf, Threat
 from toys import Linear, labels, network, photographs
 
@@ -21,7 +21,7 @@ def says(model: torch.nn.Module, levels: np.ndarray) -> list[int]:
         return model(torch.from_numpy(levels.copy()).float() / 255).argmax(1).tolist()
 
 
-def levels_moved(found: ImageGrid, variant: int = 0) -> np.ndarray:
+def levels_moved(found: Pictures, variant: int = 0) -> np.ndarray:
     return found.adversarial[variant].astype(int) - found.image.astype(int)
 
 
@@ -97,7 +97,7 @@ def test_a_file_holds_all_of_it(tmp_path: Path):
     )
     assert seen == [(name, done, 5) for name in "ab" for done in (2, 4, 5)]
     found.write(tmp_path / "pictures.npz")
-    again = ImageGrid.read(tmp_path / "pictures.npz")
+    again = Pictures.read(tmp_path / "pictures.npz")
     assert again.to_json() == found.to_json()
     assert (again.image.dtype, again.adversarial.dtype) == (np.uint8, np.uint8)
 

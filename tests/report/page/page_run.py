@@ -18,7 +18,7 @@ from toughen.evaluation import (
     StepSweep,
     WeaklyBounded,
 )
-from toughen.evaluation.analyses.image_grid import ImageGrid
+from toughen.evaluation.analyses.image_grid import Pictures
 from toughen.evaluation.audit.findings import Audit, Finding
 from toughen.outcomes import COLUMNS, Outcomes
 
@@ -195,7 +195,7 @@ def make_analyses(folder: Path, word: Word, classes: list[str]) -> None:
     )
     turned.write(folder / "turns-into.npz")
     for name in ("pictures", "radii-smallest", "radii-largest"):
-        ImageGrid(
+        Pictures(
             title=word("title"),
             variants=[word("variant"), "own radius"],
             classes=classes,

@@ -352,7 +352,7 @@ def _quantiles(values: np.ndarray) -> list[float] | None:
 def fingerprint(pool: Pool) -> str:
     """What tells a pool from all others: SHA-256 of its pixels, or of where its encoded ones are (see `LazySplit`)."""
     if isinstance(pool, LazySplit):
-        return hashlib.sha256(f"{pool.key};{pool.view};{hash_tensor(pool.rows)}".encode()).hexdigest()
+        return hashlib.sha256(f"{pool.key};{pool.view and pool.view.key};{hash_tensor(pool.rows)}".encode()).hexdigest()
     return hash_tensor(pool.images)
 
 

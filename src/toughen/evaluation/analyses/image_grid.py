@@ -27,7 +27,7 @@ from toughen.threat import Linf, Threat, per_example
 
 
 @dataclass(frozen=True, eq=False)
-class ImageGrid(Analysis):
+class Pictures(Analysis):
     """Images and adversarial examples of them (see `pictures`).
 
     Args:
@@ -95,7 +95,7 @@ def pictures(
     batch_size: int = 256,
     index: Tensor | None = None,
     progress: Progress | None = None,
-) -> ImageGrid:
+) -> Pictures:
     """Images beside PGD examples of them in one ball or several.
 
     Every image is attacked, correctly classified or not. PGD starts at random and takes the suites' step size. The
@@ -106,9 +106,9 @@ def pictures(
         x: images (N, C, H, W), uint8.
         y: classes (N,).
         threats: the ball of each variant by its name, with one radius for all or one per example.
-        title: see `ImageGrid`.
-        classes: see `ImageGrid`.
-        radius: see `ImageGrid`.
+        title: see `Pictures`.
+        classes: see `Pictures`.
+        radius: see `Pictures`.
         steps: of PGD, at least 1.
         seed: of the random starts.
         batch_size: examples per pass, at least 1.
@@ -145,7 +145,7 @@ def pictures(
                 if progress is not None:
                     progress(name, int(rows[-1]) + 1, len(x))
     variants = len(threats)
-    return ImageGrid(
+    return Pictures(
         title=title,
         variants=list(threats),
         classes=list(classes),

@@ -143,7 +143,7 @@ def grid(
         key: see `Figure`.
         title: see `Figure`.
         names: of the classes.
-        found: arrays of an `ImageGrid`: index, label, radius, image, clean_prediction, adversarial, prediction.
+        found: arrays of `Pictures`: index, label, radius, image, clean_prediction, adversarial, prediction.
         variants: what each kind of example is.
         differences: show them below the examples.
         radii: show each image's own radius.
