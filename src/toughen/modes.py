@@ -62,7 +62,7 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
     Code bases differ in this habit and papers rarely say, so it is a named choice: see docs/methods/README.md,
     BatchNorm during an attack.
 
-    In inference mode a model that is being trained runs folded, see `fusion.Folding`.
+    In inference mode a model that is being trained runs folded, see `folding.Folding`.
 
     Args:
         model: the classifier.

@@ -109,7 +109,7 @@ class PublishedArrays:
 
 @dataclass(frozen=True, eq=False)
 class JpegFiles:
-    """Encoded images of one corruption and severity (see `data.encoded.Encoded`).
+    """Encoded images of one corruption and severity (see `data.image_source.ImageSource`).
 
     Args:
         folder: of the class folders.

@@ -69,7 +69,7 @@ ROUNDS = (
 
 @dataclass(frozen=True)
 class Adaptive:
-    """The plan of a sequence of rounds (see `stages.Plan`)."""
+    """The plan of a sequence of rounds (see `plan.Plan`)."""
 
     rounds: tuple[Round, ...] = ROUNDS
 

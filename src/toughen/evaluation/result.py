@@ -60,7 +60,7 @@ class Evaluation:
         notes: what a reader should know, such as a batch size that was halved.
         device: where it ran, such as "cpu" or "cuda:0".
         torch: version of torch.
-        identity: what this is an evaluation of, for a folder that is asked for another one (see `ledger`).
+        identity: what this is an evaluation of, for a folder that is asked for another one (see `resume`).
         audit: whether the figures can be believed; None where it was left out.
     """
 

@@ -1,7 +1,7 @@
 """The only file that knows ranks: everything else asks it, and works unchanged where there is but one.
 
-    with distributed.group(device):                 # started by torchrun: WORLD_SIZE and friends are set
-        batches = Batches(..., rank=distributed.rank(), world=distributed.world())
+    with ranks.group(device):                       # started by torchrun: WORLD_SIZE and friends are set
+        batches = Batches(..., rank=ranks.rank(), world=ranks.world())
 
 Rank r of W takes rows r, r + W, r + 2W, ... of each global batch.
 """

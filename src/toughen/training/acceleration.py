@@ -9,7 +9,7 @@
 | channels_last | GPUs | nothing but the order of sums |
 | compiled graphs | GPUs, for 1,000 batches and more | fused kernels: the order of sums |
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |
-| folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `fusion.Folding` |
+| folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `folding.Folding` |
 
 On a CPU some networks must do without channels_last and graphs, for torch would write outside of its memory: see
 `training.unsafe_kernels`.

@@ -69,7 +69,7 @@ class CorruptionResult:
         notes: what a reader should know.
         device: where it ran.
         torch: version of torch.
-        identity: what this is a measurement of, for a folder that is asked for another one (see `ledger`).
+        identity: what this is a measurement of, for a folder that is asked for another one (see `resume`).
     """
 
     corruptions: tuple[str, ...]
