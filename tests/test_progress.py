@@ -15,6 +15,7 @@ from toughen.progress import (
     counting,
     open_display,
     validation_text,
+    watching,
 )
 
 FOUND = {
@@ -138,3 +139,15 @@ def test_a_count_is_lines_in_a_log_and_a_bar_in_a_terminal():
     with counting(to) as watch:
         watch("scored", 5, 10)
     assert "5/10" in file.getvalue()
+
+
+def test_an_evaluation_says_which_of_its_attacks_runs():
+    status = ("fog-3", 1000, 4000, 0.625, None, 53, 96)
+    to, file = console(live=True)
+    with watching(to) as show:
+        show(status)
+    assert "fog-3 (53 of 96): 3000 of 4000 examples to go, accuracy 62.5% so far" in file.getvalue()
+    to, file = console(live=True)
+    with watching(to) as show:
+        show(("apgd-ce", 0, 40, 0.5, 90.0, 2, 5))
+    assert "apgd-ce (2 of 5): 40 of 40 examples to go, accuracy 50.0% so far, at most 90.0 s left" in file.getvalue()

@@ -137,8 +137,9 @@ def open_display(console: Console | None = None) -> Display:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
-EvaluationStatus = tuple[str, int, int, float, float | None]
-"""Of an evaluation: the attack, examples done and attempted, accuracy so far, and seconds left at most if known."""
+EvaluationStatus = tuple[str, int, int, float, float | None, int, int]
+"""Of an evaluation: the attack, examples done and attempted, accuracy so far, seconds left at most if known, and which
+of how many attacks it is."""
 
 
 @contextmanager
@@ -154,9 +155,10 @@ def watching(console: Console) -> Iterator[Callable[[EvaluationStatus], None]]:
 
 
 def _status_text(status: EvaluationStatus) -> str:
-    attack, done, attempted, accuracy, seconds_left = status
+    attack, done, attempted, accuracy, seconds_left, number, total = status
     left = "" if seconds_left is None else f", at most {duration(seconds_left)} left"
-    return f"{attack}: {attempted - done} of {attempted} examples to go, accuracy {accuracy:.1%} so far{left}"
+    togo = f"{attempted - done} of {attempted} examples to go"
+    return f"{attack} ({number} of {total}): {togo}, accuracy {accuracy:.1%} so far{left}"
 
 
 @contextmanager

@@ -8,6 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 from cli.test_app import TINY, done, everything, failed
+from toughen import recipes, train
+from toughen.attacks import ATTACKS
+from toughen.workflows.user_code import imported
 
 MINE = """
 import torch
@@ -115,3 +118,27 @@ def test_a_run_keeps_its_evaluations_apart(mine: str):
     done("evaluate", "run", "--suite", "pgd-2", "--limit", 5)
     assert {path.name for path in Path("run/evaluation").iterdir()} == {"quick_n20", "pgd-2_n5"}
     assert "a run is evaluated on the data it was trained on" in failed("evaluate", "run", "--data", "tiny")
+
+
+OWN = """
+from toughen.attacks import ATTACKS, AttackSpec, fgsm
+
+def mine(model, x, y, *, threat, noise=None):
+    return fgsm(model, x, y, threat=threat)
+
+ATTACKS["mine"] = mine
+SUITE = {"mine": AttackSpec(name="mine")}
+"""
+
+
+def test_the_file_of_a_suite_may_hold_the_attack_that_a_run_was_trained_with(mine: str):
+    Path("own.py").write_text(OWN)
+    Path("tiny.yaml").write_text(TINY.replace("free, replays: 3", "adversarial, attack: {name: mine}"))
+    try:
+        imported("own.py:SUITE")
+        train(recipes.load("tiny.yaml"), Path("run"))
+        del ATTACKS["mine"]
+        assert "'mine'" in failed("evaluate", "run", "--suite", "quick")
+        assert "mine" in done("evaluate", "run", "--suite", "own.py:SUITE")
+    finally:
+        ATTACKS.pop("mine", None)

@@ -28,8 +28,8 @@ import torch
 from conftest import Saving
 from toughen.attacks import ATTACKS, AttackSpec
 from toughen.evaluation import evaluate
-from toughen.evaluation.plan import Stage
-from toughen.evaluation.resume import Keep, Ledger
+from toughen.evaluation.plan import AttackStage
+from toughen.evaluation.resume import FinishedUnits, Keep
 from toughen.evaluation.work_unit import EvaluationTask, UnitResult
 from toughen.storage import files as store
 from toughen.threat import Linf
@@ -69,21 +69,21 @@ def journal(path: Path) -> None:
         with open(path, "a") as file:
             file.write(f"{what} {label} {ids.tolist()}\n")
 
-    clean, attacked, put = EvaluationTask.clean, EvaluationTask.run, Ledger.put
+    clean, attacked, put = EvaluationTask.clean, EvaluationTask.run, FinishedUnits.put
 
     def begin_clean(self: EvaluationTask, rows: torch.Tensor) -> UnitResult:
         note("begun", "clean", self.index[rows])
         return clean(self, rows)
 
-    def begin(self: EvaluationTask, stage: Stage, rows: torch.Tensor) -> UnitResult:
+    def begin(self: EvaluationTask, stage: AttackStage, rows: torch.Tensor) -> UnitResult:
         note("begun", stage.label, self.index[rows])
         return attacked(self, stage, rows)
 
-    def done(self: Ledger, key: str, unit: UnitResult, took: dict[str, Any]) -> None:
+    def done(self: FinishedUnits, key: str, unit: UnitResult, took: dict[str, Any]) -> None:
         put(self, key, unit, took)
         note("done", str(unit.outcomes.attack[0]), unit.outcomes.index)
 
-    EvaluationTask.clean, EvaluationTask.run, Ledger.put = begin_clean, begin, done
+    EvaluationTask.clean, EvaluationTask.run, FinishedUnits.put = begin_clean, begin, done
 
 
 def repeated(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from oracles import linear_problem
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
 from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, _by_yield, nearest
-from toughen.evaluation.plan import Board, Stage
+from toughen.evaluation.plan import AttackStage, EvaluationState, Stage
 from toughen.evaluation.suites import SUITES
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
@@ -39,21 +39,22 @@ def table(attack: str, ids: list[int], margins: list[float]) -> Outcomes:
 
 
 def settings(stage: Stage) -> dict:
+    assert isinstance(stage, AttackStage)
     assert isinstance(stage.attack, AttackSpec)
     return stage.attack.settings
 
 
 def test_those_that_came_nearest_are_attacked():
     index = torch.tensor([10, 11, 12, 13, 14])
-    board = Board(table("clean", index.tolist(), [-1, -1, -1, 1, -1]), index)
-    assert nearest(board, 1).tolist() == [0, 1, 2, 4]
-    board.add(table("a", [14, 10, 11, 12], [-0.1, -0.4, -0.3, -0.2]), aside=False)
-    assert nearest(board, 0.5).tolist() == [2, 4]
-    board.add(table("b", [14, 12], [-0.9, 0.1]), aside=False)
-    assert board.standing.tolist() == [0, 1, 4]
+    state = EvaluationState(table("clean", index.tolist(), [-1, -1, -1, 1, -1]), index)
+    assert nearest(state, 1).tolist() == [0, 1, 2, 4]
+    state.add(table("a", [14, 10, 11, 12], [-0.1, -0.4, -0.3, -0.2]))
+    assert nearest(state, 0.5).tolist() == [2, 4]
+    state.add(table("b", [14, 12], [-0.9, 0.1]))
+    assert state.unbroken.tolist() == [0, 1, 4]
     # The best margin counts, not the last.
-    assert nearest(board, 0.01).tolist() == [4]
-    assert nearest(board, 0.67).tolist() == [1, 4]
+    assert nearest(state, 0.01).tolist() == [4]
+    assert nearest(state, 0.67).tolist() == [1, 4]
 
 
 def test_the_rank_that_broke_most_is_taken_again():
@@ -64,12 +65,12 @@ def test_the_rank_that_broke_most_is_taken_again():
 
 def test_the_last_rounds_follow_the_yields():
     index = torch.arange(10)
-    board = Board(table("clean", list(range(10)), [-1.0] * 10), index)
-    plan = Adaptive((Round(1, 5, 1), Round(1, 5, 2), Round(0.5, 7, -1), Round(0.5, 7, -2)))(board)
+    state = EvaluationState(table("clean", list(range(10)), [-1.0] * 10), index)
+    plan = Adaptive((Round(1, 5, 1), Round(1, 5, 2), Round(0.5, 7, -1), Round(0.5, 7, -2)))(state)
     assert settings(next(plan))["rank"] == 1
-    board.add(table("1", list(range(10)), [-1.0] * 10), aside=False)
+    state.add(table("1", list(range(10)), [-1.0] * 10))
     assert settings(next(plan))["rank"] == 2
-    board.add(table("2", list(range(10)), [1.0, 1.0] + [-0.5] * 8), aside=False)
+    state.add(table("2", list(range(10)), [1.0, 1.0] + [-0.5] * 8))
     stage = next(plan)
     assert (settings(stage)["rank"], stage.rows.tolist()) == (2, [2, 3, 4, 5])
     assert settings(next(plan))["rank"] == 1

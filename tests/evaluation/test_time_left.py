@@ -6,7 +6,7 @@ from oracles import linear_problem
 from toughen.attacks import ATTACKS, AttackSpec
 from toughen.evaluation import SideAttack, evaluate
 from toughen.evaluation import time_left as module
-from toughen.evaluation.time_left import Cost, ProgressWatch, Status, cost_standing
+from toughen.evaluation.time_left import Cost, ProgressWatch, Status, cost_if_unbroken
 from toughen.models.cost import Passes, counted
 from toughen.threat import L2, Linf
 
@@ -23,7 +23,7 @@ SPECS = {
 def test_a_toy_says_what_an_example_costs_that_stands(name):
     settings, passes = SPECS[name]
     spec = AttackSpec.model_validate({"name": name, **settings})
-    assert cost_standing(spec, Linf(8 / 255), channels=3, classes=10) == passes
+    assert cost_if_unbroken(spec, Linf(8 / 255), channels=3, classes=10) == passes
     problem = linear_problem(0, n=40)
     safe = problem.best_linf(1e-4) < 0
     x, y = problem.x[safe], problem.y[safe]
@@ -37,15 +37,15 @@ def test_every_attack_has_a_cost_or_none(name):
     quick = {"steps": 3, "queries": 20, "samples": 4}
     takes = AttackSpec.model_validate({"name": name}).settings
     spec = AttackSpec.model_validate({"name": name, **{k: v for k, v in quick.items() if k in takes}})
-    cost = cost_standing(spec, Linf(8 / 255), channels=1, classes=4)
+    cost = cost_if_unbroken(spec, Linf(8 / 255), channels=1, classes=4)
     assert cost is None or cost > 0
-    assert cost_standing(SideAttack(spec, L2(1.0)), Linf(8 / 255), channels=1, classes=4) != 0
+    assert cost_if_unbroken(SideAttack(spec, L2(1.0)), Linf(8 / 255), channels=1, classes=4) != 0
 
 
 def test_what_a_user_wrote_and_what_is_refused_has_no_known_cost():
-    assert cost_standing(lambda model, x, y: x, Linf(0.1), channels=1, classes=10) is None
+    assert cost_if_unbroken(lambda model, x, y: x, Linf(0.1), channels=1, classes=10) is None
     targeted = AttackSpec.model_validate({"name": "apgd_targeted"})
-    assert cost_standing(targeted, Linf(0.1), channels=1, classes=3) is None
+    assert cost_if_unbroken(targeted, Linf(0.1), channels=1, classes=3) is None
 
 
 def test_time_left_by_hand(monkeypatch):
@@ -56,24 +56,28 @@ def test_time_left_by_hand(monkeypatch):
     watch = ProgressWatch(shown.append, forecast, 50, passes)
     watch.enter("clean", 50, 50)
     now, passes.example_forwards = 105.0, 50
-    watch.unit(50, 10)
-    # 50 passes in 5 s; 40 examples stand, each to take 10 and half of them 100.
-    assert tuple(shown[-1]) == ("clean", 50, 50, 0.8, pytest.approx(40 * (10 + 50) * 5 / 50))
+    watch.unit(50, 10, 10)
+    # 50 passes in 5 s; 40 examples are unbroken, each to take 10 and half of them 100.
+    assert tuple(shown[-1]) == ("clean", 50, 50, 0.8, pytest.approx(40 * (10 + 50) * 5 / 50), 1, 3)
     watch.enter("a", 40, 40)
     passes.example_forwards, now = 250, 125.0
     watch.tick()
     # 200 of the 400 passes of "a" are behind us.
-    assert tuple(shown[-1]) == ("a", 0, 40, 0.8, pytest.approx((200 + 40 * 50) * 25 / 250))
+    assert tuple(shown[-1]) == ("a", 0, 40, 0.8, pytest.approx((200 + 40 * 50) * 25 / 250), 2, 3)
     watch.tick()
     assert len(shown) == 2
-    watch.unit(40, 30)
+    watch.unit(40, 30, 30)
     watch.enter("b", 5, 10)
-    watch.unit(5, 0)
-    assert shown[-1] == Status("b", 5, 5, 0.2, 0.0)
+    watch.unit(5, 0, 0)
+    assert shown[-1] == Status("b", 5, 5, 0.2, 0.0, 3, 3)
     silent = ProgressWatch(shown.append, {"a": Cost(10, 1.0), "mine": Cost(None, 1.0)}, 50, passes)
     silent.enter("a", 50, 50)
-    silent.unit(20, 0)
+    silent.unit(20, 0, 0)
     assert shown[-1].seconds_left is None
+    aside = ProgressWatch(shown.append, {"fog-1": Cost(None, 1.0, alone=True)}, 50, passes)
+    aside.enter("fog-1", 50, 40)
+    aside.unit(20, 5, 0)
+    assert shown[-1] == Status("fog-1", 20, 50, 0.75, None, 2, 2)
 
 
 def test_an_evaluation_shows_every_attack():

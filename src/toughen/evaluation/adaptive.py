@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from toughen.attacks import AttackSpec
-from toughen.evaluation.plan import Board, Stage
+from toughen.evaluation.plan import AttackStage, EvaluationState, Stage
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class Adaptive:
         """The share of the survivors that each round attacks."""
         return {_label(number): item.share for number, item in enumerate(self.rounds, 1)}
 
-    def __call__(self, board: Board) -> Iterator[Stage]:
+    def __call__(self, state: EvaluationState) -> Iterator[Stage]:
         """The stages, each chosen by the outcomes of those before it."""
         yields: dict[int, float] = {}
         for number, item in enumerate(self.rounds, 1):
             rank = item.rank if item.rank >= 0 else _by_yield(yields, -item.rank)
-            rows = nearest(board, item.share)
-            before = len(board.standing)
-            yield Stage(_label(number), _spec(item, rank), rows)
+            rows = nearest(state, item.share)
+            before = len(state.unbroken)
+            yield AttackStage(_label(number), rows, _spec(item, rank))
             if item.rank > 0 and len(rows):
-                yields[rank] = (before - len(board.standing)) / len(rows)
+                yields[rank] = (before - len(state.unbroken)) / len(rows)
 
 
 def _spec(item: Round, rank: int) -> AttackSpec:
@@ -107,12 +107,12 @@ def _spec(item: Round, rank: int) -> AttackSpec:
     return AttackSpec.model_validate({"name": "diversified_pgd", **settings})
 
 
-def nearest(board: Board, share: float) -> Tensor:
-    """The standing examples that came nearest to breaking: positions, ascending; at least one while any stands."""
-    standing = board.standing
-    many = min(len(standing), max(1, round(share * len(standing))))
-    order = board.highest[standing].argsort(descending=True, stable=True)
-    return standing[order[:many]].sort().values
+def nearest(state: EvaluationState, share: float) -> Tensor:
+    """The unbroken examples that came nearest to breaking: positions, ascending; at least one while there are any."""
+    unbroken = state.unbroken
+    many = min(len(unbroken), max(1, round(share * len(unbroken))))
+    order = state.highest[unbroken].argsort(descending=True, stable=True)
+    return unbroken[order[:many]].sort().values
 
 
 def _by_yield(yields: dict[int, float], place: int) -> int:

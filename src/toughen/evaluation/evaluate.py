@@ -25,23 +25,20 @@ from toughen.evaluation.audit.audit import audit as examine
 from toughen.evaluation.audit.audit import check_range
 from toughen.evaluation.audit.messages import RANDOM
 from toughen.evaluation.plan import Plan, cascade
-from toughen.evaluation.result import RESULT, Evaluation, describe_suite
-from toughen.evaluation.resume import UNITS, Keep, Ledger, check_folder, hash_code
-from toughen.evaluation.runner import Runner
+from toughen.evaluation.result import Evaluation, describe_suite
+from toughen.evaluation.resume import FinishedUnits, Keep, check_folder, hash_code, is_finished
+from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
 from toughen.evaluation.suites import Suite, check, find
-from toughen.evaluation.time_left import Cost, Progress, cost_standing, watching
-from toughen.evaluation.work_unit import EvaluationTask, LabelledImages, memory_explained
+from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
+from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
-from toughen.models.identity import Identity, hash_model, hash_tensor, identity_of, refuse_other, threat_in_full
+from toughen.models.identity import hash_model, hash_tensor, identity_of, threat_in_full
 from toughen.models.inputs import check_examples
 from toughen.models.prepared import PreparedModel, prepare
 from toughen.modes import plain
 from toughen.parallel import ranks
-from toughen.storage import files
 from toughen.threat import Threat
-
-CHUNK_VALUES = 1024 * 3 * 32 * 32
 
 
 def evaluate(
@@ -60,7 +57,7 @@ def evaluate(
     folder: Path | None = None,
     keep: Keep | None = None,
     shared: bool = False,
-    progress: Progress | None = None,
+    progress: StatusCallback | None = None,
     notes: Sequence[str] = (),
 ) -> Evaluation:
     """Accuracy on the clean images and in the worst case over a suite of attacks.
@@ -126,8 +123,8 @@ def evaluate(
         keep=keep,
         audit=audit,
     )
-    if folder is not None and (found := _stored(folder, identity, shared)):
-        return found
+    if folder is not None and is_finished(folder, identity, shared=shared):
+        return Evaluation.read(folder)
     with memory_explained():
         subject = prepare(model, x, examples.y, batch_size)
         # Before the model is put in inference mode: that it was not may be what is wrong.
@@ -136,7 +133,7 @@ def evaluate(
         with (
             subject.ready(),
             _for_attacks(subject, x) as (quick, passes),
-            Ledger.open(folder, identity, keep=keep, shared=shared) as ledger,
+            FinishedUnits.open(folder, identity, keep=keep, shared=shared) as finished,
             watching({model, quick.model}, progress, plan.costs(threat, x, subject.classes), len(x), passes) as watch,
         ):
             task = EvaluationTask(
@@ -149,7 +146,7 @@ def evaluate(
                 strict=verdict is None or not RANDOM & set(verdict.codes),
                 as_uint8=keep == "uint8",
             )
-            runner = Runner(task, ledger, chunk_size, shared, watch)
+            runner = Runner(task, finished, chunk_size, shared, watch)
             outcomes = runner.run(plan.run).outcomes
             found = Evaluation(
                 outcomes=outcomes,
@@ -166,7 +163,7 @@ def evaluate(
             )
             if folder is not None and (not shared or ranks.is_main()):
                 found.write(folder)
-                ledger.finish()
+                finished.finish()
     return found
 
 
@@ -193,7 +190,7 @@ class _Planned:
     def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
         """What each attack costs, worked out when it is asked for."""
         return lambda: {
-            label: Cost(cost_standing(attack, threat, channels=x.shape[1], classes=classes), self.shares[label])
+            label: Cost(cost_if_unbroken(attack, threat, channels=x.shape[1], classes=classes), self.shares[label])
             for label, attack in self.members.items()
         }
 
@@ -222,21 +219,10 @@ def _checked(x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat
 
 def _chunk_size(given: int | None, batch_size: int, x: Tensor) -> int:
     """Examples of a unit of work."""
-    size = max(batch_size, CHUNK_VALUES // max(1, x[0].numel())) if given is None else given
+    size = default_chunk_size(batch_size, x[0].numel()) if given is None else given
     if size < 1:
         raise ValueError(f"chunk_size is {size}; it must be at least 1")
     return size
-
-
-def _stored(folder: Path, identity: Identity, shared: bool) -> Evaluation | None:
-    """The result in a folder, if it is there: what the first rank sees where they share the work."""
-    done = (folder / RESULT).exists()
-    if not (ranks.from_main(done) if shared else done):
-        return None
-    refuse_other(folder, files.read_json(folder / RESULT).get("identity", {}), identity)
-    # Left where a kill fell between the result and the end.
-    files.delete(folder / UNITS)
-    return Evaluation.read(folder)
 
 
 @contextmanager

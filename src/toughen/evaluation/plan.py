@@ -1,12 +1,12 @@
 """What an evaluation does in which order: a plan yields stages, and sees what became of each before the next.
 
-    def plan(board):                                        # a cascade of two attacks
-        yield Stage("pgd-20", AttackSpec(name="pgd"), board.standing)
-        yield Stage("square", AttackSpec(name="square"), board.standing)
+    def plan(state):                                        # a cascade of two attacks
+        yield AttackStage("pgd-20", state.unbroken, AttackSpec(name="pgd"))
+        yield AttackStage("square", state.unbroken, AttackSpec(name="square"))
 
-A stage attacks some of the examples; its work is cut into units of fixed size, each a pure function of the examples in
-it, which is what makes an evaluation resumable and shareable. A plan may look at all outcomes so far, and must be a
-deterministic function of them.
+A stage attacks or corrupts some of the examples; its work is cut into units of fixed size, each a pure function of the
+examples in it, which is what makes an evaluation resumable and shareable. A plan may look at all outcomes so far, and
+must be a deterministic function of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,29 +41,40 @@ UNBOUNDED = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One attack on some of the examples.
+    """What is done to some of the examples.
 
     Args:
         label: its name in the table, used once.
-        attack: the attack.
         rows: positions of the examples (M,), ascending.
-        threat: a ball of its own, for an attack aside.
     """
 
     label: str
-    attack: AttackSpec | Attack
     rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttackStage(Stage):
+    """One attack on some of the examples.
+
+    Args:
+        label: see `Stage`.
+        rows: see `Stage`.
+        attack: the attack.
+        threat: a ball of its own, for an attack aside.
+    """
+
+    attack: AttackSpec | Attack
     threat: Threat | None = None
 
 
-class Board:
+class EvaluationState:
     """What is known so far.
 
     Attributes:
         index: example ids (N,), by position.
         clean: the outcomes without an attack.
         parts: the outcomes of every stage so far.
-        standing: positions of the examples not yet broken, ascending.
+        unbroken: positions of the examples not yet broken, ascending.
         highest: the highest margin that any attack reached on each example (N,), -inf where none was run.
     """
 
@@ -72,7 +83,7 @@ class Board:
         self._order = index.argsort()
         self.clean = clean
         self.parts = [clean]
-        self.standing = self._of(clean.index[clean.survived])
+        self.unbroken = self._of(clean.index[clean.survived])
         self.highest = torch.full((len(index),), -torch.inf)
 
     @property
@@ -80,14 +91,14 @@ class Board:
         """The whole table."""
         return Outcomes.concatenate(self.parts)
 
-    def add(self, part: Outcomes, *, aside: bool) -> None:
-        """Take in the outcomes of a stage."""
+    def add(self, part: Outcomes) -> None:
+        """Take in the outcomes of a stage; one aside breaks nobody."""
         self.parts.append(part)
-        if not aside:
+        if not part.aside.any():
             rows = self._places(part.index)
             self.highest[rows] = torch.maximum(self.highest[rows], torch.from_numpy(part.margin.copy()))
             broken = self._of(part.index[~part.survived])
-            self.standing = self.standing[~torch.isin(self.standing, broken)]
+            self.unbroken = self.unbroken[~torch.isin(self.unbroken, broken)]
 
     def _places(self, ids: np.ndarray) -> Tensor:
         """Positions of ids, in the order of the ids."""
@@ -97,18 +108,18 @@ class Board:
         return torch.isin(self.index, torch.from_numpy(ids.copy())).nonzero().squeeze(1)
 
 
-Plan = Callable[[Board], Iterator[Stage]]
+Plan = Callable[[EvaluationState], Iterator[Stage]]
 
 
 def cascade(suite: Mapping[str, AttackSpec | Attack | SideAttack], *, independent: bool = False) -> Plan:
     """Every attack on what none before it broke, or, `independent`, on all that is classified correctly."""
 
-    def plan(board: Board) -> Iterator[Stage]:
-        correct = board.standing
+    def plan(state: EvaluationState) -> Iterator[Stage]:
+        correct = state.unbroken
         for label, member in suite.items():
             if isinstance(member, SideAttack):
-                yield Stage(label, member.attack, correct, member.threat)
+                yield AttackStage(label, correct, member.attack, member.threat)
             else:
-                yield Stage(label, member, correct if independent else board.standing)
+                yield AttackStage(label, correct if independent else state.unbroken, member)
 
     return plan

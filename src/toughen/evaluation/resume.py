@@ -1,8 +1,8 @@
 """The units of an evaluation that are done, in its folder: what makes it resumable.
 
-    with Ledger.open(folder, identity, keep="uint8") as ledger:
-        found = ledger.get("001-00000")                 # outcomes and what they took, or None
-        ledger.put("001-00000", unit, {"seconds": 2.0, "notes": []})
+    with FinishedUnits.open(folder, identity, keep="uint8") as finished:
+        found = finished.get("001-00000")                 # outcomes and what they took, or None
+        finished.put("001-00000", unit, {"seconds": 2.0, "notes": []})
     adversarial_examples(folder)["pgd-20"].images
 
 A folder belongs to one evaluation: the model's weights, the images and labels, the threat model, the attacks with all
@@ -33,9 +33,9 @@ from toughen.attacks.contract import Attack
 from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.result import RESULT
 from toughen.evaluation.work_unit import UnitResult
-from toughen.models.identity import Identity, claim, hash_source, threat_in_full
+from toughen.models.identity import Identity, claim, hash_source, refuse_other, threat_in_full
 from toughen.models.inputs import to_uint8
-from toughen.outcomes import CLEAN, Outcomes
+from toughen.outcomes import Outcomes
 from toughen.parallel import ranks
 from toughen.settings import known
 from toughen.storage import files as store
@@ -101,8 +101,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """Finished units.
+class FinishedUnits:
+    """The units of an evaluation that are done.
 
     Args:
         folder: of the evaluation; None keeps nothing.
@@ -116,8 +116,8 @@ class Ledger:
     @contextmanager
     def open(
         cls, folder: Path | None, identity: Identity, *, keep: Keep | None, shared: bool = False
-    ) -> "Iterator[Ledger]":
-        """The ledger of a folder, locked for writing.
+    ) -> "Iterator[FinishedUnits]":
+        """Those of a folder, locked for writing.
 
         Args:
             folder: see the class.
@@ -167,10 +167,9 @@ class Ledger:
         path = self.folder / UNITS / f"{key}.parquet"
         store.replace_by(path, unit.outcomes.write)
         files = [f"{UNITS}/{path.name}"]
-        # What is wrong without an attack is no adversarial example.
-        if self.keep is not None and unit.outcomes.attack[0] != CLEAN and (~unit.outcomes.survived).any():
+        if self.keep is not None and unit.images is not None and (~unit.outcomes.survived).any():
             files.append(f"{ADVERSARIAL}/{key}.safetensors")
-            _write_images(self.folder / files[-1], unit, self.keep)
+            _write_images(self.folder / files[-1], unit, unit.images, self.keep)
         store.write_json(
             path.with_suffix(".json"), {"took": took, "files": files, "seal": _seal(self.folder, took, files)}
         )
@@ -179,6 +178,21 @@ class Ledger:
         """The result is written: the units are no longer needed."""
         if self.folder is not None:
             store.delete(self.folder / UNITS)
+
+
+def is_finished(folder: Path, identity: Identity, *, shared: bool = False) -> bool:
+    """Whether a folder holds the whole result of an evaluation; what the first rank sees where they share the work.
+
+    Raises:
+        ValueError: EV271, it holds the result of another one.
+    """
+    done = (folder / RESULT).exists()
+    if not (ranks.from_main(done) if shared else done):
+        return False
+    refuse_other(folder, store.read_json(folder / RESULT).get("identity", {}), identity)
+    # Left where a kill fell between the result and the end.
+    store.delete(folder / UNITS)
+    return True
 
 
 def _prepare(folder: Path, identity: Identity) -> None:
@@ -199,10 +213,10 @@ def _seal(folder: Path, took: dict[str, Any], files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _write_images(path: Path, unit: UnitResult, keep: Keep) -> None:
+def _write_images(path: Path, unit: UnitResult, images: Tensor, keep: Keep) -> None:
     path.parent.mkdir(exist_ok=True)
     broken = torch.from_numpy(~unit.outcomes.survived)
-    images = unit.images[broken.to(unit.images.device)].cpu()
+    images = images[broken.to(images.device)].cpu()
     tensors = {
         "index": torch.from_numpy(unit.outcomes.index.copy())[broken],
         "images": to_uint8(images) if keep == "uint8" else images.float(),

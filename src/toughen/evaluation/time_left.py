@@ -1,15 +1,15 @@
 """How far an evaluation is, and how long the rest will take.
 
-    forecast = {"apgd-ce": Cost(cost_standing(attack, threat, channels=3, classes=10), share=1.0)}
+    forecast = {"apgd-ce": Cost(cost_if_unbroken(attack, threat, channels=3, classes=10), share=1.0)}
     with watching({model}, show, lambda: forecast, n=1000, passes=passes) as watch:
         ...
 
 An example that never breaks takes an exact number of passes under each attack, which a toy model tells that nothing
-breaks. Times the examples that stand, over the passes per second so far, this bounds the time left from above.
+breaks. Times the examples not yet broken, over the passes per second so far, this bounds the time left from above.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.plan import SideAttack
 from toughen.models.cost import Passes, counted
+from toughen.outcomes import CLEAN
 from toughen.threat import Threat
 
 
@@ -30,8 +31,11 @@ class Status(NamedTuple):
         attack: that runs.
         done: examples that it is done with.
         attempted: examples that it attempts.
-        accuracy: share of all examples not yet broken; for clean, of those done.
-        seconds_left: at most, as things stand; None where an attack's cost is not known.
+        accuracy: share of all examples not yet broken; for the clean images and corruptions, share of those done that
+            are classified correctly.
+        seconds_left: at most, by what is not yet broken; None where an attack's cost is not known.
+        number: of the attack in its order, from 1, the clean images being the first.
+        total: of attacks, the clean images among them.
     """
 
     attack: str
@@ -39,21 +43,25 @@ class Status(NamedTuple):
     attempted: int
     accuracy: float
     seconds_left: float | None
+    number: int
+    total: int
 
 
-Progress = Callable[[Status], None]
+StatusCallback = Callable[[Status], None]
 
 
 class Cost(NamedTuple):
     """What an attack will cost.
 
     Attributes:
-        passes: forward and backward passes of an example that stands; None where not known.
-        share: of the standing examples that it attacks.
+        passes: forward and backward passes of an example that it does not break; None where not known.
+        share: of the examples not yet broken that it attacks.
+        alone: whether its accuracy is shown alone, over the examples that it is done with.
     """
 
     passes: int | None
     share: float
+    alone: bool = False
 
 
 class _Unbreakable(nn.Module):
@@ -69,7 +77,7 @@ class _Unbreakable(nn.Module):
         return x.flatten(1) @ self.weight.T + self.lead
 
 
-def cost_standing(
+def cost_if_unbroken(
     attack: AttackSpec | Attack | SideAttack, threat: Threat, *, channels: int, classes: int
 ) -> int | None:
     """Forward and backward passes of an example that the attack does not break; None for a function of the user's."""
@@ -99,21 +107,21 @@ class ProgressWatch:
         passes: of the model so far.
     """
 
-    def __init__(self, show: Progress, forecast: Mapping[str, Cost], n: int, passes: Passes) -> None:
+    def __init__(self, show: StatusCallback, forecast: Mapping[str, Cost], n: int, passes: Passes) -> None:
         self._show, self._forecast, self._n, self._passes = show, forecast, n, passes
         self._started = self._shown = time.monotonic()
-        self._attack, self._attempted, self._standing, self._done, self._lost = "", 0, n, 0, 0
-        self._earlier = 0
+        self._attack, self._attempted, self._unbroken = "", 0, n
+        self._done = self._wrong = self._lost = self._earlier = 0
 
-    def enter(self, attack: str, attempted: int, standing: int) -> None:
+    def enter(self, attack: str, attempted: int, unbroken: int) -> None:
         """A stage begins."""
-        self._attack, self._attempted, self._standing = attack, attempted, standing
-        self._done = self._lost = 0
+        self._attack, self._attempted, self._unbroken = attack, attempted, unbroken
+        self._done = self._wrong = self._lost = 0
         self._earlier = self._taken()
 
-    def unit(self, done: int, lost: int) -> None:
-        """So many examples of the stage are done in all, and so many of those that stood are lost."""
-        self._done, self._lost, self._earlier = done, lost, self._taken()
+    def unit(self, done: int, wrong: int, lost: int) -> None:
+        """So many examples of the stage are done in all, so many of them wrong, and so many newly broken."""
+        self._done, self._wrong, self._lost, self._earlier = done, wrong, lost, self._taken()
         self._tell()
 
     def tick(self, *_: object) -> None:
@@ -126,30 +134,31 @@ class ProgressWatch:
 
     def _tell(self) -> None:
         self._shown = time.monotonic()
-        left = self._standing - self._lost
-        accuracy = left / self._n if self._attack in self._forecast else 1 - self._lost / max(1, self._done)
-        self._show(Status(self._attack, self._done, self._attempted, accuracy, self._seconds_left(left)))
+        labels = [CLEAN, *self._forecast]
+        place = labels.index(self._attack)
+        costs = [Cost(1, 1.0, alone=True), *self._forecast.values()][place:]
+        left = self._unbroken - self._lost
+        accuracy = 1 - self._wrong / max(1, self._done) if costs[0].alone else left / self._n
+        seconds = self._seconds_left(costs, left)
+        self._show(Status(self._attack, self._done, self._attempted, accuracy, seconds, place + 1, len(labels)))
 
-    def _seconds_left(self, standing: int) -> float | None:
-        labels = list(self._forecast)
-        place = labels.index(self._attack) if self._attack in labels else -1
-        here = self._forecast[self._attack].passes if place >= 0 else 1
-        later = 0.0
-        for passes, share in (self._forecast[label] for label in labels[place + 1 :]):
-            if passes is None:
+    def _seconds_left(self, costs: Sequence[Cost], unbroken: int) -> float | None:
+        """Time for the rest of this attack and for those that follow, whose costs these are."""
+        passes = 0.0
+        for place, cost in enumerate(costs):
+            if cost.passes is None:
                 return None
-            later += standing * share * passes
-        if here is None:
-            return None
-        rest = max(0, here * (self._attempted - self._done) - (self._taken() - self._earlier))
-        elapsed = self._shown - self._started
-        return (rest + later) * elapsed / max(1, self._taken())
+            if place:
+                passes += cost.passes * cost.share * unbroken
+            else:
+                passes += max(0, cost.passes * (self._attempted - self._done) - (self._taken() - self._earlier))
+        return passes * (self._shown - self._started) / max(1, self._taken())
 
 
 @contextmanager
 def watching(
     models: Collection[nn.Module],
-    show: Progress | None,
+    show: StatusCallback | None,
     forecast: Callable[[], Mapping[str, Cost]],
     n: int,
     passes: Passes,

@@ -7,9 +7,7 @@ A unit is a pure function of its examples, so that it may run at any time, on an
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,10 @@ from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, is_minimal_norm
-from toughen.evaluation.plan import Stage
+from toughen.evaluation.plan import AttackStage
 from toughen.evaluation.referee import MARGINAL, Unsound, confirm, gap, measure
 from toughen.losses import cross_entropy, margin
-from toughen.models.batched import Batched, in_pieces, out_of_memory
+from toughen.models.batched import Batched, in_pieces
 from toughen.models.cost import Passes
 from toughen.models.inputs import to_uint8
 from toughen.models.prepared import PreparedModel, ball_of
@@ -37,12 +35,12 @@ class UnitResult:
 
     Args:
         outcomes: a row for each.
-        images: what the attack returned, (N, C, H, W).
+        images: what the attack returned, (N, C, H, W); None without one.
         fools_as_uint8: whether it is misclassified and in the ball when rounded to 256 levels, (N,); where asked for.
     """
 
     outcomes: Outcomes
-    images: Tensor
+    images: Tensor | None = None
     fools_as_uint8: Tensor | None = None
 
 
@@ -96,29 +94,22 @@ class EvaluationTask:
         return self.examples.index
 
     @property
-    def model(self) -> Batched:
-        """The classifier, in pieces."""
-        return self.subject.model
+    def models(self) -> tuple[Batched, Batched]:
+        """The classifier and the copy for attacks, in pieces."""
+        return self.subject.model, self.quick
 
     def clean(self, rows: Tensor) -> UnitResult:
         """The rows (N,) of `x` as they are."""
-        x, y = self._taken(rows)
-        logits = self.subject.predict(x, ids=self.index[rows], under=CLEAN)
-        columns = {
-            "survived": logits.argmax(1) == y,
-            "marginal": gap(logits) < MARGINAL,
-            "distance": torch.zeros(len(rows), dtype=torch.float64),
-            "aside": torch.zeros(len(rows), dtype=torch.bool),
-        }
-        return self._unit(CLEAN, rows, x, logits, (len(rows), 0), **columns)
+        x = self.subject.images(self.x[rows])
+        return UnitResult(classified(self.subject, x, CLEAN, self.examples.y[rows], self.index[rows], self.seed))
 
-    def run(self, stage: Stage, rows: Tensor) -> UnitResult:
+    def run(self, stage: AttackStage, rows: Tensor) -> UnitResult:
         """The rows (N,) of `x` under a stage's attack."""
-        (x, y), ids = self._taken(rows), self.index[rows]
+        x, y, ids = self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device), self.index[rows]
         threat = ball_of(self.threat if stage.threat is None else stage.threat, rows, self.subject.device)
         before = self.passes.example_forwards, self.passes.example_backwards
         noise = Stream(("evaluate", self.seed, stage.label), rows=ids)
-        model = self.quick if isinstance(stage.attack, AttackSpec) else self.model
+        model = self.quick if isinstance(stage.attack, AttackSpec) else self.subject.model
         x_adv = attacked(stage.attack, model, x, y, label=stage.label, threat=threat, noise=noise)
         taken = self.passes.example_forwards - before[0], self.passes.example_backwards - before[1]
         anywhere = is_minimal_norm(stage.attack)
@@ -130,17 +121,22 @@ class EvaluationTask:
         if len(broken):
             given = {"attack": stage.label, "ids": ids[broken.to(ids.device)], "strict": self.strict}
             marginal[broken] = confirm(self.subject, x_adv[broken], y[broken], logits[broken], **given)
-        columns = {"survived": survived, "marginal": marginal, "distance": distance}
-        columns["aside"] = torch.full((len(rows),), stage.threat is not None)
-        unit = self._unit(stage.label, rows, x_adv, logits, taken, **columns)
-        return replace(unit, fools_as_uint8=self._rounded(stage, x, x_adv, y, threat, broken, ids))
-
-    def _taken(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and classes as the model gets them."""
-        return self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device)
+        outcomes = outcomes_of(
+            stage.label,
+            self.examples.y[rows],
+            ids,
+            logits,
+            seed=self.seed,
+            taken=taken,
+            survived=survived,
+            marginal=marginal,
+            distance=distance,
+            aside=stage.threat is not None,
+        )
+        return UnitResult(outcomes, x_adv, self._rounded(stage, x, x_adv, y, threat, broken, ids))
 
     def _rounded(
-        self, stage: Stage, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat, broken: Tensor, ids: Tensor
+        self, stage: AttackStage, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat, broken: Tensor, ids: Tensor
     ) -> Tensor | None:
         if not self.as_uint8:
             return None
@@ -153,27 +149,82 @@ class EvaluationTask:
             fools[broken.cpu()] = ((logits.argmax(1) != y[broken]) & inside).cpu()
         return fools
 
-    def _unit(
-        self, label: str, rows: Tensor, images: Tensor, logits: Tensor, taken: tuple[int, int], **columns: Tensor
-    ) -> UnitResult:
-        """The unit with these columns and those that follow from the logits."""
-        n, y = len(rows), self.examples.y[rows]
-        there = y.to(logits.device)
-        columns |= {
-            "prediction": logits.argmax(1),
-            "loss": cross_entropy(logits, there),
-            "margin": margin(logits, there),
-        }
-        outcomes = Outcomes(
-            attack=np.full(n, label),
-            index=self.index[rows].numpy(),
-            label=y.numpy(),
-            forwards=shares(taken[0], n),
-            backwards=shares(taken[1], n),
-            seed=np.full(n, self.seed),
-            **{name: column.cpu().numpy() for name, column in columns.items()},
-        )
-        return UnitResult(outcomes, images)
+
+def classified(
+    model: PreparedModel, x: Tensor, label: str, y: Tensor, ids: Tensor, seed: int, *, aside: bool = False
+) -> Outcomes:
+    """What becomes of images that no attack moved, by one forward pass of each.
+
+    Args:
+        model: the classifier.
+        x: the images as it gets them (N, C, H, W).
+        label: under which name.
+        y: classes (N,) on the CPU.
+        ids: of the examples (N,) on the CPU.
+        seed: of the evaluation.
+        aside: whether they are reported alone, beside the worst case, as corrupted images are: these have no distance.
+    """
+    logits = model.predict(x, ids=ids, under=label)
+    return outcomes_of(
+        label,
+        y,
+        ids,
+        logits,
+        seed=seed,
+        taken=(len(y), 0),
+        survived=logits.argmax(1).cpu() == y,
+        marginal=gap(logits) < MARGINAL,
+        distance=torch.full((len(y),), torch.nan if aside else 0.0, dtype=torch.float64),
+        aside=aside,
+    )
+
+
+def outcomes_of(
+    label: str,
+    y: Tensor,
+    ids: Tensor,
+    logits: Tensor,
+    *,
+    seed: int,
+    taken: tuple[int, int],
+    survived: Tensor,
+    marginal: Tensor,
+    distance: Tensor,
+    aside: bool,
+) -> Outcomes:
+    """The outcomes of a unit: these columns, and those that follow from the logits.
+
+    Args:
+        label: of the attack.
+        y: classes (N,) on the CPU.
+        ids: of the examples (N,) on the CPU.
+        logits: (N, K) at what the attack returned.
+        seed: of the evaluation.
+        taken: forward and backward passes that the unit took in the attack.
+        survived: see `Outcomes`; on any device, as the next two.
+        marginal: see `Outcomes`.
+        distance: see `Outcomes`.
+        aside: see `Outcomes`.
+    """
+    n, there = len(y), y.to(logits.device)
+    columns = {
+        "survived": survived,
+        "marginal": marginal,
+        "distance": distance,
+        "prediction": logits.argmax(1),
+        "loss": cross_entropy(logits, there),
+        "margin": margin(logits, there),
+    }
+    return Outcomes(
+        attack=np.full(n, label),
+        index=ids.numpy(),
+        label=y.numpy(),
+        forwards=shares(taken[0], n),
+        backwards=shares(taken[1], n),
+        seed=np.full(n, seed),
+        aside=np.full(n, aside),
+        **{name: column.cpu().numpy() for name, column in columns.items()},
+    )
 
 
 def attacked(attack: AttackSpec | Attack, model: Batched, x: Tensor, y: Tensor, *, label: str, **given: Any) -> Tensor:
@@ -206,24 +257,6 @@ def _called(
         given_back = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
         raise Unsound(f"attack {label!r} returned {given_back} for images of shape {tuple(x.shape)}")
     return x_adv.detach().to(x)
-
-
-@contextmanager
-def memory_explained() -> Iterator[None]:
-    """Say in a sentence that memory ran out where no smaller pass is possible, or none was at fault.
-
-    Raises:
-        ValueError: EV242, in place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise ValueError(
-            "EV242 Out of memory, and passes of fewer examples do not help: give a smaller chunk_size, a smaller model "
-            "or more memory; finished chunks are kept where there is a folder"
-        ) from error
 
 
 def shares(total: int, n: int) -> np.ndarray:

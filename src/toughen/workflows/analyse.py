@@ -15,7 +15,7 @@ from pathlib import Path
 from toughen.data.base import fingerprint
 from toughen.errors import Option, Part, UsageError, naming
 from toughen.evaluation import EpsSweep
-from toughen.evaluation.work_unit import memory_explained
+from toughen.evaluation.runner import memory_explained
 from toughen.models.identity import claim, hash_model, hash_tensor, identity_of
 from toughen.models.prepared import Progress
 from toughen.modes import plain
@@ -114,7 +114,7 @@ def analyse(
     )
     _refuse_foreign(folder)
     work = Work(opened, ball, test, index, seed, batch_size, radii)
-    with files.lock(folder), memory_explained():
+    with files.lock(folder), memory_explained("give a smaller batch_size, a smaller model or more memory"):
         for stray in folder.glob(".tmp-*"):
             files.delete(stray)
         claim(folder / IDENTITY, identity, folder, of="analyses", remedy=_REMEDY, **_CALLED)

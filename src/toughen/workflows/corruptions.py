@@ -18,7 +18,7 @@ from toughen.evaluation.corruption.result import (
     mean_corruption_error,
     open_baseline,
 )
-from toughen.evaluation.time_left import Progress
+from toughen.evaluation.time_left import StatusCallback
 from toughen.parallel import ranks
 from toughen.workflows.model_sources import ModelSource, folder_of, limited, open
 
@@ -35,7 +35,7 @@ def measure_corruptions(
     batch_size: int = 250,
     seed: int = 0,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: StatusCallback | None = None,
 ) -> tuple[CorruptionResult, MeanCorruptionError, Path]:
     """Measure a run or a model on the corrupted test split, into a folder from which the same call goes on.
 

@@ -6,6 +6,7 @@ found, folder = evaluate("runs/free", EvaluationSettings("autoattack", limit=100
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from toughen.errors import naming
 from toughen.evaluation import Evaluation
 from toughen.evaluation.resume import Keep
 from toughen.evaluation.suites import find, with_step
-from toughen.evaluation.time_left import Progress
+from toughen.evaluation.time_left import StatusCallback
 from toughen.parallel import ranks
 from toughen.settings import format_number, known
 from toughen.threat import Threat
@@ -48,19 +49,25 @@ class EvaluationSettings:
     independent: bool = False
     keep: Keep | None = None
 
+    @cached_property
+    def named(self) -> Any:
+        """The name of the suite, or the dict that it stands for, whose file is run when this is first asked for."""
+        if not is_reference(self.suite):
+            return self.suite
+        attacks = imported(self.suite)
+        if not isinstance(attacks, Mapping):
+            raise ValueError(f"{self.suite} is {type(attacks).__name__}; it must be a dict from labels to attacks")
+        return attacks
+
     def attacks(self, ball: Threat, side: int) -> Any:
         """The suite as `toughen.evaluate` takes it, for images of that side."""
-        attacks: Any = self.suite
-        if is_reference(self.suite):
-            attacks = imported(self.suite)
-            if not isinstance(attacks, Mapping):
-                raise ValueError(f"{self.suite} is {type(attacks).__name__}; it must be a dict from labels to attacks")
+        attacks = self.named
         if (self.step_size is not None or self.attack is not None) and isinstance(attacks, str):
             attacks = find(self.suite, ball, side=side)
         if self.attack is not None:
             # An adaptive suite has no attacks to choose from.
-            named = attacks if isinstance(attacks, Mapping) else {}
-            attacks = {known(self.attack, named, f"attack of suite {self.suite}"): named[self.attack]}
+            members = attacks if isinstance(attacks, Mapping) else {}
+            attacks = {known(self.attack, members, f"attack of suite {self.suite}"): members[self.attack]}
         return attacks if self.step_size is None else with_step(attacks, self.step_size)
 
     def folder(self, opened: OpenedModel, ball: Threat, images: int) -> Path:
@@ -82,7 +89,7 @@ def evaluate(
     settings: EvaluationSettings | str,
     *,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: StatusCallback | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a run or a model on the test split, into a folder from which the same call goes on.
@@ -103,6 +110,8 @@ def evaluate(
         ValueError: as for `open` and `toughen.evaluate`; or no ball is known.
     """
     asked = EvaluationSettings(settings) if isinstance(settings, str) else settings
+    # First: its file may register the attack or the method that the run was trained with.
+    _ = asked.named
     opened = open(source)
     if opened.said:
         note(opened.said)

@@ -18,7 +18,7 @@ from processes import run_ranks
 from toughen import corruptions
 from toughen.corruptions import CORRUPTIONS, MAIN
 from toughen.data.base import Split
-from toughen.evaluation import evaluate
+from toughen.evaluation import evaluate, runner
 from toughen.evaluation.corruption import evaluate as measuring
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
 from toughen.evaluation.corruption.result import CorruptionResult
@@ -172,7 +172,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypat
     assert stopped > 10
 
 
-def test_a_cell_whose_file_rotted_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_unit_whose_file_rotted_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured(folder=tmp_path / "whole", **FEW)
 
     def until_fog(images: Tensor, name: str, severity: int, **given: Any) -> Tensor:
@@ -183,11 +183,12 @@ def test_a_cell_whose_file_rotted_is_done_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(measuring, "corrupt", until_fog)
     with pytest.raises(KeyboardInterrupt):
         measured(folder=tmp_path / "cut", **FEW)
-    unit = tmp_path / "cut" / "units" / "snow-5.json"
-    changed = json.loads(unit.read_text())
-    changed["cell"]["prediction"][0] ^= 1
-    unit.write_text(json.dumps(changed))
-    (tmp_path / "cut" / "units" / "fog-1.json").write_text("{")
+    units = tmp_path / "cut" / "units"
+    # The stages in their order: clean, snow at 1 and 5, fog at 1 and 5.
+    changed = bytearray((units / "002-00000.parquet").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (units / "002-00000.parquet").write_bytes(changed)
+    (units / "003-00000.json").write_text("{")
     monkeypatch.setattr(measuring, "corrupt", darker)
     measured(folder=tmp_path / "cut", **FEW)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -198,7 +199,8 @@ def test_two_ranks_do_what_one_does(tmp_path: Path):
     measured(folder=tmp_path / "one", **FEW)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     said = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    assert sorted(summary["cells"] for summary in said) == [2, 2]
+    # Half of the 12 images in each of the four cells.
+    assert [summary["made"] for summary in said] == [4 * 6, 4 * 6]
     whole = json.loads((tmp_path / "one" / "result.json").read_text())
     assert all(summary["mean"] == whole["corruptions"][1]["accuracy"] for summary in said)
 
@@ -217,16 +219,41 @@ def test_the_model_and_the_generator_are_left_as_found():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_progress_tells_of_every_pass():
+def test_progress_tells_of_every_unit(monkeypatch: pytest.MonkeyPatch):
     seen: list[Status] = []
-    measured(batch_size=8, progress=seen.append, **FEW)
-    assert [(now.attack, now.done, now.attempted) for now in seen[:3]] == [
-        ("clean-0 (1 of 5)", 8, 12),
-        ("clean-0 (1 of 5)", 12, 12),
-        ("snow-1 (2 of 5)", 8, 12),
+    monkeypatch.setattr(runner, "CHUNK_VALUES", 8 * 3 * 8 * 8)
+    measured(batch_size=4, progress=seen.append, **FEW)
+    assert [(now.attack, now.done, now.attempted, now.number, now.total) for now in seen[:3]] == [
+        ("clean", 8, 12, 1, 5),
+        ("clean", 12, 12, 1, 5),
+        ("snow-1", 8, 12, 2, 5),
     ]
     assert len(seen) == 10
+    # Of the cell alone, whatever the images became in others.
+    assert seen[-2].accuracy == sum(stand(level, "fog", 5) for level in LEVELS[:8]) / 8
     assert seen[-1].accuracy == sum(stand(level, "fog", 5) for level in LEVELS) / 12
+    assert {now.seconds_left for now in seen} == {None}
+
+
+@pytest.mark.parametrize(("most", "said"), [(3, "continued with 3"), (0, "EV242")])
+def test_out_of_memory_fewer_images_are_taken_in_a_pass(tmp_path: Path, most: int, said: str):
+    class Small(Bright):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > max(most, 1) or (not most and len(self._seen) > 40):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().forward(x)
+
+    whole = measured(folder=tmp_path / "whole", **FEW)
+    if not most:
+        with pytest.raises(
+            ValueError, match=rf"{said} Out of memory, .*: give a smaller model or more memory; finished"
+        ):
+            measured(Small(), batch_size=6, folder=tmp_path / "cut", **FEW)
+        assert list((tmp_path / "cut" / "units").glob("*.parquet"))
+        return
+    found = measured(Small(), batch_size=6, **FEW)
+    assert [note for note in found.notes if said in note and note.startswith("EV241 Out of memory with 6 ")]
+    np.testing.assert_array_equal(found.prediction, whole.prediction)
 
 
 @pytest.mark.parametrize(
@@ -263,15 +290,15 @@ def test_infinite_logits_are_no_result(tmp_path: Path):
 
 def one_rank(folder: Path) -> None:
     """Part of `test_two_ranks_do_what_one_does`."""
-    made: set[tuple[str, int]] = set()
+    made: list[int] = []
 
     def noted(images: Tensor, name: str, severity: int, **given: Any) -> Tensor:
-        made.add((name, severity))
+        made.append(len(images))
         return darker(images, name, severity, **given)
 
     measuring.corrupt = noted
     found = measured(folder=folder, shared=True, **FEW)
-    said = {"cells": len(made), "mean": found.accuracy("fog")}
+    said = {"made": sum(made), "mean": found.accuracy("fog")}
     (folder.parent / f"rank-{ranks.rank()}.json").write_text(json.dumps(said))
 
 

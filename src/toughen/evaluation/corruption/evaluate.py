@@ -6,13 +6,12 @@
 
 Source: Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations".
 The corrupted images are made here (`toughen.corruptions`) or read from the sets that the authors published. With a
-folder, a measurement that was killed goes on where it was: a corruption at a severity is the unit of work.
+folder, a measurement that was killed goes on where it was, by the runner of the attack evaluation: a corruption at a
+severity is a stage of it.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,26 +26,25 @@ from toughen.corruptions.constants import SETS
 from toughen.corruptions.published import Published, open_published
 from toughen.data.base import Examples, Split, fingerprint
 from toughen.evaluation.corruption.result import CorruptionResult, MeanCorruptionError, mean_corruption_error
-from toughen.evaluation.result import RESULT
-from toughen.evaluation.resume import UNITS, Ledger, check_folder
-from toughen.evaluation.time_left import Progress, Status
-from toughen.models.batched import out_of_memory
-from toughen.models.identity import hash_model, hash_tensor, identity_of, refuse_other
+from toughen.evaluation.plan import Stage
+from toughen.evaluation.resume import FinishedUnits, check_folder, is_finished
+from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
+from toughen.evaluation.time_left import Cost, StatusCallback, watching
+from toughen.evaluation.work_unit import UnitResult, classified
+from toughen.models.batched import Batched
+from toughen.models.cost import counted
+from toughen.models.identity import hash_model, hash_tensor, identity_of
 from toughen.models.inputs import check_examples, check_labels
-from toughen.models.prepared import PreparedModel, chunks, prepared
+from toughen.models.prepared import PreparedModel, prepared
 from toughen.modes import plain
 from toughen.outcomes import CLEAN
 from toughen.parallel import ranks
 from toughen.settings import known
-from toughen.storage import files
 
 __all__ = ["CorruptionResult", "MeanCorruptionError", "corruption_accuracy", "mean_corruption_error"]
 
-Cell = tuple[str, int]
-"""A corruption and a severity; (CLEAN, 0) are the images themselves."""
-
-Maker = Callable[[str, int, Tensor], Tensor]
-"""(corruption, severity, rows (M,)) -> images (M, C, H, W) uint8"""
+ImageMaker = Callable[[str, int, Tensor], Tensor]
+"""(corruption or CLEAN, severity, positions (M,)) -> images (M, C, H, W) uint8"""
 
 SAMPLED = 8
 """Images of every published cell by which a folder knows the set again: to read all takes as long as the work."""
@@ -65,7 +63,7 @@ def corruption_accuracy(
     batch_size: int = 250,
     folder: Path | None = None,
     shared: bool = False,
-    progress: Progress | None = None,
+    progress: StatusCallback | None = None,
     index: Tensor | None = None,
     notes: Sequence[str] = (),
 ) -> CorruptionResult:
@@ -86,11 +84,11 @@ def corruption_accuracy(
             `images`; these are then the test images that they were made from, in the same order.
         seed: of the corruptions' random draws, which belong to an image's position.
         batch_size: images per pass, at least 1. Halved, and said so, where memory runs out.
-        folder: where finished cells and the result are kept. A folder with the same measurement, begun or done, is gone
+        folder: where finished work and the result are kept. A folder with the same measurement, begun or done, is gone
             on with; one with another, or with other files, is refused.
-        shared: the ranks of the process group share the cells; all of them call with the same arguments and get the
+        shared: the ranks of the process group share the images; all of them call with the same arguments and get the
             whole result.
-        progress: called after every pass with a `Status`.
+        progress: called about once a second and after every unit of work with a `Status`.
         index: positions of the images in the whole test set (N,), where they are some of it: then they are corrupted,
             or found in a published set, as they are there. Default: 0 to N - 1.
         notes: what a reader of the result should know besides.
@@ -125,9 +123,7 @@ def corruption_accuracy(
         settings={"corruptions": names, "severities": levels, "images": made},
         seed=seed,
     )
-    if folder is not None and _is_done(folder, shared):
-        refuse_other(folder, files.read_json(folder / RESULT).get("identity", {}), identity)
-        files.delete(folder / UNITS)
+    if folder is not None and is_finished(folder, identity, shared=shared):
         return CorruptionResult.read(folder)
 
     def make(name: str, severity: int, some: Tensor) -> Tensor:
@@ -137,132 +133,93 @@ def corruption_accuracy(
             return source.take(name, severity, ids[some]).images
         return corrupt(data.take(some).images, name, severity, constants=constants, seed=seed, ids=ids[some])
 
-    with ExitStack() as stack:
-        subject = stack.enter_context(prepared(model, first, y[:1], batch_size))
+    with memory_explained("give a smaller model or more memory"), prepared(model, first, y[:1], batch_size) as subject:
         check_labels(y, len(y), subject.classes)
-        ledger = stack.enter_context(Ledger.open(folder, identity, keep=None, shared=shared))
-        worker = Worker(subject, make, y, ledger, progress)
-        cells: list[Cell] = [(CLEAN, 0), *product(names, levels)]
-        predictions = worker.run(cells, shared)
-        found = CorruptionResult(
-            corruptions=names,
-            severities=levels,
-            label=y.numpy(),
-            clean=predictions[0],
-            prediction=predictions[1:].reshape(len(names), len(levels), len(y)),
-            classes=subject.classes,
-            origin="generated" if source is None else "published",
-            constants=constants,
-            seed=seed,
-            seconds=time.perf_counter() - started + worker.earlier,
-            notes=(*notes, *worker.notes),
-            device=str(subject.device),
-            torch=torch.__version__,
-            identity=identity,
-        )
-        if folder is not None and (not shared or ranks.is_main()):
-            found.write(folder)
-            ledger.finish()
+        everyone = torch.arange(len(y))
+        stages = [CorruptionStage(f"{name}-{level}", everyone, name, level) for name, level in product(names, levels)]
+        forecast = {stage.label: Cost(None, 1.0, alone=True) for stage in stages}
+        with (
+            FinishedUnits.open(folder, identity, keep=None, shared=shared) as finished,
+            counted(subject.model.model) as passes,
+            watching({subject.model.model}, progress, lambda: forecast, len(y), passes) as watch,
+        ):
+            # Each rank gets some of every cell.
+            world = ranks.world() if shared else 1
+            chunk_size = min(default_chunk_size(batch_size, first.numel()), -(-len(y) // world))
+            runner = Runner(CorruptionTask(subject, make, y, ids, seed), finished, chunk_size, shared, watch)
+            clean, *cells = (part.prediction for part in runner.run(lambda _: iter(stages)).parts)
+            found = CorruptionResult(
+                corruptions=names,
+                severities=levels,
+                label=y.numpy(),
+                clean=clean,
+                prediction=np.stack(cells).reshape(len(names), len(levels), len(y)),
+                classes=subject.classes,
+                origin="generated" if source is None else "published",
+                constants=constants,
+                seed=seed,
+                seconds=time.perf_counter() - started + runner.earlier,
+                notes=(*notes, *runner.notes),
+                device=str(subject.device),
+                torch=torch.__version__,
+                identity=identity,
+            )
+            if folder is not None and (not shared or ranks.is_main()):
+                found.write(folder)
+                finished.finish()
     return found
 
 
-@dataclass
-class Worker:
-    """Predicts cell by cell.
+@dataclass(frozen=True, eq=False)
+class CorruptionStage(Stage):
+    """Some of the images under a corruption at a severity.
 
-    Attributes:
-        earlier: seconds that cells took which an earlier process finished.
-        notes: what a reader of the result should know.
+    Args:
+        label: see `Stage`.
+        rows: see `Stage`.
+        corruption: its name.
+        severity: 1 to 5.
+    """
+
+    corruption: str
+    severity: int
+
+
+@dataclass(frozen=True, eq=False)
+class CorruptionTask:
+    """What is measured (see `runner.Task`).
+
+    Args:
+        subject: the classifier, ready to run.
+        make: gives the images of some positions, as they are or corrupted.
+        y: classes (N,) on the CPU.
+        index: ids (N,) on the CPU.
+        seed: of the corruptions' random draws.
     """
 
     subject: PreparedModel
-    make: Maker
-    label: Tensor
-    ledger: Ledger
-    progress: Progress | None
-    earlier: float = 0.0
+    make: ImageMaker
+    y: Tensor
+    index: Tensor
+    seed: int
 
-    def __post_init__(self) -> None:
-        self.notes: list[str] = []
+    @property
+    def models(self) -> tuple[Batched]:
+        """The classifier, in pieces."""
+        return (self.subject.model,)
 
-    def run(self, cells: Sequence[Cell], shared: bool) -> np.ndarray:
-        """Predicted classes of all cells, (cells, N), each cell once by one of the ranks."""
-        rank, world = (ranks.rank(), ranks.world()) if shared else (0, 1)
-        parts = {number: self._cell(cells[number], number, len(cells)) for number in range(rank, len(cells), world)}
-        if world > 1:
-            for others, notes in ranks.from_every((parts, self.notes)):
-                parts |= others
-                self._note(notes)
-        return np.stack([parts[number] for number in range(len(cells))])
+    def clean(self, rows: Tensor) -> UnitResult:
+        """The images at positions (M,) as they are."""
+        return self._classified(CLEAN, 0, rows, CLEAN)
 
-    def _cell(self, cell: Cell, number: int, total: int) -> np.ndarray:
-        key = "-".join(map(str, cell))
-        stored = self._get(key)
-        if stored is not None:
-            self.earlier += stored["seconds"]
-            self._note(stored["notes"])
-            return np.array(stored["prediction"])
-        started, size = time.perf_counter(), self.subject.model.size
-        try:
-            prediction = self._predicted(cell, key, f"{key} ({number + 1} of {total})")
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise ValueError(
-                "EV242 Out of memory, and passes of fewer images do not help: give a smaller batch_size, a smaller "
-                "model or more memory; finished corruptions are kept where there is a folder"
-            ) from error
-        notes = []
-        if self.subject.model.size < size:
-            notes.append(
-                f"EV241 Out of memory with {size} images in a pass; continued with {self.subject.model.size}. "
-                "Logits may differ by 1e-6 from those of an undisturbed measurement."
-            )
-            self._note(notes)
-        self._put(key, {"prediction": prediction.tolist(), "seconds": time.perf_counter() - started, "notes": notes})
-        return prediction
+    def run(self, stage: CorruptionStage, rows: Tensor) -> UnitResult:
+        """The images at positions (M,) under a stage's corruption."""
+        return self._classified(stage.corruption, stage.severity, rows, stage.label)
 
-    def _predicted(self, cell: Cell, key: str, shown: str) -> np.ndarray:
-        """Classes (N,) by one pass of each image."""
-        parts: list[Tensor] = []
-        right, n = 0, len(self.label)
-        for rows in chunks(n, self.subject.model.size):
-            x = self.subject.images(self.make(*cell, rows))
-            parts.append(self.subject.predict(x, ids=rows, under=CLEAN if cell[0] == CLEAN else key).argmax(1).cpu())
-            right += int((parts[-1] == self.label[rows]).sum())
-            if self.progress is not None:
-                done = int(rows[-1]) + 1
-                # No time left: what a cell costs differs between corruptions more than a forecast could hide.
-                self.progress(Status(shown, done, n, right / done, None))
-        return torch.cat(parts).numpy()
-
-    def _note(self, notes: Sequence[str]) -> None:
-        self.notes += [note for note in notes if note not in self.notes]
-
-    def _get(self, key: str) -> dict[str, Any] | None:
-        """A finished cell; None where it is not done, or its file is not what was written."""
-        if self.ledger.folder is None:
-            return None
-        # A file that rotted is worth its cell's work, no more.
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            stored = files.read_json(self.ledger.folder / UNITS / f"{key}.json")
-            if stored["seal"] == _seal(stored["cell"]) and len(stored["cell"]["prediction"]) == len(self.label):
-                return stored["cell"]
-        return None
-
-    def _put(self, key: str, cell: dict[str, Any]) -> None:
-        if self.ledger.folder is not None:
-            files.write_json(self.ledger.folder / UNITS / f"{key}.json", {"cell": cell, "seal": _seal(cell)})
-
-
-def _seal(cell: dict[str, Any]) -> str:
-    return hashlib.sha256(files.encode(cell)).hexdigest()
-
-
-def _is_done(folder: Path, shared: bool) -> bool:
-    """Whether a folder holds a result; what the first rank sees where they share the work."""
-    done = (folder / RESULT).exists()
-    return ranks.from_main(done) if shared else done
+    def _classified(self, corruption: str, severity: int, rows: Tensor, label: str) -> UnitResult:
+        x = self.subject.images(self.make(corruption, severity, rows))
+        aside = label != CLEAN
+        return UnitResult(classified(self.subject, x, label, self.y[rows], self.index[rows], self.seed, aside=aside))
 
 
 def _check_published(source: Published, names: Sequence[str], constants: str | None) -> None:
