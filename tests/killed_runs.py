@@ -59,6 +59,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 FIRST = list(RUNS)[:3]
 """What the short form of the test runs."""
+BRIEF: dict[str, Any] = {**RUNS["free"], "steps": 18}
+"""Long enough for every place in the writer of checkpoints."""
 
 
 def recipe(changes: dict[str, Any]) -> Recipe:
@@ -68,13 +70,13 @@ def recipe(changes: dict[str, Any]) -> Recipe:
             "model": {"name": "small_cnn", "width": 2, "norm": "batch"},
             "threat": "linf:0.1",
             "batch_size": 32,
-            "steps": 48,
+            "steps": 32,
             "optimizer": {"lr": 0.05, "nesterov": True},
             "schedule": "cosine",
             "averages": [0.9, 0.99],
-            "selection": {"suite": "pgd-2", "every": 14},
+            "selection": {"suite": "pgd-2", "every": 11},
             "log_every": 7,
-            "overfitting_every": 7,
+            "overfitting_every": 14,
             "save_every": SAVE_EVERY,
             **changes,
         }
@@ -213,7 +215,7 @@ def points(run: Path) -> list[int]:
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "point", lambda name: seen.append(re.sub(r"\.tmp-[^/ ]*|[0-9]{9}", "", name)))
-        train(recipe(RUNS["free"]), run)
+        train(recipe(BRIEF), run)
     # The last of each name: the checkpoints before have all there is to lose.
     return sorted({name: number for number, name in enumerate(seen)}.values())
 
@@ -222,7 +224,7 @@ def killed_at_points(folder: Path, trials: int) -> None:
     found = points(folder / "whole")
     for number in found[:: max(1, len(found) // trials)]:
         run = folder / f"point-{number}"
-        died, ended = in_child(RUNS["free"], run, at_point_number=number), in_child(RUNS["free"], run)
+        died, ended = in_child(BRIEF, run, at_point_number=number), in_child(BRIEF, run)
         assert (died.status, ended.status) == (-signal.SIGKILL, 0), (died, ended)
         print(json.dumps({"point": number, "equal": digest(run) == digest(folder / "whole")}), flush=True)
 
@@ -245,7 +247,8 @@ def main(folder: Path, trials: int, name: str) -> None:
         killed_at_points(folder, trials)
         return
     number, draw = signal.Signals[name], random.Random(name)
-    runs = RUNS if trials > len(FIRST) * 4 else {key: RUNS[key] for key in FIRST}
+    full = trials > len(FIRST) * 4
+    runs, most = (RUNS, 4) if full else ({key: RUNS[key] for key in FIRST}, 2)
     lengths = {}
     for key, changes in runs.items():
         started = time.monotonic()
@@ -257,7 +260,7 @@ def main(folder: Path, trials: int, name: str) -> None:
         run, sittings = folder / f"{key}-{trial}", []
         while True:
             first = {"at_step": 17} if len(sittings) == 0 and trial < len(runs) else {}
-            again = {"after": draw.uniform(0, lengths[key])} if len(sittings) < 4 and not first else {}
+            again = {"after": draw.uniform(0, lengths[key])} if len(sittings) < most and not first else {}
             before, cut = newest(run), cut_short(run)
             sitting = in_child(changes, run, number=number, **again, **first)
             if sitting.ended:

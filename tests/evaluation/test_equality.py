@@ -44,7 +44,7 @@ def run(dtype: torch.dtype, threat: Threat, order: torch.Tensor | None = None, *
     ids = torch.arange(N) * 7 + 3
     order = torch.arange(N) if order is None else order
     # Independent, so that an example has a row for every attack, whatever the one before it did.
-    given = {"suite": SUITE, "batch_size": 50, "chunk_size": 90, "independent": True} | changes
+    given = {"suite": SUITE, "batch_size": 50, "chunk_size": 90, "independent": True, "audit": False} | changes
     return evaluate(model, x[order], y[order], threat=threat, index=ids[order], **given)
 
 

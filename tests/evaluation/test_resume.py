@@ -31,6 +31,7 @@ def run(folder: Path | None, **changes: Any) -> Evaluation:
     """Three units of the clean images, and at most three of each attack."""
     model = changes.pop("model", None) or network()
     given = {"x": X, "y": labels(network(), X.float() / 255), "threat": Linf(2 / 255), "suite": SUITE, "chunk_size": 16}
+    given["audit"] = False
     return evaluate(model, folder=folder, **(given | changes))
 
 
@@ -60,10 +61,10 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     return start
 
 
-def begun(folder: Path, stop: Callable[[int], list[str]], units: int = 5) -> None:
+def begun(folder: Path, stop: Callable[[int], list[str]], units: int = 5, **changes: Any) -> None:
     stop(units)
     with pytest.raises(Stopped):
-        run(folder)
+        run(folder, **changes)
 
 
 def test_a_finished_folder_is_returned_without_a_pass_of_the_model(tmp_path):
@@ -82,14 +83,15 @@ def test_a_finished_folder_is_returned_without_a_pass_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("units", [0, 1, 3, 4, 6])
 def test_what_was_begun_goes_on_where_it_was(units, stop, tmp_path):
-    whole = stop(99)
-    run(None)
-    begun(tmp_path, stop, units)
+    whole, audit = stop(99), units == 3
+    expected = run(None, audit=audit)
+    begun(tmp_path, stop, units, audit=audit)
     assert len(list((tmp_path / "units").glob("*.parquet"))) == units
     rest = stop(99)
-    resumed = run(tmp_path)
+    resumed = run(tmp_path, audit=audit)
     assert rest == whole[units:]
-    assert rows(resumed) == rows(run(None))
+    assert rows(resumed) == rows(expected)
+    assert resumed.audit == expected.audit
     assert resumed.seconds > 0
 
 

@@ -78,7 +78,7 @@ def stops(folder: Path, trials: int) -> None:
     draw = random.Random("stops")
     for trial in range(trials):
         run = folder / f"stopped-{trial}"
-        stopped = both(run, draw.randint(1, 44))
+        stopped = both(run, draw.randint(1, 30))
         saved = newest(run)
         ended = both(run, None)
         equal = digest(run) == digest(folder / "whole")

@@ -31,7 +31,7 @@ def told(folder: Path, number: int, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.faults
 def test_runs_that_were_killed_end_with_the_bits_of_one_that_was_not(tmp_path: Path, faults: Faults):
-    number = faults.trials(small=9, full=200)
+    number = faults.trials(small=6, full=200)
     found = trials(tmp_path, number, "SIGKILL")
     kills = [sitting for trial in found for sitting in trial["sittings"]]
     assert {kill["status"] for kill in kills} == {-signal.SIGKILL}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,19 @@ PATHS = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", ""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.faults
-def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(tmp_path: Path, faults: Faults):
-    number = faults.trials(small=2, full=20)
-    done = run_script(SCRIPT, "stops", tmp_path, number)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, faults: Faults) -> tuple[Path, list[dict[str, Any]]]:
+    """A folder with the undisturbed run of two ranks, and what became of those that were told to stop."""
+    folder = tmp_path_factory.mktemp("stopped")
+    done = run_script(SCRIPT, "stops", folder, faults.trials(small=1, full=20))
     assert done.returncode == 0, done.stderr
-    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    return folder / "whole", [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.faults
+def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(stopped: tuple[Path, list[dict[str, Any]]], faults: Faults):
+    _, trials = stopped
+    assert trials
     for trial in trials:
         assert [end["status"] for end in trial["ended"]] == [0, 0], trial
         assert trial["equal"]
@@ -37,8 +45,8 @@ def test_a_rank_that_is_told_to_stop_stops_both_at_one_step(tmp_path: Path, faul
     slowest = max(end["took"] for trial in trials for end in trial["stopped"])
     faults.tell(
         "2 stop signals",
-        f"SIGTERM to the second of two ranks amid a step, {number} runs: both stopped at the same step with exit code "
-        f"75, {slowest:.2f} s after they had begun at most, and ended with the undisturbed bits",
+        f"SIGTERM to the second of two ranks amid a step, {len(trials)} runs: both stopped at the same step with exit "
+        f"code 75, {slowest:.2f} s after they had begun at most, and ended with the undisturbed bits",
     )
 
 
@@ -50,10 +58,11 @@ def torchrun(folder: Path, where: str, restarts: int) -> subprocess.CompletedPro
 
 
 @pytest.mark.faults
-def test_a_killed_rank_means_one_restart_and_the_same_bits(tmp_path: Path, faults: Faults):
-    number = faults.trials(small=1, full=10)
-    done = run_script(SCRIPT, "stops", tmp_path, 0)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.full
+def test_a_killed_rank_means_one_restart_and_the_same_bits(
+    tmp_path: Path, stopped: tuple[Path, list[dict[str, Any]]], faults: Faults
+):
+    number = 10
     slowest = 0.0
     for trial in range(number):
         folder, started = tmp_path / str(trial), time.monotonic()
@@ -62,7 +71,7 @@ def test_a_killed_rank_means_one_restart_and_the_same_bits(tmp_path: Path, fault
         assert done.returncode == 0, done.stderr
         begun = sorted(path.name for path in folder.glob("attempt-*"))
         assert begun == [f"attempt-{attempt}-rank-{rank}" for attempt in range(2) for rank in range(2)]
-        assert digest(folder / "run") == digest(tmp_path / "whole")
+        assert digest(folder / "run") == digest(stopped[0])
     faults.tell(
         "7 ranks",
         f"one of two ranks SIGKILLed under plain torchrun, amid a step or amid a save, {number} times: {number} times "
