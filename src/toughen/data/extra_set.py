@@ -5,6 +5,7 @@ extra = load_extra("1m.npz", shape=data.image_shape, classes=data.classes)      
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,10 +73,10 @@ def _decoded(stored: LazySplit) -> Split:
     if hasattr(stored.encoded, "pixels") or key.startswith(BY_SIZE):
         return in_memory(stored)
     path = cache.entry("extra", key)
-    if (images := cache.read_images(path)) is not None and len(images) == len(stored):
-        return Split(images, stored.labels)
+    if (images := cache.read_array(path, "images", np.uint8, 4)) is not None and len(images) == len(stored):
+        return Split(torch.from_numpy(images), stored.labels)
     split = in_memory(stored)
-    cache.write_images(path, split.images)
+    cache.write_arrays(path, images=split.images.numpy())
     return split
 
 

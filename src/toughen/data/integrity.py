@@ -120,7 +120,7 @@ class IntegrityRecord:
     def keep(self) -> None:
         """Write it to the cache, with what another process may have found meanwhile."""
         if self.path:
-            cache.write_marks(self.path, self.whole | _marks(self.path, len(self.whole)))
+            cache.write_arrays(self.path, marks=self.whole | _marks(self.path, len(self.whole)))
 
 
 def _memory(split: LazySplit) -> IntegrityRecord:
@@ -140,7 +140,7 @@ def _memory(split: LazySplit) -> IntegrityRecord:
 
 
 def _marks(path: Path, n: int) -> np.ndarray:
-    known = cache.read_marks(path)
+    known = cache.read_array(path, "marks", np.bool_, 1)
     return known if known is not None and len(known) == n else np.zeros(n, bool)
 
 

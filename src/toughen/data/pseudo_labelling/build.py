@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen import __version__
+from toughen.data.files import write_npz
 from toughen.data.lazy_split import LazySplit
 from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
 from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
@@ -40,7 +41,6 @@ from toughen.data.pseudo_labelling.files import (
     read_labels,
     shard_names,
     shard_rows,
-    write_arrays,
     write_columns,
     write_shard,
 )
@@ -168,7 +168,7 @@ class _Job:
         for path, rows in zip(paths, chunks, strict=True):
             if not path.is_file():
                 reference = reference or Reference(test_images, device=self.subject("scorer").device)
-                write_arrays(path, self._score(rows, reference))
+                write_npz(path, self._score(rows, reference))
             self.tell("scored", int(rows[-1]) + 1, len(self.pool))
         # Read only now: what is kept between the chunks' large tensors fragments the heap (see `near`).
         parts = [read_arrays(path) for path in paths]

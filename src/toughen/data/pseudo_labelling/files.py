@@ -124,18 +124,8 @@ def read_labels(path: Path) -> np.ndarray:
     return pq.read_table(path, columns=["label"]).column("label").to_numpy()
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write what was found of a chunk of the pool, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    files.replace_by(path, write)
-
-
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_arrays` wrote.
+    """What was found of a chunk of the pool, as `write_npz` wrote it.
 
     Raises:
         Damaged: the file is not what was written.

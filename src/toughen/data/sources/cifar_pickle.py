@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toughen.data.files import unreadable, what_it_is
-from toughen.storage import files
+from toughen.data.files import unreadable, what_it_is, write_npz
 
 PIXELS = 3 * 32 * 32
 
@@ -105,13 +104,8 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str | bytes) for name in names):
         raise ValueError(f"{meta} does not hold a list of names in {layout.names}; fetch the file again.")
     arrays["classes"] = np.array([_text(name) for name in names])
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_by(out, write)
+    write_npz(out, arrays)
     return {part: len(arrays[f"{part}_labels"]) for part in ("train", "test")}
 
 

@@ -15,13 +15,14 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from toughen.data import cache
 from toughen.data.base import ImageData
+from toughen.data.decode import assembled
 from toughen.data.files import split_of
 from toughen.data.image_source import RawDataset
-from toughen.data.sources.parquet import Table, decode, found_in
+from toughen.data.sources.parquet import Table, found_in
 
 Value = TypeVar("Value")
 
@@ -47,12 +48,8 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
     for path in sorted(cache.folder().glob(f"{kind}-*.npz")):
         if (data := cache.read(path, name)) is not None:
             return data
-    with _explained(repository), _quiet():
-        commit, tables = _download(repository)
-    chosen = by_split(repository, tables)
-    key = hashlib.sha256(f"{repository}@{commit}/".encode()).hexdigest()
-    data = decode(name, chosen, None, dict.fromkeys(chosen, key))
-    return cache.write(cache.entry(kind, commit), data)
+    commit, found = _found(name, repository)
+    return cache.write(cache.entry(kind, commit), assembled(found))
 
 
 def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = False) -> RawDataset:
@@ -67,13 +64,7 @@ def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = F
     Raises:
         ValueError: as for `load_hub`.
     """
-    with _explained(repository), _quiet():
-        commit, splits = _prepared(repository)
-    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
-    tables = {split: (rows.features, rows.data.table) for split, rows in chosen.items()}
-    paths = {split: tuple(file["filename"] for file in rows.cache_files) for split, rows in chosen.items()}
-    key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
-    return found_in(name, tables, key, paths, unlabelled=unlabelled)
+    return _found(name, repository, part, unlabelled=unlabelled)[1]
 
 
 def kind_of(repository: str) -> str:
@@ -99,13 +90,17 @@ def by_split(name: str, splits: Mapping[str, Value]) -> dict[str, Value]:
     return {part: named[part] for part in ("train", "validation", "test") if part in named}
 
 
-def _download(repository: str) -> tuple[str, Mapping[str, Table]]:
-    commit, splits = _prepared(repository)
-    return commit, {part: (rows.features, rows.data.table) for part, rows in splits.items()}
+def _found(name: str, repository: str, part: str = "", *, unlabelled: bool = False) -> tuple[str, RawDataset]:
+    """The commit, and what `find_hub` gives."""
+    with _explained(repository), _quiet():
+        commit, splits = _download(repository)
+    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
+    key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
+    return commit, found_in(name, chosen, key, unlabelled=unlabelled)
 
 
-def _prepared(repository: str) -> tuple[str, dict[str, Any]]:
-    """The commit and the splits as HF `datasets` holds them on this machine."""
+def _download(repository: str) -> tuple[str, dict[str, Table]]:
+    """The commit and the splits, which HF `datasets` holds in arrow files on this machine."""
     import datasets
     import huggingface_hub.constants as hub
 
@@ -116,7 +111,11 @@ def _prepared(repository: str) -> tuple[str, dict[str, Any]]:
     builder.download_and_prepare()
     splits = builder.as_dataset()
     assert isinstance(splits, datasets.DatasetDict)
-    return str(builder.hash), {str(part): rows for part, rows in splits.items()}
+    tables = {
+        str(part): tuple(file["filename"] for file in rows.cache_files) or rows.data.table
+        for part, rows in splits.items()
+    }
+    return str(builder.hash), tables
 
 
 @contextlib.contextmanager
