@@ -73,24 +73,21 @@ class PublishedArrays:
         Raises:
             ValueError: the corruption is not there, or its images are not what they must be; names the file.
         """
-        array, n = _pixels(self._path(name, severity)), len(self.labels)
+        _check_cell(self, name, severity)
+        path, n = self.folder / f"{name}.npy", len(self.labels)
+        array = _pixels(path)
         per_severity = len(array) // len(SEVERITIES)
         if per_severity < n:
             raise ValueError(
-                f"{self._path(name, severity)} holds {per_severity} images a severity, but there are labels for {n}; "
-                "fetch the file again."
+                f"{path} holds {per_severity} images a severity, but there are labels for {n}; fetch the file again."
             )
         pixels = np.asarray(array[(severity - 1) * per_severity + rows.numpy()])
         return Split(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), self.labels[rows])
 
-    def _path(self, name: str, severity: int) -> Path:
-        _check_cell(self, name, severity)
-        return self.folder / f"{name}.npy"
-
 
 @dataclass(frozen=True, eq=False)
 class PublishedFiles:
-    """ImageNet-C: as `PublishedArrays`, but for
+    """ImageNet-C (folder, names and labels as in `PublishedArrays`).
 
     Args:
         files: `CLASS/FILE` of every image, the same under every corruption and severity.
@@ -167,16 +164,15 @@ def _open_files(folder: Path, names: tuple[str, ...], labels: Tensor | None) -> 
     number = {name: place for place, name in enumerate(sorted({file.partition("/")[0] for file in listing}))}
 
     def classes(files: Iterable[str]) -> Tensor:
-        return torch.tensor([number[file.partition("/")[0]] for file in files])
+        return torch.tensor([number[file.partition("/")[0]] for file in files], dtype=torch.int64)
 
     by_name = sorted(listing, key=lambda file: file.partition("/")[2])
-    for files in (listing, by_name):
-        found = classes(files)
-        if labels is None or torch.equal(found[: len(labels)], labels):
-            return PublishedFiles(folder, names, found, tuple(files))
-    assert labels is not None
-    _check_order(classes(listing), labels, folder)
-    raise AssertionError("the labels are those of the listing")
+    n = 0 if labels is None else len(labels)
+    in_order = (files for files in (listing, by_name) if labels is None or torch.equal(classes(files[:n]), labels))
+    files = next(in_order, listing)
+    if labels is not None:
+        _check_order(classes(files), labels, folder)
+    return PublishedFiles(folder, names, classes(files), tuple(files))
 
 
 def _check_order(published: Tensor, labels: Tensor, where: Path) -> None:

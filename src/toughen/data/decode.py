@@ -13,7 +13,7 @@ The rules, the same for every source:
 Without a view, pixels are decoded once, and kept in memory and in the cache; training images of more than 4 GiB and
 images with a view stay where they are.
 
-    data = prepared(found, View(224))
+    data = prepared(found, ResizeCrop(224))
 """
 
 import math
@@ -35,10 +35,6 @@ IN_MEMORY = 4 * 2**30
 
 TEST_SHARE = 5
 """One in so many examples is set aside where there is no test part."""
-
-# Up to so many pixels an image, a thread a core took 1.15 to 1.4 times as long as one (32 and 64 px, two busy cores);
-# whether they gain on larger images with cores to spare was not measured.
-SMALL = 64 * 64
 
 
 def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
@@ -170,12 +166,7 @@ def in_memory(stored: LazySplit) -> Split:
         chosen = pixels if whole else pixels[stored.rows.numpy()]
         # A copy in any case: what is mapped from a file may not be written to.
         return Split(torch.from_numpy(np.array(chosen.transpose(0, 3, 1, 2), order="C")), stored.labels)
-    if math.prod(stored.shape[1:]) > SMALL:
-        return Split(stored.images, stored.labels)
-    images = np.empty((len(stored), *stored.shape), np.uint8)
-    for number in range(len(stored)):
-        images[number] = stored.centre(number).transpose(2, 0, 1)
-    return Split(torch.from_numpy(images), stored.labels)
+    return Split(stored.images, stored.labels)
 
 
 def viewed(data: ImageData, view: ResizeCrop) -> ImageData:
@@ -209,4 +200,4 @@ def _refuse_negative(split: LazySplit, classes: tuple[str, ...]) -> None:
 def _alike(stored: LazySplit) -> None:
     """Whether some of many images are of one size, so that a set of photographs is refused before training starts."""
     for number in np.linspace(0, len(stored) - 1, num=8).astype(int):
-        stored.centre(int(number))
+        stored.decode(int(number))

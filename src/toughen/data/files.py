@@ -133,11 +133,6 @@ def open_image(content: bytes | memoryview) -> Image.Image:
     return image
 
 
-def files_key(files: Mapping[str, Path], *others: object) -> str:
-    """The key of a source whose parts are not told apart; see `files_keys`."""
-    return files_keys(files, *others)[0]
-
-
 def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[str, str]]:
     """SHA-256 (hex) that tells a source from all others, of the files' names and bytes; and the same of each part.
 
@@ -145,7 +140,7 @@ def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[st
     with `BY_SIZE`.
 
     Args:
-        files: by the name that enters the key; what stands before its first slash is the part.
+        files: by the name that enters the key; what is before its first slash is the part.
         others: what else makes a difference, by its `repr`.
 
     Raises:

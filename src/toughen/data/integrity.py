@@ -2,7 +2,7 @@
 
 Every image is decoded once, a JPEG at an eighth of its size. Which images were found whole is kept in the cache, under
 the key of what holds them; where that key is of names and sizes, when the files were last changed enters too. Images
-without such files (see `Encoded`) are looked at each time.
+without such files (see `ImageSource`) are looked at each time.
 
     for done, total in examined({"train": data.train, "test": data.test}):
         print(f"{done} of {total}")                  # ends with a ValueError that names the broken ones
@@ -52,29 +52,29 @@ def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
             says how many they are.
     """
     # Splits may be parts of one collection, and share what is known of it.
-    memories: dict[tuple[str, bool], IntegrityRecord] = {}
+    records: dict[tuple[str, bool], IntegrityRecord] = {}
     works = []
     for split in splits.values():
         if isinstance(split, LazySplit) and not hasattr(split.encoded, "pixels"):
             collection = (split.key, split.view is None)
-            memory = memories[collection] = memories.get(collection) or _memory(split)
-            if len(places := memory.unknown(split.rows)):
-                works.append((split, memory, places))
+            record = records[collection] = records.get(collection) or _record(split)
+            if len(places := record.unknown(split.rows)):
+                works.append((split, record, places))
     faults: list[tuple[str, ValueError]] = []
     done, total = 0, sum(len(places) for _, _, places in works)
     kept = time.monotonic()
     with ThreadPoolExecutor(cores()) as pool:
-        for split, memory, places in works:
+        for split, record, places in works:
             for block in places.split(BLOCK):
                 found = list(pool.map(_fault, [split] * len(block), block.tolist()))
-                memory.note(split.rows[block[torch.tensor([not fault for fault in found])]])
+                record.note(split.rows[block[torch.tensor([not fault for fault in found])]])
                 faults += [(split.name(int(place)), fault) for place, fault in zip(block, found, strict=True) if fault]
                 done += len(block)
                 if time.monotonic() - kept > SECONDS:
-                    memory.keep()
+                    record.keep()
                     kept = time.monotonic()
                 yield done, total
-            memory.keep()
+            record.keep()
     if faults:
         raise faults[0][1] if len(faults) == 1 else _together(faults)
 
@@ -123,7 +123,7 @@ class IntegrityRecord:
             cache.write_arrays(self.path, marks=self.whole | _marks(self.path, len(self.whole)))
 
 
-def _memory(split: LazySplit) -> IntegrityRecord:
+def _record(split: LazySplit) -> IntegrityRecord:
     """What is known of the images that a split is of."""
     n = len(split.encoded)
     sources: tuple[str, ...] | None = getattr(split.encoded, "sources", None)

@@ -1,7 +1,7 @@
 """Training batches, each a pure function of (seed, number): nothing to replay after a resume, nothing to hand to ranks.
 
 Batch `number` counts over the whole run; its epoch says in which order the examples stand, and each rank takes every
-`world`-th row of the global batch. Pixels lie on the device or are decoded ahead by worker processes (see `feeds`).
+`world`-th row of the global batch. Pixels lie on the device or are decoded ahead by worker processes (see `prefetch`).
 
     batches = Batches(train, index, batch_size=128, seed=0, device="cuda", pad=4, flip=True)
     batch = batches[1000]                            # x (128, 3, 32, 32) float32 in [0, 1] on the device
@@ -99,7 +99,7 @@ class Batches:
         repeats: how often each image stands in its batch.
         classes: number of classes K; None for one more than the largest label.
         extra: see `Extra`.
-        workers: processes that decode stored images; see `prefetch.feed_of`.
+        workers: processes that decode stored images; see `prefetch.Streamed`.
         note: is told what went wrong with them and was put right.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.

@@ -1,6 +1,6 @@
 """One of the sets that batches are drawn from: its order, its labels and its pixels.
 
-part = Part(train, index, 96, 1, seed=0, start=0, short=False, device=device)
+part = SampledSet(train, index, 96, 1, seed=0, start=0, short=False, device=device)
 pixels, labels, index = part.taken(1000)         # 96 rows of batch 1000, or this rank's share of them
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
-from toughen.data.loading.prefetch import Rows, feed_of
+from toughen.data.loading.prefetch import Rows, Streamed
 from toughen.noise import generator
 
 
@@ -72,7 +72,7 @@ class SampledSet:
         start: the first of their rows in the global batch.
         short: see `Sampler`.
         device: where labels and pixels are wanted.
-        workers: see `prefetch.feed_of`.
+        workers: see `prefetch.Streamed`.
         note: likewise.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
@@ -94,22 +94,29 @@ class SampledSet:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        # Where the examples are chosen: on the device, or for worker processes on the CPU.
-        home = torch.device("cpu") if isinstance(split, LazySplit) else device
         # Of the global batch's rows rank, rank + world, ...: those of this part.
         mine = slice((rank - start) % world, None, world)
-        self.start, self.order = (
-            start,
-            Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home),
-        )
+        streamed = isinstance(split, LazySplit)
+        # Where the examples are chosen: on the device, or for worker processes on the CPU.
+        home = torch.device("cpu") if streamed else device
+        self.start = start
+        self.order = Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home)
         self._device, self._labels, self._index = device, split.labels.to(home), index.to(home)
-        self._feed = feed_of(split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note)
+        if streamed:
+            self._images = Streamed(
+                split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note
+            )
+        else:
+            # In the usual order: how a run lays images out is its own choice, see `training.acceleration.Acceleration`.
+            self._images = split.images.to(device, memory_format=torch.contiguous_format)
 
     def taken(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
         chosen = self.order.rows(number).rows
-        return self._feed[number], self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
+        pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]
+        return pixels, self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
 
     def close(self) -> None:
         """End the processes that decode for it."""
-        self._feed.close()
+        if isinstance(self._images, Streamed):
+            self._images.close()

@@ -17,8 +17,11 @@ manifest. The same call on the same folder goes on where the last one ended, and
 """
 
 import hashlib
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen import __version__
-from toughen.data.files import write_npz
+from toughen.data.files import hash_file, write_npz
 from toughen.data.lazy_split import LazySplit
 from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
 from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
@@ -36,7 +39,6 @@ from toughen.data.pseudo_labelling.files import (
     DUPLICATES,
     PERCEPTUAL,
     Chosen,
-    hash_file,
     read_arrays,
     read_labels,
     shard_names,
@@ -128,7 +130,16 @@ def label(
             return store.read_json(out / MANIFEST)
         begins = not any((out / SCORES).glob("*.npz"))
         models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
-        job = _Job(pool, models, batch_size, len(classes), foreign, labels == "probabilities", out, progress)
+        job = _Job(
+            pool=pool,
+            models=models,
+            batch_size=batch_size,
+            classes=len(classes),
+            foreign=foreign,
+            soft=labels == "probabilities",
+            out=out,
+            tell=progress or (lambda what, done, total: None),
+        )
         for what, model in models.items() if begins else ():
             check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
         done = _chosen_and_written(job, job.scores(test_images), request)
@@ -137,28 +148,34 @@ def label(
         return done
 
 
+@dataclass(eq=False)
 class _Job:
     """The streaming part: what is asked of every image of the pool."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        models: dict[str, nn.Module],
-        batch_size: int,
-        classes: int,
-        foreign: bool,
-        soft: bool,
-        out: Path,
-        progress: Progress | None,
-    ) -> None:
-        self.pool, self.models, self.batch_size = pool, models, batch_size
-        self.classes, self.foreign, self.soft = classes, foreign, soft
-        self.first = pool.take(torch.zeros(1, dtype=torch.int64)).images
-        self.shape = tuple(self.first.shape[1:])
-        self.prepared: dict[str, PreparedModel] = {}
-        # Part of what a chunk's file means, so a pure function of the images' shape.
-        self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(self.shape))))
-        self.out, self.tell = out, progress or (lambda what, done, total: None)
+    pool: Pool
+    models: dict[str, nn.Module]
+    batch_size: int
+    classes: int
+    foreign: bool
+    soft: bool
+    out: Path
+    tell: Progress
+    prepared: dict[str, PreparedModel] = field(default_factory=dict)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first image (1, C, H, W) uint8."""
+        return self.pool.take(torch.zeros(1, dtype=torch.int64)).images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return tuple(self.first.shape[1:])
+
+    @property
+    def chunk(self) -> int:
+        """Images of a chunk: part of what its file means, so a pure function of the images' shape."""
+        return max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(self.shape)))
 
     def scores(self, test_images: Tensor) -> dict[str, np.ndarray]:
         """What was found of each image, chunk by chunk, from files where they are there."""
@@ -167,7 +184,7 @@ class _Job:
         paths = [self.out / SCORES / f"{number:08d}.npz" for number in range(len(chunks))]
         for path, rows in zip(paths, chunks, strict=True):
             if not path.is_file():
-                reference = reference or Reference(test_images, device=self.subject("scorer").device)
+                reference = reference or Reference(test_images, device=self.prepare("scorer").device)
                 write_npz(path, self._score(rows, reference))
             self.tell("scored", int(rows[-1]) + 1, len(self.pool))
         # Read only now: what is kept between the chunks' large tensors fragments the heap (see `near`).
@@ -200,7 +217,7 @@ class _Job:
             parts.append(probabilities(logits, classes=self.classes))
         return torch.cat(parts).numpy()
 
-    def subject(self, what: str) -> PreparedModel:
+    def prepare(self, what: str) -> PreparedModel:
         """A model, prepared when it is first needed: where all is done but the manifest, none is run."""
         if what not in self.prepared:
             self.prepared[what] = prepare(self.models[what], self.first, None, self.batch_size)
@@ -208,9 +225,9 @@ class _Job:
 
     def logits(self, what: str, images: Tensor, outputs: int, rows: Tensor) -> Tensor:
         """(n, outputs) on the CPU, of uint8 images."""
-        subject = self.subject(what)
-        with subject.ready():
-            parts = [predict(subject.model, subject.images(some)).cpu() for some in images.split(subject.model.size)]
+        model = self.prepare(what)
+        with model.ready():
+            parts = [predict(model.model, model.images(some)).cpu() for some in images.split(model.model.size)]
         logits = torch.cat(parts)
         if logits.shape != (len(images), outputs):
             extra = " and one for foreign images" if outputs > self.classes else ""

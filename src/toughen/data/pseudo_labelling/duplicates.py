@@ -75,7 +75,7 @@ class Images(Protocol):
 
 
 Pool = Examples | Images
-"""Where extra images come from: a `Split`, a `Stored`, or whatever gives its images some at a time."""
+"""Where extra images come from: a `Split`, a `LazySplit`, or whatever gives its images some at a time."""
 
 
 @dataclass(frozen=True, eq=False)

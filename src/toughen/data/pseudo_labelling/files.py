@@ -9,7 +9,6 @@ the Hub's layout needs; beside them stand where in the pool an image was, its sc
 The bytes of a file are a pure function of what goes in (and of the versions of Pillow and pyarrow).
 """
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -135,9 +134,3 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(stored)
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise files.Damaged(path.parent, f"{path.name}: {type(error).__name__}; delete this file") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,8 @@
 
 images = TableImages(table, "image", "the train split of pets")
 images.open(17)
+
+(The Image feature of HF `datasets` decodes all pixels at once, which rules out a JPEG's draft, and turns by EXIF data.)
 """
 
 import functools

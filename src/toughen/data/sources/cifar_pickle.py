@@ -147,7 +147,7 @@ class ArraysOnly(pickle._Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the stream: our own makers of arrays, never the named thing itself."""
+        """What a name in the stream means: our own makers of arrays, never the named thing itself."""
         makers = {
             ("numpy.core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),
             ("numpy._core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),

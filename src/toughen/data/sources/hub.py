@@ -121,10 +121,15 @@ def _download(repository: str) -> tuple[str, dict[str, Table]]:
 @contextlib.contextmanager
 def _explained(repository: str) -> Iterator[None]:
     """What goes wrong on the way to the Hub, as one sentence."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
     path, _, configuration = repository.partition(":")
+    # What the Hub's client lets through of its HTTP library's, whose name has changed once: its own error's bases.
+    network_errors = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
     try:
         yield
-    except (OSError, *_network_errors()) as error:
+    except (OSError, *network_errors) as error:
         chain = list(_causes(error))
         kinds = {type(cause).__name__ for cause in chain}
         if "GatedRepoError" in kinds or any("gated" in str(cause) for cause in chain):
@@ -152,25 +157,11 @@ def _explained(repository: str) -> Iterator[None]:
         wanted = "another configuration" if configuration else "a configuration, like hub:owner/name:configuration"
         raise ValueError(f"{path} cannot be read from the Hugging Face Hub ({brief}); give {wanted}.") from error
     # RuntimeError is what HF `datasets` raises for a data set that comes with a program to read it.
-    except (RuntimeError, *_format_errors()) as error:
+    except (RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"{path} cannot be read by HF datasets ({type(error).__name__}); download it and give data=PATH with a "
             "folder."
         ) from error
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client lets through of its HTTP library's."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The library has changed its name once; its base class is the client's own error's.
-    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
-
-
-def _format_errors() -> tuple[type[Exception], ...]:
-    from datasets.exceptions import DatasetsError
-
-    return (DatasetsError,)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

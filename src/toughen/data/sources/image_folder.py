@@ -6,7 +6,8 @@
 Classes are numbered in the order of their folders' names as text, images likewise within a class. Folders inside a
 class folder are looked into; links are followed; hidden files, thumbnails, and .txt, .md, .csv, .json and .parquet
 files are skipped. Anything else that is no image is refused. Images are taken as they lie in the file: EXIF orientation
-is not applied, as in everybody's ImageNet training.
+is not applied, as in everybody's ImageNet training. (The ImageFolder of HF `datasets` has other rules: it passes over
+what is no image, and calls a class like the innermost folder.)
 
     found = find_folder(Path("pets"))
     found.parts["train"].images.name(17)
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toughen.data.files import IMAGES, files_key, files_keys, harmless, open_image, split_of, unreadable, visible
+from toughen.data.files import IMAGES, files_keys, harmless, open_image, split_of, unreadable, visible
 from toughen.data.image_source import Collection, RawDataset
 
 
@@ -90,7 +91,7 @@ def find_flat(folder: Path) -> RawDataset:
     if not names:
         raise ValueError(f"{folder} holds no images; give a folder with some.")
     images = FileImages(str(folder), names)
-    key = files_key({name: folder / name for name in names}, "flat")
+    key = files_keys({name: folder / name for name in names}, "flat")[0]
     return RawDataset(folder.resolve().name, {"train": Collection(images, np.full(len(names), -1))}, (), key)
 
 

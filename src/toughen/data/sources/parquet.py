@@ -2,8 +2,8 @@
 
 The files are read with pyarrow; what the columns mean (which one is the image, what the classes are called) is read
 from their schema by HF `datasets`. Files of 1 GiB and more are written once more as arrow files in the cache, which can
-be read from anywhere in the middle. The builder of `datasets` would write every set there, name no damaged file, and
-believe a header that claims any number of rows; so would `pyarrow.dataset`.
+be read from anywhere in the middle. (The builder of `datasets` copies every set into its own cache, and neither it nor
+`pyarrow.dataset` bounds the rows that a header claims.)
 
     data = load_folder(Path("downloads/cifar10"))        # train-*.parquet, test-*.parquet
     data.train.images.shape                              # (50000, 3, 32, 32)
@@ -129,22 +129,6 @@ def source_keys(files: dict[str, list[Path]]) -> tuple[str, dict[str, str]]:
     marks = ((path.name, path.stat().st_size) if large else hash_file(path) for _, path in pairs)
     texts = ((part, f"{part}:{mark};") for (part, _), mark in zip(pairs, marks, strict=True))
     return joined_hashes(texts, BY_SIZE if large else "")
-
-
-def read_tables(files: dict[str, list[Path]]) -> dict[str, pa.Table]:
-    """The files' columns by split.
-
-    Raises:
-        ValueError: a file is no parquet file, or files of one split have different columns.
-    """
-    tables = {}
-    for part, paths in files.items():
-        groups = [group for path in paths for group in _row_groups(path)]
-        try:
-            tables[part] = pa.concat_tables(groups)
-        except pa.ArrowException as error:
-            raise _unlike(part, paths) from error
-    return tables
 
 
 def found_in(
@@ -306,7 +290,15 @@ def _opened(files: dict[str, list[Path]], key: str) -> Mapping[str, Table]:
     """The files' tables: in memory, or in arrow files if they are large."""
     if _large(files):
         return {part: (str(_as_arrow(part, paths, key)),) for part, paths in files.items()}
-    return read_tables(files)
+    return {part: _joined(part, paths) for part, paths in files.items()}
+
+
+def _joined(part: str, paths: list[Path]) -> pa.Table:
+    groups = [group for path in paths for group in _row_groups(path)]
+    try:
+        return pa.concat_tables(groups)
+    except pa.ArrowException as error:
+        raise _unlike(part, paths) from error
 
 
 def _as_arrow(part: str, paths: list[Path], key: str) -> Path:

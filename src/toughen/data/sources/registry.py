@@ -7,7 +7,7 @@
 
     data = load("mnist5k")                           # 5,000 real digits that ship with toughen
     data = load("downloads/cifar10")                 # train-*.parquet, test-*.parquet, perhaps validation-*.parquet
-    data = load("imagenet", View(224))               # photographs, cropped and resized when they are asked for
+    data = load("imagenet", ResizeCrop(224))         # photographs, cropped and resized when they are asked for
     DATA["mine"] = lambda: ImageData("mine", train, None, test, classes)
 """
 
