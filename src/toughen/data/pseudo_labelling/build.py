@@ -17,11 +17,8 @@ manifest. The same call on the same folder goes on where the last one ended, and
 """
 
 import hashlib
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -130,52 +127,35 @@ def label(
             return store.read_json(out / MANIFEST)
         begins = not any((out / SCORES).glob("*.npz"))
         models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
-        job = _Job(
-            pool=pool,
-            models=models,
-            batch_size=batch_size,
-            classes=len(classes),
-            foreign=foreign,
-            soft=labels == "probabilities",
-            out=out,
-            tell=progress or (lambda what, done, total: None),
-        )
+        job = _Job(pool, models, batch_size, request, out, progress)
         for what, model in models.items() if begins else ():
             check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
-        done = _chosen_and_written(job, job.scores(test_images), request)
+        done = _choose_and_write(job, job.scores(test_images))
         store.write_json(out / MANIFEST, done)
         shutil.rmtree(out / SCORES, ignore_errors=True)
         return done
 
 
-@dataclass(eq=False)
 class _Job:
     """The streaming part: what is asked of every image of the pool."""
 
-    pool: Pool
-    models: dict[str, nn.Module]
-    batch_size: int
-    classes: int
-    foreign: bool
-    soft: bool
-    out: Path
-    tell: Progress
-    prepared: dict[str, PreparedModel] = field(default_factory=dict)
-
-    @cached_property
-    def first(self) -> Tensor:
-        """The first image (1, C, H, W) uint8."""
-        return self.pool.take(torch.zeros(1, dtype=torch.int64)).images
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of an image."""
-        return tuple(self.first.shape[1:])
-
-    @property
-    def chunk(self) -> int:
-        """Images of a chunk: part of what its file means, so a pure function of the images' shape."""
-        return max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(self.shape)))
+    def __init__(
+        self,
+        pool: Pool,
+        models: dict[str, nn.Module],
+        batch_size: int,
+        request: dict[str, Any],
+        out: Path,
+        progress: Progress | None,
+    ) -> None:
+        self.pool, self.models, self.batch_size, self.request = pool, models, batch_size, request
+        self.classes, self.soft = len(request["classes"]), request["labels"] == "probabilities"
+        self.first = pool.take(torch.zeros(1, dtype=torch.int64)).images
+        self.shape = tuple(self.first.shape[1:])
+        # Part of what a chunk's file means, so a pure function of the images' shape.
+        self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // self.first.numel()))
+        self.out, self.tell = out, progress or (lambda what, done, total: None)
+        self.prepared: dict[str, PreparedModel] = {}
 
     def scores(self, test_images: Tensor) -> dict[str, np.ndarray]:
         """What was found of each image, chunk by chunk, from files where they are there."""
@@ -193,7 +173,7 @@ class _Job:
 
     def _score(self, rows: Tensor, reference: Reference) -> dict[str, np.ndarray]:
         images = self.pool.take(rows).images
-        logits = self.logits("scorer", images, self.classes + self.foreign, rows)
+        logits = self.logits("scorer", images, self.classes + self.request["foreign"], rows)
         predicted, scores = judged(logits)
         nearest, alike = reference.nearest(images), reference.alike(images)
         found = {
@@ -244,8 +224,9 @@ class _Job:
         return logits
 
 
-def _chosen_and_written(job: _Job, scored: dict[str, np.ndarray], request: dict[str, Any]) -> dict[str, Any]:
+def _choose_and_write(job: _Job, scored: dict[str, np.ndarray]) -> dict[str, Any]:
     """Choose, write every file but the manifest, and return that."""
+    request = job.request
     copies = scored["squared"] <= squared_limit(request["threshold"])
     outside = scored["predicted"] >= job.classes
     choice = choose(
