@@ -35,7 +35,6 @@ from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squ
 from toughen.data.pseudo_labelling.files import (
     DUPLICATES,
     PERCEPTUAL,
-    Chosen,
     read_arrays,
     read_labels,
     shard_names,
@@ -314,9 +313,10 @@ def _write_images(
             if "labeller" in job.models:
                 second = job.second_opinion(rows)
                 hard, soft = second.argmax(1), second if job.soft else None
-            score = _probability(scored["score"][rows])
-            some = Chosen(rows, choice.set.numpy()[part], hard, score, distance[rows], soft)
-            write_shard(job.out / name, job.pool, some, names)
+            columns = {"label": hard} | ({} if soft is None else {"probabilities": soft})
+            columns |= {"score": _probability(scored["score"][rows]), "pool_index": rows}
+            columns |= {"distance": distance[rows], "set": choice.set.numpy()[part]}
+            write_shard(job.out / name, job.pool, columns, names)
         job.tell("written", min(part.stop, len(index)), len(index))
     return files
 

@@ -126,7 +126,9 @@ def _explained(repository: str) -> Iterator[None]:
 
     path, _, configuration = repository.partition(":")
     # What the Hub's client lets through of its HTTP library's, whose name has changed once: its own error's bases.
-    network_errors = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+    network_errors = tuple(
+        kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__.startswith("httpx")
+    )
     try:
         yield
     except (OSError, *network_errors) as error:
