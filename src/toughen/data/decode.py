@@ -13,7 +13,7 @@ The rules, the same for every source:
 Without a view, pixels are decoded once, and kept in memory and in the cache; training images of more than 4 GiB and
 images with a view stay where they are.
 
-    data = prepared(found, ResizeCrop(224))
+    data = make_image_data(found, ResizeCrop(224))
 """
 
 import math
@@ -37,7 +37,7 @@ TEST_SHARE = 5
 """One in so many examples is set aside where there is no test part."""
 
 
-def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
+def make_image_data(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
     """The data set of a source.
 
     Args:
@@ -49,30 +49,30 @@ def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: st
         ValueError: there is no training part, or images or labels are not what they must be.
     """
     if isinstance(found, ImageData):
-        return viewed(found, view) if view else found
+        return apply_view(found, view) if view else found
     # Arrays are as good as a copy in the cache; a key that is not made of the contents may be that of other images.
     arrays = "train" in found.parts and hasattr(found.parts["train"].images, "pixels")
     keep = kind if view is None and not arrays and not found.key.startswith(BY_SIZE) else ""
     path = cache.entry(keep, found.key)
     if keep and (data := cache.read(path, found.name)) is not None:
         return data
-    data = assembled(found, view)
+    data = assemble(found, view)
     return cache.write(path, data) if keep else data
 
 
-def assembled(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
+def assemble(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
     """The data set of a source, not from the cache.
 
     Raises:
-        ValueError: as for `prepared`.
+        ValueError: as for `make_image_data`.
     """
-    stored = arranged(found, view)
-    classes = found.classes or numbered(stored["train"].labels, found.name)
+    stored = arrange_splits(found, view)
+    classes = found.classes or number_classes(stored["train"].labels, found.name)
     streamed = view is not None or too_large(stored["train"])
     if streamed and view is None:
         _alike(stored["train"])
     splits: dict[str, Examples] = {
-        part: split if streamed else in_memory(split) for part, split in stored.items() if len(split)
+        part: split if streamed else decode_split(split) for part, split in stored.items() if len(split)
     }
     empty = [part for part in ("train", "test") if part not in splits]
     if empty:
@@ -80,7 +80,7 @@ def assembled(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
     return ImageData(found.name, splits["train"], splits.get("validation"), splits["test"], classes)
 
 
-def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
+def arrange_splits(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
     """The splits by the module's rules.
 
     Raises:
@@ -90,7 +90,7 @@ def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]
         there = " and ".join(found.parts) or "nothing"
         raise ValueError(f"{found.name} holds no training images, only {there}; call one part train.")
     parts = {
-        part: as_stored(found, part, view)
+        part: make_lazy_split(found, part, view)
         for part, collection in found.parts.items()
         if part in ("train", "validation", "test") and (part == "train" or _labelled(collection))
     }
@@ -105,7 +105,7 @@ def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]
     return parts
 
 
-def as_stored(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
+def make_lazy_split(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
     """One part of a source, with all its examples."""
     collection = found.parts[part]
     key = f"{collection.key or found.key}/{part}"
@@ -137,7 +137,7 @@ def set_aside(labels: Tensor, name: str) -> Tensor:
     return chosen
 
 
-def numbered(labels: Tensor, name: str) -> tuple[str, ...]:
+def number_classes(labels: Tensor, name: str) -> tuple[str, ...]:
     """Names of classes that the source does not name: their numbers."""
     # A label beyond the number of images is a broken file, and would ask for that many names.
     highest = int(labels.max()) if len(labels) else -1
@@ -154,7 +154,7 @@ def too_large(stored: LazySplit) -> bool:
     return len(stored) > 0 and len(stored) * math.prod(stored.shape) > IN_MEMORY
 
 
-def in_memory(stored: LazySplit) -> Split:
+def decode_split(stored: LazySplit) -> Split:
     """A split with its pixels decoded.
 
     Raises:
@@ -169,7 +169,7 @@ def in_memory(stored: LazySplit) -> Split:
     return Split(stored.images, stored.labels)
 
 
-def viewed(data: ImageData, view: ResizeCrop) -> ImageData:
+def apply_view(data: ImageData, view: ResizeCrop) -> ImageData:
     """Decoded data with a view, which training and testing take from their pixels."""
 
     def split(part: str, examples: Examples) -> LazySplit:

@@ -69,10 +69,10 @@ def split_of(word: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a file's name speaks of, as train-00.tar or data-valid.tar do, or None.
+    """The split that a file's name mentions, as train-00.tar or data-valid.tar do, or None.
 
     Raises:
-        ValueError: it speaks of two.
+        ValueError: it mentions two.
     """
     found = {WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in WORDS}
     if len(found) > 1:
@@ -81,7 +81,7 @@ def split_in(name: str) -> str | None:
 
 
 def refuse_gaps(paths: Iterable[Path]) -> None:
-    """Refuse files whose names, like train-00000-of-00003, speak of others that are not there.
+    """Refuse files whose names, like train-00000-of-00003, mention others that are not there.
 
     Raises:
         ValueError: one is missing; names it.
@@ -153,10 +153,10 @@ def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[st
         large = sum(sizes) >= LARGE
         marks: Iterable[object] = sizes if large else pool.map(hash_file, paths)
         texts = ((name.partition("/")[0], f"{name!r}:{mark};") for name, mark in zip(files, marks, strict=True))
-        return joined_hashes(texts, BY_SIZE if large else "", repr(others))
+        return hash_texts(texts, BY_SIZE if large else "", repr(others))
 
 
-def joined_hashes(texts: Iterable[tuple[str, str]], prefix: str = "", start: str = "") -> tuple[str, dict[str, str]]:
+def hash_texts(texts: Iterable[tuple[str, str]], prefix: str = "", start: str = "") -> tuple[str, dict[str, str]]:
     """SHA-256 (hex, after a prefix) of some texts, each of which comes with its part; and the same of each part."""
     whole, parts = hashlib.sha256(start.encode()), {}
     for part, text in texts:

@@ -1,10 +1,10 @@
-"""Whether all stored images can be decoded, found out before anything rests on them, and remembered.
+"""Whether all stored images can be decoded: found out before they are used, and remembered.
 
 Every image is decoded once, a JPEG at an eighth of its size. Which images were found whole is kept in the cache, under
 the key of what holds them; where that key is of names and sizes, when the files were last changed enters too. Images
 without such files (see `ImageSource`) are looked at each time.
 
-    for done, total in examined({"train": data.train, "test": data.test}):
+    for done, total in check_stored_images({"train": data.train, "test": data.test}):
         print(f"{done} of {total}")                  # ends with a ValueError that names the broken ones
 """
 
@@ -29,7 +29,7 @@ from toughen.errors import UsageError
 from toughen.parallel.ranks import cores
 
 BLOCK = 512
-"""Images between two signs of life."""
+"""Images between two reports of progress."""
 
 NAMED = 5
 """How many broken images are named."""
@@ -38,7 +38,7 @@ SECONDS = 30
 """After so many what is known so far is kept, so that a killed check goes on."""
 
 
-def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
+def check_stored_images(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
     """Decode each stored image that was not found whole before.
 
     Args:

@@ -234,7 +234,7 @@ def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
         theirs.close()
         return prefetch.DataWorker(Dying(), ours, [-1])  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(prefetch, "started", dead)
+    monkeypatch.setattr(prefetch, "start_worker", dead)
     rows = prefetch.Rows(torch.tensor([0]), 0, torch.tensor([0]))
     feed = prefetch.Streamed(
         stored_photographs(tmp_path), lambda number: rows, seed=0, device=torch.device("cpu"), workers=1

@@ -100,7 +100,7 @@ def test_the_second_load_is_from_the_cache(tmp_path, monkeypatch, cache_folder):
     folder = make_folder(tmp_path / "pets")
     first = load(str(folder))
     assert len(list(cache_folder.iterdir())) == 1
-    monkeypatch.setattr(parquet, "assembled", forbidden)
+    monkeypatch.setattr(parquet, "assemble", forbidden)
     second = load(str(folder.rename(tmp_path / "renamed")))
     assert second.fingerprint == first.fingerprint
     assert (second.classes, second.name) == (first.classes, "renamed")

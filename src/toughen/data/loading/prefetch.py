@@ -7,7 +7,6 @@ resume changes a pixel.
     images[1000]                                     # (2, C, H, W) uint8: rows 17 and 3
 """
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -41,7 +40,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Which examples of a split stand in a batch.
+    """Which examples of a split are in a batch.
 
     Attributes:
         rows: (n,) int64, their places in the split.
@@ -99,8 +98,7 @@ class Streamed:
         self._first = 0
         self._next: int | None = None
         # Called by `close`, or else where the last reference goes.
-        self._end = functools.partial(_end, self._workers, os.getpid())
-        weakref.finalize(self, self._end)
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def __getitem__(self, number: int) -> Tensor:
         """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`.
@@ -130,9 +128,10 @@ class Streamed:
         self._next = None
 
     def _begin(self, number: int) -> None:
-        # The old workers end before new ones begin, which would inherit, and keep open, the ways to them.
+        # The old workers end before new ones begin, which would inherit, and keep open, their connections.
         self.close()
-        self._workers[:] = [started(self._split, self._seed) for _ in range(self._count)]
+        self._workers = [start_worker(self._split, self._seed) for _ in range(self._count)]
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
         self._first = self._next = number
         for later, worker in enumerate(self._workers, start=number):
             worker.give(self._plan(later).keys)
@@ -177,7 +176,7 @@ class Streamed:
     def _lost(self, place: int) -> str:
         worker = self._workers[place]
         worker.process.join(POLL)
-        how = f"gave no sign for {self._patience:g} s" if worker.hangs else ended(worker.process.exitcode)
+        how = f"gave no sign for {self._patience:g} s" if worker.hangs else describe_exit(worker.process.exitcode)
         where = f" while decoding {self._split.name(worker.row[0])}" if worker.row[0] >= 0 else ""
         return (
             f"DA411 Data worker {place} {how}{where}; the same command goes on from the last checkpoint, with "
@@ -191,8 +190,8 @@ class DataWorker:
 
     Attributes:
         process: it.
-        connection: our end of the way to it, the only one in this process: it breaks when the worker ends.
-        row: of the image that it has in hand, in shared memory: the only trace that a dead one leaves; -1 for none.
+        connection: our end of the pipe to it, the only one in this process: it breaks when the worker ends.
+        row: of the image that it is decoding, in shared memory: the only trace that a dead one leaves; -1 for none.
         hangs: whether it was given up for giving no sign.
     """
 
@@ -212,7 +211,7 @@ class DataWorker:
         self.process.kill()
 
 
-def started(split: LazySplit, seed: int) -> DataWorker:
+def start_worker(split: LazySplit, seed: int) -> DataWorker:
     """A new worker for random views of a split."""
     ours, theirs = multiprocessing.Pipe()
     row = multiprocessing.RawArray("q", [-1])
@@ -258,7 +257,7 @@ def decode(split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray,
         seed: of the views.
         keys: row, epoch and repeat of each.
         pixels: written in place, because copies are what streaming adds to the time that decoding takes.
-        row: where it is noted which image is in hand; -1 for none.
+        row: where it is noted which image is being decoded; -1 for none.
 
     Raises:
         ValueError: an image is broken (DA412), or not like the others.
@@ -270,7 +269,7 @@ def decode(split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray,
     row[0] = -1
 
 
-def ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """How a process ended, by its exit code."""
     if code is None or code >= 0:
         return f"ended (exit code {code})"
@@ -286,4 +285,3 @@ def _end(workers: list[DataWorker], parent: int) -> None:
         for worker in workers:
             worker.process.join(POLL)
             worker.connection.close()
-        workers.clear()

@@ -1,7 +1,7 @@
 """One of the sets that batches are drawn from: its order, its labels and its pixels.
 
 part = SampledSet(train, index, 96, 1, seed=0, start=0, short=False, device=device)
-pixels, labels, index = part.taken(1000)         # 96 rows of batch 1000, or this rank's share of them
+pixels, labels, index = part.take(1000)          # 96 rows of batch 1000, or this rank's share of them
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from toughen.noise import generator
 
 
 class Sampler:
-    """Which examples of a set stand in which batch.
+    """Which examples of a set are in which batch.
 
     The set is gone through again and again, each time in an order that is a pure function of (seed, how often before).
 
@@ -66,14 +66,10 @@ class SampledSet:
     Args:
         split: the set, N examples.
         index: (N,) int64, their numbers among all examples that are trained on.
-        distinct: see `Sampler`.
-        repeats: see `Sampler`.
-        seed: of the orders and the random views.
+        distinct, repeats, seed, short: see `Sampler`.
         start: the first of their rows in the global batch.
-        short: see `Sampler`.
         device: where labels and pixels are wanted.
-        workers: see `prefetch.Streamed`.
-        note: likewise.
+        workers, note: see `prefetch.Streamed`.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
     """
@@ -110,7 +106,7 @@ class SampledSet:
             # In the usual order: how a run lays images out is its own choice, see `training.acceleration.Acceleration`.
             self._images = split.images.to(device, memory_format=torch.contiguous_format)
 
-    def taken(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
         chosen = self.order.rows(number).rows
         pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]

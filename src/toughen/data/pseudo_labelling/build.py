@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from toughen import __version__
 from toughen.data.files import hash_file, write_npz
 from toughen.data.lazy_split import LazySplit
-from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
+from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, probabilities, score_predictions
 from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
 from toughen.data.pseudo_labelling.files import (
     DUPLICATES,
@@ -173,7 +173,7 @@ class _Job:
     def _score(self, rows: Tensor, reference: Reference) -> dict[str, np.ndarray]:
         images = self.pool.take(rows).images
         logits = self.logits("scorer", images, self.classes + self.request["foreign"], rows)
-        predicted, scores = judged(logits)
+        predicted, scores = score_predictions(logits)
         nearest, alike = reference.nearest(images), reference.alike(images)
         found = {
             "predicted": predicted.to(torch.int32),
@@ -337,7 +337,7 @@ def _sets(choice: Choice, score: np.ndarray, predicted: np.ndarray, names: Seque
 
 
 def _probability(score: np.ndarray) -> np.ndarray:
-    """The softmax probability of a score of `judged`."""
+    """The softmax probability of a score of `score_predictions`."""
     # Not `sigmoid`, which gives a score other last bits in a shard than among all.
     return (1 + torch.from_numpy(-score).exp()).reciprocal().numpy()
 

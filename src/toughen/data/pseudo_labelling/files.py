@@ -4,7 +4,7 @@
         write_shard(out / name, pool, {"label": label, "score": score, "pool_index": index}, classes)
 
 `train-*` has an image column (PNG) and a column of class indices with the classes' names, which is all that a reader of
-the Hub's layout needs; beside them stand where in the pool an image was, its score and its distance from the test set.
+the Hub's layout needs; beside them are where in the pool an image was, its score and its distance from the test set.
 The bytes of a file are a pure function of what goes in (and of the versions of Pillow and pyarrow).
 """
 

@@ -56,10 +56,10 @@ class TableImages:
 
     @property
     def _cells(self) -> pa.ChunkedArray:
-        return (mapped(self.table) if isinstance(self.table, tuple) else self.table).column(self.column)
+        return (map_tables(self.table) if isinstance(self.table, tuple) else self.table).column(self.column)
 
 
 @functools.lru_cache(maxsize=16)
-def mapped(paths: tuple[str, ...]) -> pa.Table:
+def map_tables(paths: tuple[str, ...]) -> pa.Table:
     """The table of some arrow files, mapped into memory."""
     return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(path)).read_all() for path in paths)

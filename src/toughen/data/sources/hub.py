@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from toughen.data import cache
 from toughen.data.base import ImageData
-from toughen.data.decode import assembled
+from toughen.data.decode import assemble
 from toughen.data.files import split_of
 from toughen.data.image_source import RawDataset
-from toughen.data.sources.parquet import Table, found_in
+from toughen.data.sources.parquet import Table, read_tables
 
 Value = TypeVar("Value")
 
@@ -41,7 +41,7 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
         The decoded data.
 
     Raises:
-        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without leave, or what it
+        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without permission, or what it
             holds cannot be read.
     """
     kind = f"hub-{kind or name}"
@@ -49,7 +49,7 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
         if (data := cache.read(path, name)) is not None:
             return data
     commit, found = _found(name, repository)
-    return cache.write(cache.entry(kind, commit), assembled(found))
+    return cache.write(cache.entry(kind, commit), assemble(found))
 
 
 def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = False) -> RawDataset:
@@ -96,7 +96,7 @@ def _found(name: str, repository: str, part: str = "", *, unlabelled: bool = Fal
         commit, splits = _download(repository)
     chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
     key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
-    return commit, found_in(name, chosen, key, unlabelled=unlabelled)
+    return commit, read_tables(name, chosen, key, unlabelled=unlabelled)
 
 
 def _download(repository: str) -> tuple[str, dict[str, Table]]:
@@ -134,12 +134,14 @@ def _explained(repository: str) -> Iterator[None]:
     except (OSError, *network_errors) as error:
         chain = list(_causes(error))
         kinds = {type(cause).__name__ for cause in chain}
+        responses = [getattr(cause, "response", None) for cause in chain]
+        statuses = {getattr(said, "status_code", getattr(said, "code", None)) for said in [*responses, *chain]}
         if "GatedRepoError" in kinds or any("gated" in str(cause) for cause in chain):
             problem = (
                 f"{path} on the Hugging Face Hub may be read only by those who accept its terms; accept them there, "
                 "log in with `hf auth login`"
             )
-        elif kinds & set(MISSING) or _status(chain) in (401, 403, 404):
+        elif kinds & set(MISSING) or statuses & {401, 403, 404}:
             problem = (
                 f"There is no data set {path} on the Hugging Face Hub, or it is private; check the spelling, log in "
                 "with `hf auth login`"
@@ -170,16 +172,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _status(chain: list[BaseException]) -> int | None:
-    """The HTTP status that one of the errors carries."""
-    for cause in chain:
-        response = getattr(cause, "response", None)
-        status = getattr(response, "status_code", None) or getattr(cause, "code", None)
-        if isinstance(status, int):
-            return status
-    return None
 
 
 def _ask(address: str) -> None:

@@ -20,20 +20,20 @@ import pyarrow.parquet as pq
 from toughen.data import cache
 from toughen.data.base import ImageData
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import assembled, prepared
+from toughen.data.decode import assemble, make_image_data
 from toughen.data.files import (
     BY_SIZE,
     LARGE,
     SPLITS,
     hash_file,
-    joined_hashes,
+    hash_texts,
     refuse_gaps,
     split_in,
     split_of,
     what_it_is,
 )
 from toughen.data.image_source import Collection, RawDataset
-from toughen.data.sources.arrow import TableImages, mapped
+from toughen.data.sources.arrow import TableImages, map_tables
 from toughen.data.sources.image_folder import holds_images_within
 from toughen.storage.files import replace_by
 
@@ -65,8 +65,8 @@ def load_folder(folder: Path, view: ResizeCrop | None = None) -> ImageData:
     path = cache.entry("parquet", key)
     if view is None and (data := cache.read(path, name)) is not None:
         return data
-    found = found_in(name, _opened(files, key), key, keys)
-    return prepared(found, view) if view else cache.write(path, assembled(found))
+    found = read_tables(name, _opened(files, key), key, keys)
+    return make_image_data(found, view) if view else cache.write(path, assemble(found))
 
 
 def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
@@ -81,14 +81,14 @@ def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
     """
     files = split_files(folder)
     key, keys = source_keys(files)
-    return found_in(folder.resolve().name, _opened(files, key), key, keys, unlabelled=unlabelled)
+    return read_tables(folder.resolve().name, _opened(files, key), key, keys, unlabelled=unlabelled)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, sorted by name.
 
     Raises:
-        ValueError: there is no such folder, or it holds no training files, or not all files that their names speak of.
+        ValueError: there is no such folder, or it holds no training files, or not all files that their names mention.
     """
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist; give a folder that holds train-*.parquet files.")
@@ -128,10 +128,10 @@ def source_keys(files: dict[str, list[Path]]) -> tuple[str, dict[str, str]]:
     pairs = [(part, path) for part, paths in files.items() for path in paths]
     marks = ((path.name, path.stat().st_size) if large else hash_file(path) for _, path in pairs)
     texts = ((part, f"{part}:{mark};") for (part, _), mark in zip(pairs, marks, strict=True))
-    return joined_hashes(texts, BY_SIZE if large else "")
+    return hash_texts(texts, BY_SIZE if large else "")
 
 
-def found_in(
+def read_tables(
     name: str,
     tables: Mapping[str, Table],
     key: str,
@@ -159,7 +159,7 @@ def found_in(
     parts: dict[str, Collection] = {}
     classes: tuple[str, ...] = ()
     for part, held in tables.items():
-        table = mapped(held) if isinstance(held, tuple) else held
+        table = map_tables(held) if isinstance(held, tuple) else held
         if part != "train" and not len(table):
             continue
         where = f"the {part} split of {name}"
