@@ -41,8 +41,8 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
         The decoded data.
 
     Raises:
-        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without permission, or what it
-            holds cannot be read.
+        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without permission, or
+            what it holds cannot be read.
     """
     kind = f"hub-{kind or name}"
     for path in sorted(cache.folder().glob(f"{kind}-*.npz")):
