@@ -63,9 +63,11 @@ CIFAR10 = PickleLayout(_BATCHES, "test_batch", "batches.meta", "labels", "label_
 CIFAR100 = PickleLayout(("train",), "test", "meta", "fine_labels", "fine_label_names", 100)
 
 
-def is_python_layout(folder: Path) -> bool:
-    """Whether a folder holds CIFAR's Python files."""
-    return _layout(folder) is not None
+def layout_of(folder: Path) -> PickleLayout | None:
+    """The layout of which a folder holds Python files, or None."""
+    if all((folder / name).is_file() for name in ("train", "test", "meta")):
+        return CIFAR100
+    return CIFAR10 if any((folder / name).is_file() for name in CIFAR10.train) else None
 
 
 def import_folder(folder: Path, out: Path) -> dict[str, int]:
@@ -86,7 +88,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
         raise ValueError(f"{out} must end in .npz; choose another name.")
     if out.exists():
         raise ValueError(f"{out} exists, and is not overwritten; remove it or choose another name.")
-    layout = _layout(folder)
+    layout = layout_of(folder)
     if not folder.exists():
         raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout.")
     if layout is None:
@@ -210,12 +212,6 @@ def _encode(text: str, encoding: str | bytes) -> bytes:
     if _text(encoding) != "latin1":
         raise Refused(f"the encoding {_text(encoding)}")
     return text.encode("latin1")
-
-
-def _layout(folder: Path) -> PickleLayout | None:
-    if all((folder / name).is_file() for name in ("train", "test", "meta")):
-        return CIFAR100
-    return CIFAR10 if any((folder / name).is_file() for name in CIFAR10.train) else None
 
 
 def _batch(path: Path, layout: PickleLayout) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from toughen.data.files import IMAGES, files_keys, harmless, open_image, split_of, unreadable, visible
 from toughen.data.image_source import Collection, RawDataset
+from toughen.storage.limits import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def find_folder(folder: Path) -> RawDataset:
         if strange := [name for name in files if name not in classes]:
             raise ValueError(
                 f"{splits[part] / strange[0]} is a class that {splits['train']} does not have; give both the same "
-                f"class folders ({_some(strange)} not in training, which has {_some(classes)})."
+                f"class folders ({shown(strange, 5)} not in training, which has {shown(classes, 5)})."
             )
     names = {part: tuple(name for files in by_class.values() for name in files) for part, by_class in listed.items()}
     all_files = {f"{part}/{name}": splits[part] / name for part, inside in names.items() for name in inside}
@@ -177,8 +178,3 @@ def _images_in(folder: Path, above: Path) -> Iterator[str]:
             elif not harmless(name):
                 file = os.path.join(place, name)
                 raise ValueError(f"{file} is no image ({', '.join(IMAGES[:4])}, ...); take it out of the folder.")
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    """A few names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
