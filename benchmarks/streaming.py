@@ -26,7 +26,7 @@ from PIL import Image
 from toughen.data import load
 from toughen.data.crops import ResizeCrop
 from toughen.data.lazy_split import LazySplit
-from toughen.data.loading.prefetch import feed_of
+from toughen.data.loading.prefetch import Streamed
 from toughen.data.loading.sampler import Sampler
 from toughen.noise import derive
 
@@ -80,7 +80,7 @@ def ours(split: LazySplit, epoch: int, workers: int) -> tuple[float, float]:
     """Images per second of the decoding cores, and of the wall clock and worker, of some epochs as they are fed."""
     cpu = torch.device("cpu")
     order = Sampler(len(split), BATCH, 1, epoch, short=True, mine=slice(None), device=cpu)
-    feed = feed_of(split, order.rows, seed=epoch, device=cpu, workers=workers)
+    feed = Streamed(split, order.rows, seed=epoch, device=cpu, workers=workers)
     core, start = core_seconds(workers), time.perf_counter()
     for number in range(EPOCHS * order.batches):
         feed[number]

@@ -11,13 +11,13 @@ from layouts import encoded, known, write_folder, write_shards, write_tar
 from photographs import photograph, stored_photographs
 from toughen.data import ImageData, LazySplit, ResizeCrop, load
 from toughen.data.image_source import ArrayImages
-from toughen.data.integrity import examined
+from toughen.data.integrity import check_stored_images
 
 VIEW = ResizeCrop(6, resize=8)
 
 
 def looked(splits) -> list[tuple[int, int]]:
-    return list(examined(splits))
+    return list(check_stored_images(splits))
 
 
 def pets(tmp_path: Path, endings: str = "png") -> tuple[Path, ImageData]:
@@ -59,7 +59,7 @@ def test_broken_images_stay_unknown_and_the_first_five_are_named(tmp_path, one_s
         f"DA412 7 images cannot be used ({named} and 2 more): each is a broken image (OSError); remove or replace it."
     )
     # The other eleven are known by now.
-    assert next(examined(data.splits)) == (7, 7)
+    assert next(check_stored_images(data.splits)) == (7, 7)
     for path in paths[1:]:
         path.write_bytes(whole[path])
     data = load(str(folder), VIEW)

@@ -12,51 +12,22 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from toughen.corruptions import CORRUPTIONS, SEVERITIES
 from toughen.data.base import Split
-from toughen.data.files import open_image
 from toughen.data.lazy_split import LazySplit
+from toughen.data.sources.image_folder import FileImages
 from toughen.settings import known
 
 LABELS = "labels.npy"
 ENDINGS = (".jpeg", ".jpg", ".png")
 
 
-class Published(Protocol):
-    """A published set: n images for every corruption and severity, in one order."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The corruptions that are there, in the papers' order."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """Class indices (n,) int64."""
-        ...
-
-    def take(self, name: str, severity: int, rows: Tensor) -> Split:
-        """Some images of a corruption and severity: rows (M,) int64 of the n.
-
-        Raises:
-            ValueError: the corruption is not there, or its images are not what they must be; names the file.
-        """
-        ...
-
-
-def open_published(folder: Path, labels: Tensor | None = None) -> Published:
+def open_published(folder: Path, labels: Tensor | None = None) -> "Published":
     """The published set in a folder.
 
     Args:
@@ -84,61 +55,41 @@ def open_published(folder: Path, labels: Tensor | None = None) -> Published:
 
 @dataclass(frozen=True, eq=False)
 class PublishedArrays:
-    """CIFAR-10-C or CIFAR-100-C (see `Published`)."""
+    """CIFAR-10-C or CIFAR-100-C: n images for every corruption and severity, in one order.
+
+    Args:
+        folder: where it is.
+        names: the corruptions that are there, in the papers' order.
+        labels: class indices (n,) int64.
+    """
 
     folder: Path
     names: tuple[str, ...]
     labels: Tensor
 
     def take(self, name: str, severity: int, rows: Tensor) -> Split:
-        """See `Published.take`."""
-        array, n = _pixels(self._path(name, severity)), len(self.labels)
+        """Some images of a corruption and severity: rows (M,) int64 of the n.
+
+        Raises:
+            ValueError: the corruption is not there, or its images are not what they must be; names the file.
+        """
+        _check_cell(self, name, severity)
+        path, n = self.folder / f"{name}.npy", len(self.labels)
+        array = _pixels(path)
         per_severity = len(array) // len(SEVERITIES)
         if per_severity < n:
             raise ValueError(
-                f"{self._path(name, severity)} holds {per_severity} images a severity, but there are labels for {n}; "
-                "fetch the file again."
+                f"{path} holds {per_severity} images a severity, but there are labels for {n}; fetch the file again."
             )
         pixels = np.asarray(array[(severity - 1) * per_severity + rows.numpy()])
         return Split(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), self.labels[rows])
 
-    def _path(self, name: str, severity: int) -> Path:
-        check_cell(self, name, severity)
-        return self.folder / f"{name}.npy"
-
-
-@dataclass(frozen=True, eq=False)
-class JpegFiles:
-    """Encoded images of one corruption and severity (see `data.image_source.ImageSource`).
-
-    Args:
-        folder: of the class folders.
-        files: `CLASS/FILE`, in the order of the images.
-    """
-
-    folder: Path
-    files: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def open(self, number: int) -> Image.Image:
-        """One image as it is in its file."""
-        return open_image((self.folder / self.files[number]).read_bytes())
-
-    def name(self, number: int) -> str:
-        """Its path."""
-        return str(self.folder / self.files[number])
-
 
 @dataclass(frozen=True, eq=False)
 class PublishedFiles:
-    """ImageNet-C (see `Published`).
+    """ImageNet-C (folder, names and labels as in `PublishedArrays`).
 
     Args:
-        folder: where it is.
-        names: the corruptions that are there.
-        labels: (n,) int64.
         files: `CLASS/FILE` of every image, the same under every corruption and severity.
         checked: corruptions and severities of which it is known that they hold these files.
     """
@@ -150,12 +101,12 @@ class PublishedFiles:
     checked: set[Path] = field(default_factory=set)
 
     def take(self, name: str, severity: int, rows: Tensor) -> Split:
-        """See `Published.take`."""
-        check_cell(self, name, severity)
+        """See `PublishedArrays.take`."""
+        _check_cell(self, name, severity)
         cell = self.folder / name / str(severity)
         if cell not in self.checked:
             self._check_files(cell)
-        found = LazySplit(JpegFiles(cell, self.files), self.labels, key=str(cell)).take(rows)
+        found = LazySplit(FileImages(str(cell), self.files), self.labels, key=str(cell)).take(rows)
         return Split(found.images, found.labels)
 
     def _check_files(self, cell: Path) -> None:
@@ -169,12 +120,12 @@ class PublishedFiles:
         self.checked.add(cell)
 
 
-def check_cell(published: Published, name: str, severity: int) -> None:
-    """Refuse a corruption that is not there, or a severity other than 1 to 5.
+Published = PublishedArrays | PublishedFiles
+"""A published set of images, in either layout."""
 
-    Raises:
-        ValueError: says which there are.
-    """
+
+def _check_cell(published: Published, name: str, severity: int) -> None:
+    """Refuse a corruption that is not there, or a severity other than 1 to 5."""
     known(name, CORRUPTIONS, "corruption")
     if name not in published.names:
         raise ValueError(f"{published.folder} has no {name}; it has {', '.join(published.names)}.")
@@ -213,16 +164,15 @@ def _open_files(folder: Path, names: tuple[str, ...], labels: Tensor | None) -> 
     number = {name: place for place, name in enumerate(sorted({file.partition("/")[0] for file in listing}))}
 
     def classes(files: Iterable[str]) -> Tensor:
-        return torch.tensor([number[file.partition("/")[0]] for file in files])
+        return torch.tensor([number[file.partition("/")[0]] for file in files], dtype=torch.int64)
 
     by_name = sorted(listing, key=lambda file: file.partition("/")[2])
-    for files in (listing, by_name):
-        found = classes(files)
-        if labels is None or torch.equal(found[: len(labels)], labels):
-            return PublishedFiles(folder, names, found, tuple(files))
-    assert labels is not None
-    _check_order(classes(listing), labels, folder)
-    raise AssertionError("the labels are those of the listing")
+    n = 0 if labels is None else len(labels)
+    in_order = (files for files in (listing, by_name) if labels is None or torch.equal(classes(files[:n]), labels))
+    files = next(in_order, listing)
+    if labels is not None:
+        _check_order(classes(files), labels, folder)
+    return PublishedFiles(folder, names, classes(files), tuple(files))
 
 
 def _check_order(published: Tensor, labels: Tensor, where: Path) -> None:

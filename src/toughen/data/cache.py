@@ -12,7 +12,6 @@ import contextlib
 import lzma
 import os
 import re
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from toughen.data.base import ImageData, Split
+from toughen.data.files import write_npz
 
 # What numpy and zipfile raise on damaged bytes: a header may name another compression, or more memory than there is.
 DAMAGE = (
@@ -64,14 +64,11 @@ def read(path: Path, name: str) -> ImageData | None:
         name: the name that the data set shall have.
     """
     try:
-        # Opened here, because numpy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+        arrays = _arrays(path)
         data = from_arrays(name, arrays, tuple(str(label) for label in arrays["classes"]))
-        intact = data.fingerprint == str(arrays["fingerprint"])
+        return data if data.fingerprint == str(arrays["fingerprint"]) else None
     except DAMAGE:
         return None
-    return data if intact else None
 
 
 def write(path: Path, data: ImageData) -> ImageData:
@@ -84,52 +81,30 @@ def write(path: Path, data: ImageData) -> ImageData:
         arrays = {"classes": np.array(data.classes), "fingerprint": np.array(data.fingerprint)}
         for name, split in splits.items():
             arrays |= {f"{name}_images": split.images.numpy(), f"{name}_labels": split.labels.numpy()}
-        _save(path, arrays)
+        write_arrays(path, **arrays)
     return data
 
 
-def read_images(path: Path) -> torch.Tensor | None:
-    """The images (N, C, H, W) uint8 of an extra set in a cache file, or None where it is missing or damaged."""
+def read_array(path: Path, name: str, dtype: type, ndim: int) -> np.ndarray | None:
+    """An array in a cache file, or None where the file is missing or damaged, or the array of another kind."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            # The archive's checksum is checked on the way.
-            images = stored["images"]
+        array = _arrays(path)[name]
     except DAMAGE:
         return None
-    return torch.from_numpy(images) if images.dtype == np.uint8 and images.ndim == 4 else None
+    return array if array.dtype == dtype and array.ndim == ndim else None
 
 
-def write_images(path: Path, images: torch.Tensor) -> None:
-    """Keep the images of an extra set in a cache file, as `write` does."""
-    _save(path, {"images": images.numpy()})
-
-
-def read_marks(path: Path) -> np.ndarray | None:
-    """The marks (N,) bool in a cache file, or None where it is missing or damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            marks = stored["marks"]
-    except DAMAGE:
-        return None
-    return marks if marks.dtype == bool and marks.ndim == 1 else None
-
-
-def write_marks(path: Path, marks: np.ndarray) -> None:
-    """Keep marks in a cache file, as `write` does."""
-    _save(path, {"marks": marks})
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Keep arrays in a cache file, as `write` does."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            try:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.close()
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+        write_npz(path, arrays)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    # Opened here, because numpy leaves a damaged file open. Each array's checksum is checked on the way.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def from_arrays(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> ImageData:

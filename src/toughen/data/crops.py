@@ -6,7 +6,7 @@ testing resizes the short side and takes the centre. Everything is Pillow's: JPE
 larger than the result, bilinear resizing with antialiasing, RGB whatever the file's mode; grey of 16 bits is brought to
 8, and floats and whole numbers of 32 bits, whose white is not known, are refused. EXIF rotation is not applied.
 
-    view = View(224)
+    view = ResizeCrop(224)
     view.centre(image)                               # (224, 224, 3) uint8
     view.random(image, np.random.default_rng(derive(seed, "crop", epoch, index)))
 """

@@ -1,8 +1,8 @@
 """What a run must remember of its data, so that its weights can be described when the images are gone.
 
-about = About.of(data, trained=len(train_split), validated=len(validation))
-about.changed(data.fingerprints)                 # ["test"]: the splits that hold other images now
-About.read(about.state) == about
+card = DatasetCard.of(data, trained=len(train_split), validated=len(validation))
+card.changed(data.fingerprints)                  # ["test"]: the splits that hold other images now
+DatasetCard.read(card.state) == card
 """
 
 import operator

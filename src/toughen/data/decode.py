@@ -13,7 +13,7 @@ The rules, the same for every source:
 Without a view, pixels are decoded once, and kept in memory and in the cache; training images of more than 4 GiB and
 images with a view stay where they are.
 
-    data = prepared(found, View(224))
+    data = make_image_data(found, ResizeCrop(224))
 """
 
 import math
@@ -36,12 +36,8 @@ IN_MEMORY = 4 * 2**30
 TEST_SHARE = 5
 """One in so many examples is set aside where there is no test part."""
 
-# Up to so many pixels an image, a thread a core took 1.15 to 1.4 times as long as one (32 and 64 px, two busy cores);
-# whether they gain on larger images with cores to spare was not measured.
-SMALL = 64 * 64
 
-
-def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
+def make_image_data(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
     """The data set of a source.
 
     Args:
@@ -53,30 +49,30 @@ def prepared(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: st
         ValueError: there is no training part, or images or labels are not what they must be.
     """
     if isinstance(found, ImageData):
-        return viewed(found, view) if view else found
+        return apply_view(found, view) if view else found
     # Arrays are as good as a copy in the cache; a key that is not made of the contents may be that of other images.
     arrays = "train" in found.parts and hasattr(found.parts["train"].images, "pixels")
     keep = kind if view is None and not arrays and not found.key.startswith(BY_SIZE) else ""
     path = cache.entry(keep, found.key)
     if keep and (data := cache.read(path, found.name)) is not None:
         return data
-    data = assembled(found, view)
+    data = assemble(found, view)
     return cache.write(path, data) if keep else data
 
 
-def assembled(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
+def assemble(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
     """The data set of a source, not from the cache.
 
     Raises:
-        ValueError: as for `prepared`.
+        ValueError: as for `make_image_data`.
     """
-    stored = arranged(found, view)
-    classes = found.classes or numbered(stored["train"].labels, found.name)
+    stored = arrange_splits(found, view)
+    classes = found.classes or number_classes(stored["train"].labels, found.name)
     streamed = view is not None or too_large(stored["train"])
     if streamed and view is None:
         _alike(stored["train"])
     splits: dict[str, Examples] = {
-        part: split if streamed else in_memory(split) for part, split in stored.items() if len(split)
+        part: split if streamed else decode_split(split) for part, split in stored.items() if len(split)
     }
     empty = [part for part in ("train", "test") if part not in splits]
     if empty:
@@ -84,7 +80,7 @@ def assembled(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
     return ImageData(found.name, splits["train"], splits.get("validation"), splits["test"], classes)
 
 
-def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
+def arrange_splits(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
     """The splits by the module's rules.
 
     Raises:
@@ -94,7 +90,7 @@ def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]
         there = " and ".join(found.parts) or "nothing"
         raise ValueError(f"{found.name} holds no training images, only {there}; call one part train.")
     parts = {
-        part: as_stored(found, part, view)
+        part: make_lazy_split(found, part, view)
         for part, collection in found.parts.items()
         if part in ("train", "validation", "test") and (part == "train" or _labelled(collection))
     }
@@ -109,7 +105,7 @@ def arranged(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]
     return parts
 
 
-def as_stored(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
+def make_lazy_split(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
     """One part of a source, with all its examples."""
     collection = found.parts[part]
     key = f"{collection.key or found.key}/{part}"
@@ -141,7 +137,7 @@ def set_aside(labels: Tensor, name: str) -> Tensor:
     return chosen
 
 
-def numbered(labels: Tensor, name: str) -> tuple[str, ...]:
+def number_classes(labels: Tensor, name: str) -> tuple[str, ...]:
     """Names of classes that the source does not name: their numbers."""
     # A label beyond the number of images is a broken file, and would ask for that many names.
     highest = int(labels.max()) if len(labels) else -1
@@ -158,7 +154,7 @@ def too_large(stored: LazySplit) -> bool:
     return len(stored) > 0 and len(stored) * math.prod(stored.shape) > IN_MEMORY
 
 
-def in_memory(stored: LazySplit) -> Split:
+def decode_split(stored: LazySplit) -> Split:
     """A split with its pixels decoded.
 
     Raises:
@@ -170,15 +166,10 @@ def in_memory(stored: LazySplit) -> Split:
         chosen = pixels if whole else pixels[stored.rows.numpy()]
         # A copy in any case: what is mapped from a file may not be written to.
         return Split(torch.from_numpy(np.array(chosen.transpose(0, 3, 1, 2), order="C")), stored.labels)
-    if math.prod(stored.shape[1:]) > SMALL:
-        return Split(stored.images, stored.labels)
-    images = np.empty((len(stored), *stored.shape), np.uint8)
-    for number in range(len(stored)):
-        images[number] = stored.centre(number).transpose(2, 0, 1)
-    return Split(torch.from_numpy(images), stored.labels)
+    return Split(stored.images, stored.labels)
 
 
-def viewed(data: ImageData, view: ResizeCrop) -> ImageData:
+def apply_view(data: ImageData, view: ResizeCrop) -> ImageData:
     """Decoded data with a view, which training and testing take from their pixels."""
 
     def split(part: str, examples: Examples) -> LazySplit:
@@ -209,4 +200,4 @@ def _refuse_negative(split: LazySplit, classes: tuple[str, ...]) -> None:
 def _alike(stored: LazySplit) -> None:
     """Whether some of many images are of one size, so that a set of photographs is refused before training starts."""
     for number in np.linspace(0, len(stored) - 1, num=8).astype(int):
-        stored.centre(int(number))
+        stored.decode(int(number))

@@ -5,13 +5,14 @@ extra = load_extra("1m.npz", shape=data.image_shape, classes=data.classes)      
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from toughen.data import cache
 from toughen.data.base import Examples, ImageData, Split
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import as_stored, in_memory, too_large, viewed
+from toughen.data.decode import apply_view, decode_split, make_lazy_split, too_large
 from toughen.data.files import BY_SIZE
 from toughen.data.image_source import RawDataset
 from toughen.data.lazy_split import LazySplit
@@ -21,7 +22,7 @@ TOLERANCE = 1e-3
 """How far the sum of an example's probabilities may be from 1."""
 
 
-def extra_of(
+def make_extra_set(
     found: RawDataset | ImageData,
     *,
     shape: tuple[int, int, int],
@@ -45,11 +46,11 @@ def extra_of(
         ValueError: images are of another shape, or labels are not of these classes.
     """
     if isinstance(found, ImageData):
-        examples, names, name = (viewed(found, view) if view else found).train, found.classes, found.name
+        examples, names, name = (apply_view(found, view) if view else found).train, found.classes, found.name
     else:
         if "train" not in found.parts:
             raise ValueError(f"{found.name} holds no training images; give a set with some.")
-        examples, names, name = as_stored(found, "train", view), found.classes, found.name
+        examples, names, name = make_lazy_split(found, "train", view), found.classes, found.name
     if not len(examples):
         raise ValueError(f"{name} holds no image; give an extra set with some.")
     labels = _labels(examples.labels, names, classes, name)
@@ -70,40 +71,35 @@ def _decoded(stored: LazySplit) -> Split:
     """With the pixels in memory, from the cache where they were decoded before."""
     key = stored.key.partition("/")[0]
     if hasattr(stored.encoded, "pixels") or key.startswith(BY_SIZE):
-        return in_memory(stored)
+        return decode_split(stored)
     path = cache.entry("extra", key)
-    if (images := cache.read_images(path)) is not None and len(images) == len(stored):
-        return Split(images, stored.labels)
-    split = in_memory(stored)
-    cache.write_images(path, split.images)
+    if (images := cache.read_array(path, "images", np.uint8, 4)) is not None and len(images) == len(stored):
+        return Split(torch.from_numpy(images), stored.labels)
+    split = decode_split(stored)
+    cache.write_arrays(path, images=split.images.numpy())
     return split
 
 
 def _labels(labels: Tensor, names: Sequence[str], classes: int | Sequence[str], name: str) -> Tensor:
-    count = classes if isinstance(classes, int) else len(classes)
+    wanted, count = ((), classes) if isinstance(classes, int) else (tuple(classes), len(classes))
     if labels.ndim == 2:
         return _probabilities(labels, count, name)
-    outside = ((labels < -1) | (labels >= count)).nonzero()
-    renumber = not isinstance(classes, int) and names and tuple(names) != tuple(classes) and not _are_numbers(names)
-    if renumber:
-        assert not isinstance(classes, int)
-        if strange := [called for called in names if called not in classes]:
-            raise ValueError(
-                f"The extra set {name} has the class {strange[0]}, which the training images do not have; remove it, "
-                "or call it like theirs."
-            )
-        # -1 stays -1: it takes the last entry.
-        order = torch.tensor([*(list(classes).index(called) for called in names), -1])
-        outside = ((labels < -1) | (labels >= len(names))).nonzero()
-        if not len(outside):
-            return order[labels]
+    numbers = tuple(map(str, range(len(names))))
+    renumber = wanted and names and tuple(names) not in (wanted, numbers)
+    if renumber and (strange := [called for called in names if called not in wanted]):
+        raise ValueError(
+            f"The extra set {name} has the class {strange[0]}, which the training images do not have; remove it, "
+            "or call it like theirs."
+        )
+    outside = ((labels < -1) | (labels >= (len(names) if renumber else count))).nonzero()
     if len(outside):
         first = int(outside[0])
         raise ValueError(
             f"Example {first} of the extra set {name} has label {int(labels[first])}, but the {count} classes allow 0 "
             f"to {count - 1}, and -1 for none; remove or relabel the example."
         )
-    return labels
+    # -1 stays -1: it takes the last entry.
+    return torch.tensor([*map(wanted.index, names), -1])[labels] if renumber else labels
 
 
 def _probabilities(labels: Tensor, count: int, name: str) -> Tensor:
@@ -120,7 +116,3 @@ def _probabilities(labels: Tensor, count: int, name: str) -> Tensor:
             "probabilities, not logits."
         )
     return labels
-
-
-def _are_numbers(names: Sequence[str]) -> bool:
-    return tuple(names) == tuple(str(number) for number in range(len(names)))

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from toughen.storage.files import replace_by
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,10 +69,10 @@ def split_of(word: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a file's name speaks of, as train-00.tar or data-valid.tar do, or None.
+    """The split that a file's name mentions, as train-00.tar or data-valid.tar do, or None.
 
     Raises:
-        ValueError: it speaks of two.
+        ValueError: it mentions two.
     """
     found = {WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in WORDS}
     if len(found) > 1:
@@ -78,7 +81,7 @@ def split_in(name: str) -> str | None:
 
 
 def refuse_gaps(paths: Iterable[Path]) -> None:
-    """Refuse files whose names, like train-00000-of-00003, speak of others that are not there.
+    """Refuse files whose names, like train-00000-of-00003, mention others that are not there.
 
     Raises:
         ValueError: one is missing; names it.
@@ -130,11 +133,6 @@ def open_image(content: bytes | memoryview) -> Image.Image:
     return image
 
 
-def files_key(files: Mapping[str, Path], *others: object) -> str:
-    """The key of a source whose parts are not told apart; see `files_keys`."""
-    return files_keys(files, *others)[0]
-
-
 def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[str, str]]:
     """SHA-256 (hex) that tells a source from all others, of the files' names and bytes; and the same of each part.
 
@@ -142,24 +140,28 @@ def files_keys(files: Mapping[str, Path], *others: object) -> tuple[str, dict[st
     with `BY_SIZE`.
 
     Args:
-        files: by the name that enters the key; what stands before its first slash is the part.
+        files: by the name that enters the key; what is before its first slash is the part.
         others: what else makes a difference, by its `repr`.
 
     Raises:
         ValueError: a file cannot be read.
     """
-    start = repr(others).encode()
-    whole, parts = hashlib.sha256(start), {name.partition("/")[0]: hashlib.sha256(start) for name in files}
     paths = list(files.values())
     # Threads, because on a file server each answer is waited for.
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(_size, paths))
         large = sum(sizes) >= LARGE
-        marks: Iterable[object] = sizes if large else pool.map(_hash, paths)
-        for name, mark in zip(files, marks, strict=True):
-            for digest in (whole, parts[name.partition("/")[0]]):
-                digest.update(f"{name!r}:{mark};".encode())
-    prefix = BY_SIZE if large else ""
+        marks: Iterable[object] = sizes if large else pool.map(hash_file, paths)
+        texts = ((name.partition("/")[0], f"{name!r}:{mark};") for name, mark in zip(files, marks, strict=True))
+        return hash_texts(texts, BY_SIZE if large else "", repr(others))
+
+
+def hash_texts(texts: Iterable[tuple[str, str]], prefix: str = "", start: str = "") -> tuple[str, dict[str, str]]:
+    """SHA-256 (hex, after a prefix) of some texts, each of which comes with its part; and the same of each part."""
+    whole, parts = hashlib.sha256(start.encode()), {}
+    for part, text in texts:
+        for digest in (whole, parts.setdefault(part, hashlib.sha256(start.encode()))):
+            digest.update(text.encode())
     return prefix + whole.hexdigest(), {part: prefix + digest.hexdigest() for part, digest in parts.items()}
 
 
@@ -168,6 +170,33 @@ def unreadable(path: Path, error: OSError) -> ValueError:
     link = path.is_symlink() and not path.exists()
     reason = "is a link to what is not there" if link else f"cannot be read ({type(error).__name__})"
     return ValueError(f"{path} {reason}; restore or remove it.")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an uncompressed .npz file without pickles, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the folder is missing or may not be written.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    replace_by(path, write)
 
 
 def what_it_is(path: Path) -> str:
@@ -187,13 +216,5 @@ def what_it_is(path: Path) -> str:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from error

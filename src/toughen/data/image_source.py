@@ -1,10 +1,9 @@
 """Images as they lie in files, tables, archives or arrays: opened one by one, when somebody asks for one.
 
-What a source finds is a `RawDataset`: its parts (train, validation, test), each a `Collection` of encoded images
-and their
-labels. From there `data.load` makes a data set that is decoded once and kept in memory, or one that is streamed.
+What a source finds is a `RawDataset`: its parts (train, validation, test), each a `Collection` of encoded images and
+their labels. From there `data.load` makes a data set that is decoded once and kept in memory, or one that is streamed.
 
-    found = Found("pets", {"train": Collection(ArrayImages(pixels), labels)}, ("cat", "dog"), key="...")
+    found = RawDataset("pets", {"train": Collection(ArrayImages(pixels), labels)}, ("cat", "dog"), key="...")
     found.parts["train"].images.open(17)                     # a PIL image
 """
 
@@ -73,7 +72,7 @@ class Collection:
         images: N encoded images.
         labels: (N,) int64 class indices; -1 where there is none, which only an extra set may hold. Or (N, K) float32
             probabilities, likewise.
-        key: what tells this part from all others, where its source can tell; else the source's key stands for it.
+        key: what tells this part from all others, where its source can tell; else the source's key is taken.
     """
 
     images: ImageSource

@@ -1,10 +1,10 @@
-"""Whether all stored images can be decoded, found out before anything rests on them, and remembered.
+"""Whether all stored images can be decoded: found out before they are used, and remembered.
 
 Every image is decoded once, a JPEG at an eighth of its size. Which images were found whole is kept in the cache, under
 the key of what holds them; where that key is of names and sizes, when the files were last changed enters too. Images
-without such files (see `Encoded`) are looked at each time.
+without such files (see `ImageSource`) are looked at each time.
 
-    for done, total in examined({"train": data.train, "test": data.test}):
+    for done, total in check_stored_images({"train": data.train, "test": data.test}):
         print(f"{done} of {total}")                  # ends with a ValueError that names the broken ones
 """
 
@@ -29,7 +29,7 @@ from toughen.errors import UsageError
 from toughen.parallel.ranks import cores
 
 BLOCK = 512
-"""Images between two signs of life."""
+"""Images between two reports of progress."""
 
 NAMED = 5
 """How many broken images are named."""
@@ -38,7 +38,7 @@ SECONDS = 30
 """After so many what is known so far is kept, so that a killed check goes on."""
 
 
-def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
+def check_stored_images(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
     """Decode each stored image that was not found whole before.
 
     Args:
@@ -52,29 +52,29 @@ def examined(splits: Mapping[str, Examples]) -> Iterator[tuple[int, int]]:
             says how many they are.
     """
     # Splits may be parts of one collection, and share what is known of it.
-    memories: dict[tuple[str, bool], IntegrityRecord] = {}
+    records: dict[tuple[str, bool], IntegrityRecord] = {}
     works = []
     for split in splits.values():
         if isinstance(split, LazySplit) and not hasattr(split.encoded, "pixels"):
             collection = (split.key, split.view is None)
-            memory = memories[collection] = memories.get(collection) or _memory(split)
-            if len(places := memory.unknown(split.rows)):
-                works.append((split, memory, places))
+            record = records[collection] = records.get(collection) or _record(split)
+            if len(places := record.unknown(split.rows)):
+                works.append((split, record, places))
     faults: list[tuple[str, ValueError]] = []
     done, total = 0, sum(len(places) for _, _, places in works)
     kept = time.monotonic()
     with ThreadPoolExecutor(cores()) as pool:
-        for split, memory, places in works:
+        for split, record, places in works:
             for block in places.split(BLOCK):
                 found = list(pool.map(_fault, [split] * len(block), block.tolist()))
-                memory.note(split.rows[block[torch.tensor([not fault for fault in found])]])
+                record.note(split.rows[block[torch.tensor([not fault for fault in found])]])
                 faults += [(split.name(int(place)), fault) for place, fault in zip(block, found, strict=True) if fault]
                 done += len(block)
                 if time.monotonic() - kept > SECONDS:
-                    memory.keep()
+                    record.keep()
                     kept = time.monotonic()
                 yield done, total
-            memory.keep()
+            record.keep()
     if faults:
         raise faults[0][1] if len(faults) == 1 else _together(faults)
 
@@ -120,10 +120,10 @@ class IntegrityRecord:
     def keep(self) -> None:
         """Write it to the cache, with what another process may have found meanwhile."""
         if self.path:
-            cache.write_marks(self.path, self.whole | _marks(self.path, len(self.whole)))
+            cache.write_arrays(self.path, marks=self.whole | _marks(self.path, len(self.whole)))
 
 
-def _memory(split: LazySplit) -> IntegrityRecord:
+def _record(split: LazySplit) -> IntegrityRecord:
     """What is known of the images that a split is of."""
     n = len(split.encoded)
     sources: tuple[str, ...] | None = getattr(split.encoded, "sources", None)
@@ -140,7 +140,7 @@ def _memory(split: LazySplit) -> IntegrityRecord:
 
 
 def _marks(path: Path, n: int) -> np.ndarray:
-    known = cache.read_marks(path)
+    known = cache.read_array(path, "marks", np.bool_, 1)
     return known if known is not None and len(known) == n else np.zeros(n, bool)
 
 

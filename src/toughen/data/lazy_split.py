@@ -3,12 +3,15 @@
 It has the interface of `Split`, so that whoever takes a part, counts, or asks for the pixels need not know which of the
 two it holds. Its pixels are those of the centre view; random views are drawn by the batches of training.
 
-    test = Stored(found.parts["test"].images, labels, key="...", view=View(224))
+    test = LazySplit(found.parts["test"].images, labels, key="...", view=ResizeCrop(224))
     test.take(torch.arange(100)).images              # (100, 3, 224, 224) uint8
 """
 
+import math
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,6 +30,10 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decomp
 
 CHANNELS = {"L": 1, "RGB": 3}
 
+# Up to so many pixels an image, a thread a core took 1.15 to 1.4 times as long as one (32 and 64 px, two busy cores);
+# whether they gain on larger images with cores to spare was not measured.
+SMALL = 64 * 64
+
 
 @dataclass(frozen=True, eq=False)
 class LazySplit:
@@ -35,7 +42,7 @@ class LazySplit:
     Args:
         encoded: the images, and perhaps others that `rows` leaves out.
         labels: (N,) int64 class indices, or (N, K) float32 probabilities.
-        key: what tells `encoded` from all other collections (see `Found.key`).
+        key: what tells `encoded` from all other collections (see `RawDataset.key`).
         view: what the images are made into; None takes them as they are, which must all be of one size and mode, L or
             RGB.
         rows: (N,) int64, which of `encoded` these are; all of them by default.
@@ -76,12 +83,16 @@ class LazySplit:
 
     @cached_property
     def images(self) -> Tensor:
-        """(N, C, H, W) uint8: every image in its centre view, decoded once, with a thread a core."""
+        """(N, C, H, W) uint8: every image in its centre view, decoded once, large ones with a thread a core."""
         pixels = np.empty((len(self), *self.shape), np.uint8)
 
         def fill(number: int) -> None:
-            pixels[number] = self.centre(number).transpose(2, 0, 1)
+            pixels[number] = self.decode(number).transpose(2, 0, 1)
 
+        if math.prod(self.shape[1:]) <= SMALL:
+            for number in range(len(self)):
+                fill(number)
+            return torch.from_numpy(pixels)
         # Pillow decodes and resizes photographs outside the interpreter's lock.
         with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(fill, range(len(self))):
@@ -92,62 +103,16 @@ class LazySplit:
         """The images as (N, C, H, W) float32 in [0, 1]."""
         return self.images.float().div_(255)
 
-    def centre(self, number: int) -> np.ndarray:
-        """One image in its centre view, or as it is: (H, W, C) uint8.
+    def decode(self, number: int, draw: np.random.Generator | None = None) -> np.ndarray:
+        """One image in its centre view or, with a generator, a random one; without a view as it is: (H, W, C) uint8.
 
         Raises:
             ValueError: the image is broken, or is not like the others; says which file it is.
         """
-        return self._decoded(number, None)
-
-    def random(self, number: int, draw: np.random.Generator) -> np.ndarray:
-        """One image in a random view, or as it is where there is no view: (H, W, C) uint8.
-
-        Raises:
-            ValueError: as for `centre`.
-        """
-        return self._decoded(number, draw)
-
-    def check(self, number: int) -> None:
-        """Decode one image as cheaply as shows that `centre` and `random` can: a JPEG at an eighth of its size.
-
-        Raises:
-            ValueError: as for `centre`.
-        """
-        if self.view is None:
-            self.centre(number)
-            return
         with self._opened(number) as image:
-            try:
-                image.draft("RGB", (1, 1))
-                to_rgb(image).load()
-            except BROKEN as error:
-                raise self._broken(number, error) from error
-
-    def name(self, number: int) -> str:
-        """Where one image is, for messages."""
-        return self.encoded.name(int(self.rows[number]))
-
-    def _opened(self, number: int) -> Image.Image:
-        try:
-            image = self.encoded.open(int(self.rows[number]))
-        except BROKEN as error:
-            raise self._broken(number, error) from error
-        if image.mode in UNSCALED:
-            raise ValueError(f"{self.name(number)} {unscaled(image.mode)}.")
-        return image
-
-    def _decoded(self, number: int, draw: np.random.Generator | None) -> np.ndarray:
-        with self._opened(number) as image:
-            try:
-                if self.view:
-                    return self.view.centre(image) if draw is None else self.view.random(image, draw)
-                image.load()
-            except BROKEN as error:
-                raise self._broken(number, error) from error
-            return self._as_it_is(number, image)
-
-    def _as_it_is(self, number: int, image: Image.Image) -> np.ndarray:
+            if self.view:
+                return self.view.centre(image) if draw is None else self.view.random(image, draw)
+            image.load()
         channels, height, width = self.shape
         if (CHANNELS.get(image.mode), *image.size) != (channels, width, height):
             mode = next(mode for mode, count in CHANNELS.items() if count == channels)
@@ -159,12 +124,37 @@ class LazySplit:
             )
         return np.asarray(image).reshape(height, width, channels)
 
-    def _broken(self, number: int, error: Exception) -> ValueError:
-        # An error that names the file is passed on as it is.
-        if type(error) is ValueError and self.name(number) in str(error):
-            return error
-        name, kind = self.name(number), type(error).__name__
-        if isinstance(error, OSError) and error.errno is not None:
-            # The system's word, unlike Pillow's: the file is gone, or may not or cannot be read.
-            return ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.")
-        return ValueError(f"DA412 {name} is a broken image ({kind}); remove or replace it.")
+    def check(self, number: int) -> None:
+        """Decode one image as cheaply as shows that `decode` can: a JPEG at an eighth of its size.
+
+        Raises:
+            ValueError: as for `decode`.
+        """
+        if self.view is None:
+            self.decode(number)
+            return
+        with self._opened(number) as image:
+            image.draft("RGB", (1, 1))
+            to_rgb(image).load()
+
+    def name(self, number: int) -> str:
+        """Where one image is, for messages."""
+        return self.encoded.name(int(self.rows[number]))
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[Image.Image]:
+        """One image; what turns out to be wrong with it is said with its name."""
+        name = self.name(number)
+        try:
+            with self.encoded.open(int(self.rows[number])) as image:
+                if image.mode in UNSCALED:
+                    raise ValueError(f"{name} {unscaled(image.mode)}.")
+                yield image
+        except BROKEN as error:
+            if type(error) is ValueError and name in str(error):
+                raise
+            if isinstance(error, OSError) and error.errno is not None:
+                # The system's word, unlike Pillow's: the file is gone, or may not or cannot be read.
+                raise ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.") from error
+            kind = type(error).__name__
+            raise ValueError(f"DA412 {name} is a broken image ({kind}); remove or replace it.") from error

@@ -17,7 +17,7 @@ from toughen import models
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
 from toughen.data.base import Examples, first, per_class
 from toughen.data.dataset_card import DatasetCard
-from toughen.data.integrity import examined
+from toughen.data.integrity import check_stored_images
 from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.batches import Extra
 from toughen.errors import Option, UsageError, naming
@@ -115,7 +115,7 @@ def check_images(
     Raises:
         RecipeError: images are broken, see `toughen.data.integrity`.
     """
-    looked = examined(splits) if ranks.is_main() else iter(())
+    looked = check_stored_images(splits) if ranks.is_main() else iter(())
     told = time.monotonic()
     while True:
         state: tuple[tuple[int, int] | None, str] = (None, "")

@@ -14,7 +14,7 @@ from torch import nn
 
 from toughen.data import ImageData, ResizeCrop, find, load
 from toughen.data.base import Examples
-from toughen.data.decode import as_stored, viewed
+from toughen.data.decode import apply_view, make_lazy_split
 from toughen.data.pseudo_labelling import build
 from toughen.data.pseudo_labelling.build import THRESHOLD, Progress
 from toughen.errors import Option, UsageError, naming
@@ -105,10 +105,10 @@ def open_pool(source: str, view: ResizeCrop | None) -> Examples:
     """
     found = find(source, unlabelled=True)
     if isinstance(found, ImageData):
-        return (viewed(found, view) if view else found).train
+        return (apply_view(found, view) if view else found).train
     if "train" not in found.parts:
         raise ValueError(f"{found.name} holds no training images to choose from; give a folder of images or shards.")
-    return as_stored(found, "train", view)
+    return make_lazy_split(found, "train", view)
 
 
 @dataclass(frozen=True, eq=False)

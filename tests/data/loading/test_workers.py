@@ -234,9 +234,11 @@ def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
         theirs.close()
         return prefetch.DataWorker(Dying(), ours, [-1])  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(prefetch, "started", dead)
+    monkeypatch.setattr(prefetch, "start_worker", dead)
     rows = prefetch.Rows(torch.tensor([0]), 0, torch.tensor([0]))
-    feed = prefetch.Streamed(stored_photographs(tmp_path), lambda number: rows, 0, torch.device("cpu"), 1)
+    feed = prefetch.Streamed(
+        stored_photographs(tmp_path), lambda number: rows, seed=0, device=torch.device("cpu"), workers=1
+    )
     with pytest.raises(ValueError, match=r"DA411 Data worker 0 was killed \(signal 9"):
         feed[0]
 
@@ -244,7 +246,7 @@ def test_a_worker_that_is_still_dying_is_waited_for(tmp_path, monkeypatch):
 def test_a_batch_without_examples_comes_from_workers_too(tmp_path):
     none = torch.tensor([], dtype=torch.int64)
     split, cpu = stored_photographs(tmp_path, 8), torch.device("cpu")
-    feed = prefetch.feed_of(split, lambda number: prefetch.Rows(none, 0, none), seed=0, device=cpu, workers=1)
+    feed = prefetch.Streamed(split, lambda number: prefetch.Rows(none, 0, none), seed=0, device=cpu, workers=1)
     assert [tuple(feed[number].shape) for number in (0, 1)] == [(0, *split.shape)] * 2
     feed.close()
 
@@ -252,7 +254,7 @@ def test_a_batch_without_examples_comes_from_workers_too(tmp_path):
 def test_an_error_of_ours_in_a_worker_stays_one(tmp_path, monkeypatch):
     """It is no hanging worker, and no batch is passed over for it; and whoever keeps it keeps no workers."""
     stored, before = stored_photographs(tmp_path, 8), children()
-    monkeypatch.setattr(type(stored), "random", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(type(stored), "decode", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     batches = Batches(stored, torch.arange(8), batch_size=4, seed=0, device="cpu", workers=1)
     with pytest.raises(RuntimeError, match="a bug") as kept:
         batches[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from toughen.data.pseudo_labelling.choose import choose, judged, probabilities
+from toughen.data.pseudo_labelling.choose import choose, probabilities, score_predictions
 from toughen.noise import generator
 
 
@@ -64,13 +64,13 @@ def test_short_classes_give_what_they_have_and_say_so():
 
 def test_scores_have_the_order_of_the_probability_also_where_that_is_one():
     logits = torch.randn(200, 5, generator=generator("judged")) * 3
-    predicted, scores = judged(logits)
+    predicted, scores = score_predictions(logits)
     p = logits.double().softmax(1).max(1)
     assert predicted.tolist() == p.indices.tolist()
     assert scores.sigmoid().numpy() == pytest.approx(p.values.numpy(), rel=1e-12)
     sure = torch.tensor([[60.0, 0, 0], [50.0, 0, 0], [0, 55.0, 0], [1000.0, 0, 0]])
     assert (sure.softmax(1).max(1).values == 1).all()
-    predicted, scores = judged(sure)
+    predicted, scores = score_predictions(sure)
     assert predicted.tolist() == [0, 0, 1, 0]
     assert scores.tolist() == pytest.approx([60 - math.log(2), 50 - math.log(2), 55 - math.log(2), 1000 - math.log(2)])
 
@@ -78,7 +78,7 @@ def test_scores_have_the_order_of_the_probability_also_where_that_is_one():
 def test_the_foreign_class_counts_in_the_ranking_and_is_never_chosen():
     # Of two images with equal logits of their class, the one that looks foreign ranks lower; a foreign one is out.
     logits = torch.tensor([[4.0, 0, 3], [4.0, 0, 0], [0, 1.0, 5], [0, 2.0, 1]])
-    predicted, scores = judged(logits)
+    predicted, scores = score_predictions(logits)
     assert predicted.tolist() == [0, 0, 2, 1]
     found = choose(scores, predicted, counts=(2,), classes=2)
     assert found.index.tolist() == [1, 3]

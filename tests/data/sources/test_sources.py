@@ -92,14 +92,15 @@ def test_the_fine_labels_of_two_columns_of_classes():
     features = datasets.Features(
         {"img": datasets.Image(), "coarse_label": datasets.ClassLabel(2), "fine_label": datasets.ClassLabel(4)}
     )
-    assert parquet.find_columns(features, "it") == ("img", "fine_label")
+    assert parquet.find_image(features, "it") == "img"
+    assert parquet.find_label(features, "it") == "fine_label"
 
 
 def test_the_second_load_is_from_the_cache(tmp_path, monkeypatch, cache_folder):
     folder = make_folder(tmp_path / "pets")
     first = load(str(folder))
     assert len(list(cache_folder.iterdir())) == 1
-    monkeypatch.setattr(parquet, "decode", forbidden)
+    monkeypatch.setattr(parquet, "assemble", forbidden)
     second = load(str(folder.rename(tmp_path / "renamed")))
     assert second.fingerprint == first.fingerprint
     assert (second.classes, second.name) == (first.classes, "renamed")
@@ -244,7 +245,8 @@ def test_without_network_the_way_out_is_told(monkeypatch, one_sentence):
 
 
 def test_a_hub_name_is_downloaded_once(tmp_path, monkeypatch):
-    tables = parquet.read_tables(parquet.split_files(make_folder(tmp_path / "pets")))
+    files = parquet.split_files(make_folder(tmp_path / "pets"))
+    tables = {part: pq.read_table(paths) for part, paths in files.items()}
     monkeypatch.setattr(hub, "_download", lambda repository: ("0123abcd", tables))
     first = load("cifar10")
     monkeypatch.setattr(hub, "_download", forbidden)

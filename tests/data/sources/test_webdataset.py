@@ -82,7 +82,7 @@ def test_places_names_and_what_is_ignored(tmp_path):
 def test_the_cache(tmp_path, cache_folder, monkeypatch):
     folder = write_shards(tmp_path / "pets", PARTS)
     first = load(str(folder))
-    monkeypatch.setattr("toughen.data.decode.assembled", None)
+    monkeypatch.setattr("toughen.data.decode.assemble", None)
     assert torch.equal(load(str(folder)).train.images, first.train.images)
     assert len(list(cache_folder.iterdir())) == 1
 

@@ -1,7 +1,7 @@
 """Training batches, each a pure function of (seed, number): nothing to replay after a resume, nothing to hand to ranks.
 
-Batch `number` counts over the whole run; its epoch says in which order the examples stand, and each rank takes every
-`world`-th row of the global batch. Pixels lie on the device or are decoded ahead by worker processes (see `feeds`).
+Batch `number` counts over the whole run; its epoch decides the order of the examples, and each rank takes every
+`world`-th row of the global batch. Pixels lie on the device or are decoded ahead by worker processes (see `prefetch`).
 
     batches = Batches(train, index, batch_size=128, seed=0, device="cuda", pad=4, flip=True)
     batch = batches[1000]                            # x (128, 3, 32, 32) float32 in [0, 1] on the device
@@ -78,7 +78,7 @@ class Batches:
     pure function of (seed, e). The last batch of an epoch is kept when it is short.
 
     With `repeats` R that one time is R rows of the same batch, each with a crop and mirroring of its own: a batch of B
-    rows holds B / R examples, and an epoch has R times as many batches. The rows of an example stand side by side, so
+    rows holds B / R examples, and an epoch has R times as many batches. The rows of an example are side by side, so
     that ranks, which take every world-th row, share them out. This is the `emulated_workers` of Gowal et al.'s release
     (docs/methods/extra_data.md, Batch repetition). Deviation: there each device has all rows of its examples.
 
@@ -96,10 +96,10 @@ class Batches:
         pad: pixels of padding before a random crop; 0 for none.
         flip: whether each image is mirrored with probability 1/2.
         pad_mode: see `augment.pad_and_crop`.
-        repeats: how often each image stands in its batch.
+        repeats: how often each image is in its batch.
         classes: number of classes K; None for one more than the largest label.
         extra: see `Extra`.
-        workers: processes that decode stored images; see `prefetch.feed_of`.
+        workers: processes that decode stored images; see `prefetch.Streamed`.
         note: is told what went wrong with them and was put right.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
@@ -181,7 +181,7 @@ class Batches:
         size = sum(part.order.size(number) for part in self._parts)
         rows = torch.arange(size)[self.rank :: self.world]
         noise = Stream((self.seed, "augment", number), rows, size, self.device)
-        pixels, labels, index = map(list, zip(*(part.taken(number) for part in self._parts), strict=True))
+        pixels, labels, index = map(list, zip(*(part.take(number) for part in self._parts), strict=True))
         if len({label.ndim for label in labels}) > 1:
             labels = [probabilities(label, self.classes, torch.float32) for label in labels]
         joined = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
@@ -216,7 +216,7 @@ def check_repeats(batch_size: int, repeats: int) -> None:
 
 
 def check_extra(extra: Extra, batch_size: int, split: Examples) -> None:
-    """Refuse an extra set that cannot stand beside the training images.
+    """Refuse an extra set that does not go with the training images.
 
     Raises:
         ValueError: a batch would hold none of the one or the other, there are fewer extra examples than a batch takes,

@@ -1,10 +1,10 @@
-"""Where the pixels of batches come from: memory on the device, or worker processes that decode ahead.
+"""Images that worker processes decode ahead of training.
 
 A random view is a pure function of seed, epoch, example and repeat, so neither the number of workers or ranks nor a
 resume changes a pixel.
 
-    feed = feed_of(split, lambda number: Rows(torch.tensor([17, 3]), epoch=0), seed=0, device=device)
-    feed[1000]                                       # (2, C, H, W) uint8: rows 17 and 3
+    images = Streamed(split, lambda number: Rows(torch.tensor([17, 3]), 0, torch.tensor([0, 0])), seed=0, device=device)
+    images[1000]                                     # (2, C, H, W) uint8: rows 17 and 3
 """
 
 import multiprocessing
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
 from toughen.noise import derive
 from toughen.parallel.ranks import TIMEOUT, cores
@@ -41,7 +40,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Which examples of a split stand in a batch.
+    """Which examples of a split are in a batch.
 
     Attributes:
         rows: (n,) int64, their places in the split.
@@ -63,17 +62,11 @@ Plan = Callable[[int], Rows]
 """Batch number -> the rows of this rank."""
 
 
-def feed_of(
-    split: Examples,
-    plan: Plan,
-    *,
-    seed: int,
-    device: torch.device,
-    workers: int | None = None,
-    world: int = 1,
-    note: Callable[[str], None] = lambda text: None,
-) -> "Resident | Streamed":
-    """Where the pixels of batches come from, in the way that suits a split.
+class Streamed:
+    """Pixels that worker processes decode while the batches before are trained on.
+
+    Batches that are asked for one after the other are decoded ahead, one by each worker; another number makes the
+    workers begin anew there, and so does, once, a worker that has died or hangs or an image that cannot be read.
 
     Args:
         split: the training images.
@@ -85,51 +78,22 @@ def feed_of(
         world: ranks that share this machine's cores.
         note: is told what went wrong and was put right.
     """
-    if not isinstance(split, LazySplit):
-        # In the usual order: how a run lays images out is its own choice, see `training.acceleration.Acceleration`.
-        return Resident(split.images.to(device, memory_format=torch.contiguous_format), plan)
-    if workers is None:
-        workers = min(MOST_WORKERS, max(1, cores() // world - 1))
-    # Twice in a row, and the other ranks still wait.
-    patience = min(PATIENCE, TIMEOUT.total_seconds() / 3) if world > 1 else PATIENCE
-    return Streamed(split, plan, seed, device, workers, patience=patience, note=note)
-
-
-@dataclass(frozen=True, eq=False)
-class Resident:
-    """Pixels that lie on the device."""
-
-    images: Tensor
-    plan: Plan
-
-    def __getitem__(self, number: int) -> Tensor:
-        """(n, C, H, W) uint8 on the device: this rank's rows of batch `number`."""
-        return self.images[self.plan(number).rows]
-
-    def close(self) -> None:
-        """Nothing works ahead here."""
-
-
-class Streamed:
-    """Pixels that worker processes decode while the batches before are trained on.
-
-    Batches that are asked for one after the other are decoded ahead, one by each worker; another number makes the
-    workers begin anew there, and so does, once, a worker that has died or hangs or an image that cannot be read.
-    """
 
     def __init__(
         self,
         split: LazySplit,
         plan: Plan,
+        *,
         seed: int,
         device: torch.device,
-        workers: int,
-        *,
-        patience: float = PATIENCE,
+        workers: int | None = None,
+        world: int = 1,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._split, self._plan, self._seed, self._device = split, plan, seed, device
-        self._count, self._patience, self._note = workers, patience, note
+        self._split, self._plan, self._seed, self._device, self._note = split, plan, seed, device, note
+        self._count = min(MOST_WORKERS, max(1, cores() // world - 1)) if workers is None else workers
+        # Twice in a row, and the other ranks still wait.
+        self._patience = PATIENCE if world == 1 else min(PATIENCE, TIMEOUT.total_seconds() / 3)
         self._workers: list[DataWorker] = []
         self._first = 0
         self._next: int | None = None
@@ -164,9 +128,9 @@ class Streamed:
         self._next = None
 
     def _begin(self, number: int) -> None:
-        # The old workers end before new ones begin, which would inherit, and keep open, the ways to them.
+        # The old workers end before new ones begin, which would inherit, and keep open, their connections.
         self.close()
-        self._workers = [started(self._split, self._seed) for _ in range(self._count)]
+        self._workers = [start_worker(self._split, self._seed) for _ in range(self._count)]
         self._end = weakref.finalize(self, _end, self._workers, os.getpid())
         self._first = self._next = number
         for later, worker in enumerate(self._workers, start=number):
@@ -182,7 +146,7 @@ class Streamed:
             if self._workers:
                 self._receive(number, pixels.numpy())
             else:
-                decode(self._split, self._seed, rows.keys, pixels.numpy())
+                decode(self._split, self._seed, rows.keys, pixels.numpy(), [-1])
         except Exception:
             # Whoever asks for this number again gets new workers.
             self.close()
@@ -198,19 +162,21 @@ class Streamed:
         alarm.daemon = True
         alarm.start()
         try:
-            wrong = worker.receive(pixels)
-        except (EOFError, OSError) as error:
-            raise ValueError(self._lost(place)) from error
+            error = worker.connection.recv()
+            if error is None:
+                worker.connection.recv_bytes_into(pixels.reshape(-1).data)
+        except (EOFError, OSError) as lost:
+            raise ValueError(self._lost(place)) from lost
         finally:
             alarm.cancel()
-        if wrong is not None:
-            raise ValueError(wrong)
+        if error is not None:
+            raise error
         worker.give(self._plan(number + self._count).keys)
 
     def _lost(self, place: int) -> str:
         worker = self._workers[place]
         worker.process.join(POLL)
-        how = f"gave no sign for {self._patience:g} s" if worker.hangs else ended(worker.process.exitcode)
+        how = f"gave no sign for {self._patience:g} s" if worker.hangs else describe_exit(worker.process.exitcode)
         where = f" while decoding {self._split.name(worker.row[0])}" if worker.row[0] >= 0 else ""
         return (
             f"DA411 Data worker {place} {how}{where}; the same command goes on from the last checkpoint, with "
@@ -224,8 +190,8 @@ class DataWorker:
 
     Attributes:
         process: it.
-        connection: our end of the way to it, the only one in this process: it breaks when the worker ends.
-        row: of the image that it has in hand, in shared memory: the only trace that a dead one leaves; -1 for none.
+        connection: our end of the pipe to it, the only one in this process: it breaks when the worker ends.
+        row: of the image that it is decoding, in shared memory: the only trace that a dead one leaves; -1 for none.
         hangs: whether it was given up for giving no sign.
     """
 
@@ -239,27 +205,13 @@ class DataWorker:
         with suppress(OSError):
             self.connection.send(keys)
 
-    def receive(self, pixels: np.ndarray) -> str | None:
-        """Write the batch that it was given into an array, or say what is wrong with an image.
-
-        Raises:
-            EOFError, OSError: it has ended.
-            RuntimeError: it came upon a bug.
-        """
-        said = self.connection.recv()
-        if isinstance(said, RuntimeError):
-            raise said
-        if said is None:
-            self.connection.recv_bytes_into(pixels.reshape(-1).data)
-        return said
-
     def give_up(self) -> None:
         """Kill it for giving no sign: whoever hangs hears nothing else."""
         self.hangs = True
         self.process.kill()
 
 
-def started(split: LazySplit, seed: int) -> DataWorker:
+def start_worker(split: LazySplit, seed: int) -> DataWorker:
     """A new worker for random views of a split."""
     ours, theirs = multiprocessing.Pipe()
     row = multiprocessing.RawArray("q", [-1])
@@ -272,7 +224,7 @@ def started(split: LazySplit, seed: int) -> DataWorker:
 def serve(
     split: LazySplit, seed: int, row: MutableSequence[int], connection: Connection, other_end: Connection
 ) -> None:
-    """What a worker does: answers each batch's keys by its pixels, or by what is wrong with an image, as text.
+    """What a worker does: answers each batch's keys by None and its pixels, or by what went wrong.
 
     It ends with the process that began it, whose end of the connection is then gone.
     """
@@ -288,18 +240,16 @@ def serve(
             try:
                 decode(split, seed, keys, pixels, row)
             except ValueError as error:
-                connection.send(str(error))
-                continue
+                connection.send(ValueError(str(error)))
             except Exception:
                 connection.send(RuntimeError(traceback.format_exc()))
                 raise
-            connection.send(None)
-            connection.send_bytes(pixels.reshape(-1).data)
+            else:
+                connection.send(None)
+                connection.send_bytes(pixels.reshape(-1).data)
 
 
-def decode(
-    split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray, row: MutableSequence[int] | None = None
-) -> None:
+def decode(split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray, row: MutableSequence[int]) -> None:
     """Write random views of stored images, by their keys, into (n, H, W, C) uint8.
 
     Args:
@@ -307,20 +257,19 @@ def decode(
         seed: of the views.
         keys: row, epoch and repeat of each.
         pixels: written in place, because copies are what streaming adds to the time that decoding takes.
-        row: where it is noted which image is in hand.
+        row: where it is noted which image is being decoded; -1 for none.
 
     Raises:
         ValueError: an image is broken (DA412), or not like the others.
     """
-    row = [-1] if row is None else row
     for number, (place, epoch, again) in enumerate(keys):
         row[0] = place
         draw = np.random.default_rng(derive(seed, "view", epoch, int(split.rows[place]), again))
-        pixels[number] = split.random(place, draw)
+        pixels[number] = split.decode(place, draw)
     row[0] = -1
 
 
-def ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """How a process ended, by its exit code."""
     if code is None or code >= 0:
         return f"ended (exit code {code})"

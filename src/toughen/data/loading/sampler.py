@@ -1,7 +1,7 @@
 """One of the sets that batches are drawn from: its order, its labels and its pixels.
 
-part = Part(train, index, 96, 1, seed=0, start=0, short=False, device=device)
-pixels, labels, index = part.taken(1000)         # 96 rows of batch 1000, or this rank's share of them
+part = SampledSet(train, index, 96, 1, seed=0, start=0, short=False, device=device)
+pixels, labels, index = part.take(1000)          # 96 rows of batch 1000, or this rank's share of them
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
-from toughen.data.loading.prefetch import Rows, feed_of
+from toughen.data.loading.prefetch import Rows, Streamed
 from toughen.noise import generator
 
 
 class Sampler:
-    """Which examples of a set stand in which batch.
+    """Which examples of a set are in which batch.
 
     The set is gone through again and again, each time in an order that is a pure function of (seed, how often before).
 
@@ -66,14 +66,10 @@ class SampledSet:
     Args:
         split: the set, N examples.
         index: (N,) int64, their numbers among all examples that are trained on.
-        distinct: see `Sampler`.
-        repeats: see `Sampler`.
-        seed: of the orders and the random views.
+        distinct, repeats, seed, short: see `Sampler`.
         start: the first of their rows in the global batch.
-        short: see `Sampler`.
         device: where labels and pixels are wanted.
-        workers: see `prefetch.feed_of`.
-        note: likewise.
+        workers, note: see `prefetch.Streamed`.
         rank: this process's number among `world`.
         world: number of ranks that share each global batch.
     """
@@ -94,22 +90,29 @@ class SampledSet:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        # Where the examples are chosen: on the device, or for worker processes on the CPU.
-        home = torch.device("cpu") if isinstance(split, LazySplit) else device
         # Of the global batch's rows rank, rank + world, ...: those of this part.
         mine = slice((rank - start) % world, None, world)
-        self.start, self.order = (
-            start,
-            Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home),
-        )
+        streamed = isinstance(split, LazySplit)
+        # Where the examples are chosen: on the device, or for worker processes on the CPU.
+        home = torch.device("cpu") if streamed else device
+        self.start = start
+        self.order = Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home)
         self._device, self._labels, self._index = device, split.labels.to(home), index.to(home)
-        self._feed = feed_of(split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note)
+        if streamed:
+            self._images = Streamed(
+                split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note
+            )
+        else:
+            # In the usual order: how a run lays images out is its own choice, see `training.acceleration.Acceleration`.
+            self._images = split.images.to(device, memory_format=torch.contiguous_format)
 
-    def taken(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
         chosen = self.order.rows(number).rows
-        return self._feed[number], self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
+        pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]
+        return pixels, self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
 
     def close(self) -> None:
         """End the processes that decode for it."""
-        self._feed.close()
+        if isinstance(self._images, Streamed):
+            self._images.close()

@@ -28,19 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from toughen import __version__
+from toughen.data.files import hash_file, write_npz
 from toughen.data.lazy_split import LazySplit
-from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, judged, probabilities
+from toughen.data.pseudo_labelling.choose import Choice, check_counts, choose, probabilities, score_predictions
 from toughen.data.pseudo_labelling.duplicates import BOUND, Pool, Reference, squared_limit
 from toughen.data.pseudo_labelling.files import (
     DUPLICATES,
     PERCEPTUAL,
-    Chosen,
-    hash_file,
     read_arrays,
     read_labels,
     shard_names,
     shard_rows,
-    write_arrays,
     write_columns,
     write_shard,
 )
@@ -128,10 +126,10 @@ def label(
             return store.read_json(out / MANIFEST)
         begins = not any((out / SCORES).glob("*.npz"))
         models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
-        job = _Job(pool, models, batch_size, len(classes), foreign, labels == "probabilities", out, progress)
+        job = _Job(pool, models, batch_size, request, out, progress)
         for what, model in models.items() if begins else ():
             check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
-        done = _chosen_and_written(job, job.scores(test_images), request)
+        done = _choose_and_write(job, job.scores(test_images))
         store.write_json(out / MANIFEST, done)
         shutil.rmtree(out / SCORES, ignore_errors=True)
         return done
@@ -145,20 +143,18 @@ class _Job:
         pool: Pool,
         models: dict[str, nn.Module],
         batch_size: int,
-        classes: int,
-        foreign: bool,
-        soft: bool,
+        request: dict[str, Any],
         out: Path,
         progress: Progress | None,
     ) -> None:
-        self.pool, self.models, self.batch_size = pool, models, batch_size
-        self.classes, self.foreign, self.soft = classes, foreign, soft
+        self.pool, self.models, self.batch_size, self.request = pool, models, batch_size, request
+        self.classes, self.soft = len(request["classes"]), request["labels"] == "probabilities"
         self.first = pool.take(torch.zeros(1, dtype=torch.int64)).images
         self.shape = tuple(self.first.shape[1:])
-        self.prepared: dict[str, PreparedModel] = {}
         # Part of what a chunk's file means, so a pure function of the images' shape.
-        self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // int(np.prod(self.shape))))
+        self.chunk = max(1, min(_CHUNK, _CHUNK_BYTES // self.first.numel()))
         self.out, self.tell = out, progress or (lambda what, done, total: None)
+        self.prepared: dict[str, PreparedModel] = {}
 
     def scores(self, test_images: Tensor) -> dict[str, np.ndarray]:
         """What was found of each image, chunk by chunk, from files where they are there."""
@@ -167,8 +163,8 @@ class _Job:
         paths = [self.out / SCORES / f"{number:08d}.npz" for number in range(len(chunks))]
         for path, rows in zip(paths, chunks, strict=True):
             if not path.is_file():
-                reference = reference or Reference(test_images, device=self.subject("scorer").device)
-                write_arrays(path, self._score(rows, reference))
+                reference = reference or Reference(test_images, device=self.prepare("scorer").device)
+                write_npz(path, self._score(rows, reference))
             self.tell("scored", int(rows[-1]) + 1, len(self.pool))
         # Read only now: what is kept between the chunks' large tensors fragments the heap (see `near`).
         parts = [read_arrays(path) for path in paths]
@@ -176,8 +172,8 @@ class _Job:
 
     def _score(self, rows: Tensor, reference: Reference) -> dict[str, np.ndarray]:
         images = self.pool.take(rows).images
-        logits = self.logits("scorer", images, self.classes + self.foreign, rows)
-        predicted, scores = judged(logits)
+        logits = self.logits("scorer", images, self.classes + self.request["foreign"], rows)
+        predicted, scores = score_predictions(logits)
         nearest, alike = reference.nearest(images), reference.alike(images)
         found = {
             "predicted": predicted.to(torch.int32),
@@ -200,7 +196,7 @@ class _Job:
             parts.append(probabilities(logits, classes=self.classes))
         return torch.cat(parts).numpy()
 
-    def subject(self, what: str) -> PreparedModel:
+    def prepare(self, what: str) -> PreparedModel:
         """A model, prepared when it is first needed: where all is done but the manifest, none is run."""
         if what not in self.prepared:
             self.prepared[what] = prepare(self.models[what], self.first, None, self.batch_size)
@@ -208,9 +204,9 @@ class _Job:
 
     def logits(self, what: str, images: Tensor, outputs: int, rows: Tensor) -> Tensor:
         """(n, outputs) on the CPU, of uint8 images."""
-        subject = self.subject(what)
-        with subject.ready():
-            parts = [predict(subject.model, subject.images(some)).cpu() for some in images.split(subject.model.size)]
+        model = self.prepare(what)
+        with model.ready():
+            parts = [predict(model.model, model.images(some)).cpu() for some in images.split(model.model.size)]
         logits = torch.cat(parts)
         if logits.shape != (len(images), outputs):
             extra = " and one for foreign images" if outputs > self.classes else ""
@@ -227,8 +223,9 @@ class _Job:
         return logits
 
 
-def _chosen_and_written(job: _Job, scored: dict[str, np.ndarray], request: dict[str, Any]) -> dict[str, Any]:
+def _choose_and_write(job: _Job, scored: dict[str, np.ndarray]) -> dict[str, Any]:
     """Choose, write every file but the manifest, and return that."""
+    request = job.request
     copies = scored["squared"] <= squared_limit(request["threshold"])
     outside = scored["predicted"] >= job.classes
     choice = choose(
@@ -316,9 +313,10 @@ def _write_images(
             if "labeller" in job.models:
                 second = job.second_opinion(rows)
                 hard, soft = second.argmax(1), second if job.soft else None
-            score = _probability(scored["score"][rows])
-            some = Chosen(rows, choice.set.numpy()[part], hard, score, distance[rows], soft)
-            write_shard(job.out / name, job.pool, some, names)
+            columns = {"label": hard} | ({} if soft is None else {"probabilities": soft})
+            columns |= {"score": _probability(scored["score"][rows]), "pool_index": rows}
+            columns |= {"distance": distance[rows], "set": choice.set.numpy()[part]}
+            write_shard(job.out / name, job.pool, columns, names)
         job.tell("written", min(part.stop, len(index)), len(index))
     return files
 
@@ -339,7 +337,7 @@ def _sets(choice: Choice, score: np.ndarray, predicted: np.ndarray, names: Seque
 
 
 def _probability(score: np.ndarray) -> np.ndarray:
-    """The softmax probability of a score of `judged`."""
+    """The softmax probability of a score of `score_predictions`."""
     # Not `sigmoid`, which gives a score other last bits in a shard than among all.
     return (1 + torch.from_numpy(-score).exp()).reciprocal().numpy()
 

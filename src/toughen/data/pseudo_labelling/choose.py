@@ -5,7 +5,7 @@ Carmon et al. 2019 and of Gowal et al. 2020, whose sets of 200,000, 500,000 and 
 (docs/methods/extra_data.md, How a set is chosen). Carmon's classifier has an eleventh class for images that show none
 of the ten; what it puts there is out.
 
-    predicted, scores = judged(logits)                        # logits (N, K) or, with a foreign class, (N, K + 1)
+    predicted, scores = score_predictions(logits)             # logits (N, K) or, with a foreign class, (N, K + 1)
     choice = choose(scores, predicted, counts=(200, 500), classes=10)
     choice.index, choice.set                                  # positions in the pool; 200 or 500, the smallest set
     probabilities(logits, classes=10)                         # without the foreign class
@@ -42,7 +42,7 @@ class Choice:
         return {count: {k: want - got for k, (want, got) in rows if want > got} for count, rows in pairs.items()}
 
 
-def judged(logits: Tensor) -> tuple[Tensor, Tensor]:
+def score_predictions(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The predicted class of each image, and how sure it is.
 
     The score is log(p / (1 - p)) of the largest softmax probability p, which has p's order. p itself will not do: in
@@ -66,7 +66,7 @@ def choose(
 ) -> Choice:
     """The N / K images of each predicted class with the highest scores, for every N of `counts`.
 
-    Where K does not divide N, the first N mod K classes give one image more. Of equal scores the image that stands
+    Where K does not divide N, the first N mod K classes give one image more. Of equal scores the image that is
     earlier in the pool wins. So the sets are pure functions of the scores, and each holds the smaller ones. A class
     with too few candidates gives all it has; `Choice.missing` says so.
 

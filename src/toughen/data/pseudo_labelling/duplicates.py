@@ -75,7 +75,7 @@ class Images(Protocol):
 
 
 Pool = Examples | Images
-"""Where extra images come from: a `Split`, a `Stored`, or whatever gives its images some at a time."""
+"""Where extra images come from: a `Split`, a `LazySplit`, or whatever gives its images some at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,8 @@ class Nearest:
     """The nearest test image of each image.
 
     Args:
-        squared: (N,) int64, the squared distance with pixels in 0 to 255; the largest integer where it is beyond the
-            threshold that was given.
-        index: (N,) int64, the position of that test image, of equally near ones the first; -1 where beyond.
+        squared: (N,) int64, the squared distance with pixels in 0 to 255.
+        index: (N,) int64, the position of that test image, of equally near ones the first.
     """
 
     squared: Tensor
@@ -93,8 +92,8 @@ class Nearest:
 
     @property
     def distance(self) -> Tensor:
-        """(N,) float64, the L2 distance with pixels in [0, 1]; infinite where beyond the threshold."""
-        return torch.where(self.index < 0, torch.inf, self.squared.double().sqrt() / 255)
+        """(N,) float64, the L2 distance with pixels in [0, 1]."""
+        return self.squared.double().sqrt() / 255
 
     def within(self, threshold: float) -> Tensor:
         """(N,) bool, whether the distance is at most `threshold`, pixels in [0, 1]."""
@@ -116,25 +115,17 @@ class Alike:
     mirrored: Tensor
 
 
-def near(
-    pool: Pool,
-    test_images: Tensor,
-    *,
-    threshold: float | None = None,
-    block: int = 1024,
-    device: torch.device | str = "cpu",
-) -> Nearest:
+def near(pool: Pool, test_images: Tensor, *, block: int = 1024, device: torch.device | str = "cpu") -> Nearest:
     """The nearest test image of every pool image by L2 distance over all pixels, exactly.
 
     Args:
         pool: N images (C, H, W), taken `block` at a time.
         test_images: (T, C, H, W) uint8.
-        threshold: the distance, pixels in [0, 1], beyond which it need not be known; None for all distances.
         block: images at a time.
         device: where the work is done.
 
     Raises:
-        ValueError: no test images, images of another shape, or a threshold that is negative.
+        ValueError: no test images, or images of another shape.
     """
     reference = Reference(test_images, device=device)
     # Made at once: a small result kept between two blocks' large tensors fragments the heap (measured: by 4 GiB over a
@@ -142,7 +133,7 @@ def near(
     squared, index = torch.empty(len(pool), dtype=torch.int64), torch.empty(len(pool), dtype=torch.int64)
     for start in range(0, len(pool), block):
         rows = slice(start, min(start + block, len(pool)))
-        found = reference.nearest(pool.take(torch.arange(rows.start, rows.stop)).images, threshold=threshold)
+        found = reference.nearest(pool.take(torch.arange(rows.start, rows.stop)).images)
         squared[rows], index[rows] = found.squared, found.index
     return Nearest(squared, index)
 
@@ -199,13 +190,12 @@ class Reference:
         self._weight[:, 0, 0] *= torch.arange(len(spread), device=self._device) > 0
         self._low = self._normalised(torch.cat(low)).T.contiguous()
 
-    def nearest(self, images: Tensor, *, threshold: float | None = None) -> Nearest:
+    def nearest(self, images: Tensor) -> Nearest:
         """See `near`; images (N, C, H, W) uint8."""
         self._check(images)
-        limit = _NEVER if threshold is None else squared_limit(threshold)
         rows = max(1, min(self._rows(), _BLOCK // len(self._pixels)))
-        parts = [self._nearest(some.to(self._device), limit) for some in images.split(rows)]
-        return Nearest(torch.cat([squared for squared, _ in parts]), torch.cat([index for _, index in parts]))
+        parts = [self._nearest(some.to(self._device)) for some in images.split(rows)]
+        return Nearest(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def alike(self, images: Tensor) -> Alike:
         """The test image that looks most like each of the images (N, C, H, W) uint8, or most like its mirror image."""
@@ -238,7 +228,7 @@ class Reference:
         rest = (norm - kept.square().sum(1)).clamp_min(0).sqrt()
         return torch.cat([kept, rest[:, None]], 1).float()
 
-    def _nearest(self, images: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = _flat(images)
         features = self._features(*self._measured(images)[:2])
         squares = features.double().square().sum(1).float()
@@ -246,7 +236,7 @@ class Reference:
         with _full_precision():
             filtered = left @ self._right
         each = torch.arange(len(images), device=self._device)
-        reached = _squared(pixels, self._pixels, each, filtered.argmin(1)).clamp_max(limit)
+        reached = _squared(pixels, self._pixels, each, filtered.argmin(1))
         candidates = filtered <= (reached.double() + self._slack(features)).float()[:, None]
         del filtered
         best = torch.full((len(images),), _NEVER, dtype=torch.int64, device=self._device)
@@ -258,9 +248,7 @@ class Reference:
             best[some] = self._all_distances(pixels[some])
         row, column = (candidates & ~dense[:, None]).nonzero(as_tuple=True)
         best.scatter_reduce_(0, row, _squared(pixels, self._pixels, row, column) * total + column, "amin")
-        squared, index = best // total, best % total
-        beyond = (best == _NEVER) | (squared > limit)
-        return squared.masked_fill(beyond, _NEVER).cpu(), index.masked_fill(beyond, -1).cpu()
+        return (best // total).cpu(), (best % total).cpu()
 
     def _all_distances(self, pixels: Tensor) -> Tensor:
         """For some images the minimum over all test images of squared distance times T plus position, as integers."""

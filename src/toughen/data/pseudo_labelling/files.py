@@ -1,21 +1,17 @@
 """The files of an extra set: images, labels and what was left out, as parquet that the Hub's tools read.
 
-    rows = Chosen(index, set, label, score, distance, probabilities=None)
-    for number in range(shard_count(len(rows), shape)):
-        write_shard(out, number, pool, rows, names)                # train-00000-of-00003.parquet
+    for name in shard_names(len(label), shape):                    # train-00000-of-00003.parquet, ...
+        write_shard(out / name, pool, {"label": label, "score": score, "pool_index": index}, classes)
 
 `train-*` has an image column (PNG) and a column of class indices with the classes' names, which is all that a reader of
-the Hub's layout needs; beside them stand where in the pool an image was, its score and its distance from the test set.
+the Hub's layout needs; beside them are where in the pool an image was, its score and its distance from the test set.
 The bytes of a file are a pure function of what goes in (and of the versions of Pillow and pyarrow).
 """
 
-import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,30 +32,6 @@ DUPLICATES = "duplicates.parquet"
 PERCEPTUAL = "perceptual.parquet"
 
 
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """What is written of the chosen images, in the order of the rows.
-
-    Args:
-        index: (M,) int64, positions in the pool.
-        set: (M,) int64, the size of the smallest set that holds each.
-        label: (M,) int64, class indices.
-        score: (M,) float64, the scorer's probability of the class that it predicts.
-        distance: (M,) float64, L2 distance to the nearest test image, pixels in [0, 1].
-        probabilities: (M, K) float32, the soft labels, or None.
-    """
-
-    index: np.ndarray
-    set: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    distance: np.ndarray
-    probabilities: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
 def shard_rows(shape: Sequence[int]) -> int:
     """How many images of shape (C, H, W) go into a file."""
     return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(shape))))
@@ -71,8 +43,15 @@ def shard_names(rows: int, shape: Sequence[int]) -> list[str]:
     return [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
-def write_shard(path: Path, pool: Pool, rows: Chosen, names: Sequence[str]) -> None:
+def write_shard(path: Path, pool: Pool, columns: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
     """Write some images and what is known of them, a few megabytes at a time, whole or not at all.
+
+    Args:
+        path: the file.
+        pool: where the images come from.
+        columns: in the file's order, M rows each: `label` int64, class indices; perhaps `probabilities` (M, K) float32;
+            and numbers, of which `pool_index` int64 says where in the pool an image is.
+        names: of the classes.
 
     Raises:
         OSError: the disk is full or the folder may not be written.
@@ -81,27 +60,20 @@ def write_shard(path: Path, pool: Pool, rows: Chosen, names: Sequence[str]) -> N
     from datasets import ClassLabel, Features, List, Value
     from datasets import Image as ImageFeature
 
-    kinds: dict[str, Any] = {"image": ImageFeature(), "label": ClassLabel(names=list(names))}
-    columns = {"label": rows.label}
-    if rows.probabilities is not None:
-        kinds["probabilities"] = List(Value("float32"))
-    for name, dtype in (("score", "float64"), ("pool_index", "int64"), ("distance", "float64"), ("set", "int64")):
-        kinds[name] = Value(dtype)
-        columns[name] = rows.index if name == "pool_index" else getattr(rows, name)
-    schema = Features(kinds).arrow_schema
+    special = {"label": ClassLabel(names=list(names)), "probabilities": List(Value("float32"))}
+    kinds = {name: special.get(name, Value(str(column.dtype))) for name, column in columns.items()}
+    schema = Features({"image": ImageFeature(), **kinds}).arrow_schema
+    index = torch.from_numpy(columns["pool_index"])
+    size = max(1, _GROUP_BYTES // pool.take(index[:1]).images.numel())
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(temporary, schema) as writer:
-            for start in range(0, len(rows), size):
+            for start in range(0, len(index), size):
                 part = slice(start, start + size)
-                images = pool.take(torch.from_numpy(rows.index[part])).images
-                arrays: dict[str, Any] = {"image": [{"bytes": png(image), "path": None} for image in images.numpy()]}
-                arrays |= {name: column[part] for name, column in columns.items()}
-                if rows.probabilities is not None:
-                    arrays["probabilities"] = rows.probabilities[part].tolist()
-                writer.write_table(pa.table({name: arrays[name] for name in kinds}, schema=schema))
+                images = [{"bytes": png(image), "path": None} for image in pool.take(index[part]).images.numpy()]
+                cells = {name: [*column[part]] if column.ndim > 1 else column[part] for name, column in columns.items()}
+                writer.write_table(pa.table({"image": images, **cells}, schema=schema))
 
-    size = max(1, _GROUP_BYTES // int(np.prod(pool.take(torch.from_numpy(rows.index[:1])).images.shape[1:])))
     files.replace_by(path, write)
 
 
@@ -124,18 +96,8 @@ def read_labels(path: Path) -> np.ndarray:
     return pq.read_table(path, columns=["label"]).column("label").to_numpy()
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write what was found of a chunk of the pool, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    files.replace_by(path, write)
-
-
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_arrays` wrote.
+    """What was found of a chunk of the pool, as `write_npz` wrote it.
 
     Raises:
         Damaged: the file is not what was written.
@@ -145,9 +107,3 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(stored)
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise files.Damaged(path.parent, f"{path.name}: {type(error).__name__}; delete this file") from error
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

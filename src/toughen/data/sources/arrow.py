@@ -1,7 +1,9 @@
-"""Images in the columns of tables: in memory, or in arrow files that each process maps for itself.
+"""Images in a column of a table: in memory, or in arrow files that each process maps for itself.
 
-images = TableImages(table.column("image"), "the train split of pets")
+images = TableImages(table, "image", "the train split of pets")
 images.open(17)
+
+(The Image feature of HF `datasets` decodes all pixels at once, which rules out a JPEG's draft, and turns by EXIF data.)
 """
 
 import functools
@@ -16,81 +18,48 @@ from toughen.data.files import open_image
 
 @dataclass(frozen=True, eq=False)
 class TableImages:
-    """Images in a column in memory.
+    """Images in a column of a table.
 
     Args:
-        column: their encoded bytes, or structs of bytes and path, as HF `datasets` has them.
-        where: what the column is called in messages.
-        files: whether a path without bytes is a file to read.
+        table: the table, or the files of arrow's streaming format that hold it, as HF `datasets` writes them. A path
+            without bytes in such files is a file to read.
+        column: the name of the column: encoded bytes, or structs of bytes and path, as HF `datasets` has them.
+        where: what the images are called in messages.
     """
 
-    column: pa.ChunkedArray
+    table: pa.Table | tuple[str, ...]
+    column: str
     where: str
-    files: bool = False
 
     def __len__(self) -> int:
-        return len(self.column)
+        return len(self._cells)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """None: the bytes are in memory."""
-        return ()
+        """The arrow files; none where the bytes are in memory."""
+        return self.table if isinstance(self.table, tuple) else ()
 
     def open(self, number: int) -> Image.Image:
         """One image, its header read."""
-        return open_image(self._content(number))
-
-    def name(self, number: int) -> str:
-        """Its place."""
-        return f"Example {number} of {self.where}"
-
-    def _content(self, number: int) -> bytes | memoryview:
-        cell = self.column[number]
-        content = cell["bytes"] if cell.is_valid and pa.types.is_struct(cell.type) else cell
+        cell = self._cells[number]
+        struct = cell.is_valid and pa.types.is_struct(cell.type)
+        content = cell["bytes"] if struct else cell
         if content.is_valid and (buffer := content.as_buffer()):
-            return memoryview(buffer)
-        path = cell["path"].as_py() if self.files and cell.is_valid and pa.types.is_struct(cell.type) else None
-        if not path:
+            return open_image(memoryview(buffer))
+        if not (path := cell["path"].as_py() if struct and self.sources else None):
             raise ValueError(f"{self.name(number)} holds no image; give files that hold the images themselves.")
-        return Path(path).read_bytes()
-
-
-@dataclass(frozen=True, eq=False)
-class MappedImages:
-    """Images in a column of arrow files.
-
-    Args:
-        paths: files of arrow's streaming format, as HF `datasets` writes them.
-        name_of_column: the column.
-        where: what it is called in messages.
-        length: how many images there are.
-        files: whether a path without bytes is a file to read.
-    """
-
-    paths: tuple[str, ...]
-    name_of_column: str
-    where: str
-    length: int
-    files: bool = False
-
-    def __len__(self) -> int:
-        return self.length
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The arrow files."""
-        return self.paths
-
-    def open(self, number: int) -> Image.Image:
-        """One image, its header read."""
-        return TableImages(mapped(self.paths).column(self.name_of_column), self.where, self.files).open(number)
+        return open_image(Path(path).read_bytes())
 
     def name(self, number: int) -> str:
         """Its place."""
         return f"Example {number} of {self.where}"
+
+    @property
+    def _cells(self) -> pa.ChunkedArray:
+        return (map_tables(self.table) if isinstance(self.table, tuple) else self.table).column(self.column)
 
 
 @functools.lru_cache(maxsize=16)
-def mapped(paths: tuple[str, ...]) -> pa.Table:
+def map_tables(paths: tuple[str, ...]) -> pa.Table:
     """The table of some arrow files, mapped into memory."""
     return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(path)).read_all() for path in paths)

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toughen.data.files import unreadable, what_it_is
-from toughen.storage import files
+from toughen.data.files import unreadable, what_it_is, write_npz
 
 PIXELS = 3 * 32 * 32
 
@@ -64,9 +63,11 @@ CIFAR10 = PickleLayout(_BATCHES, "test_batch", "batches.meta", "labels", "label_
 CIFAR100 = PickleLayout(("train",), "test", "meta", "fine_labels", "fine_label_names", 100)
 
 
-def is_python_layout(folder: Path) -> bool:
-    """Whether a folder holds CIFAR's Python files."""
-    return _layout(folder) is not None
+def layout_of(folder: Path) -> PickleLayout | None:
+    """The layout of which a folder holds Python files, or None."""
+    if all((folder / name).is_file() for name in ("train", "test", "meta")):
+        return CIFAR100
+    return CIFAR10 if any((folder / name).is_file() for name in CIFAR10.train) else None
 
 
 def import_folder(folder: Path, out: Path) -> dict[str, int]:
@@ -87,7 +88,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
         raise ValueError(f"{out} must end in .npz; choose another name.")
     if out.exists():
         raise ValueError(f"{out} exists, and is not overwritten; remove it or choose another name.")
-    layout = _layout(folder)
+    layout = layout_of(folder)
     if not folder.exists():
         raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout.")
     if layout is None:
@@ -105,13 +106,8 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str | bytes) for name in names):
         raise ValueError(f"{meta} does not hold a list of names in {layout.names}; fetch the file again.")
     arrays["classes"] = np.array([_text(name) for name in names])
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_by(out, write)
+    write_npz(out, arrays)
     return {part: len(arrays[f"{part}_labels"]) for part in ("train", "test")}
 
 
@@ -153,7 +149,7 @@ class ArraysOnly(pickle._Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the stream: our own makers of arrays, never the named thing itself."""
+        """What a name in the stream means: our own makers of arrays, never the named thing itself."""
         makers = {
             ("numpy.core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),
             ("numpy._core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),
@@ -216,12 +212,6 @@ def _encode(text: str, encoding: str | bytes) -> bytes:
     if _text(encoding) != "latin1":
         raise Refused(f"the encoding {_text(encoding)}")
     return text.encode("latin1")
-
-
-def _layout(folder: Path) -> PickleLayout | None:
-    if all((folder / name).is_file() for name in ("train", "test", "meta")):
-        return CIFAR100
-    return CIFAR10 if any((folder / name).is_file() for name in CIFAR10.train) else None
 
 
 def _batch(path: Path, layout: PickleLayout) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
         return parquet.find_parquet(path, unlabelled=unlabelled)
     if cifar_binary.layout_of(path):
         return cifar_binary.find_binary(path)
-    if cifar_pickle.is_python_layout(path):
+    if cifar_pickle.layout_of(path):
         raise ValueError(
             f"{path} holds CIFAR's Python layout, which is made of pickles and read only once; run "
             f"`{Command('import', path, out=f'{path.name}.npz')}` and give data={path.name}.npz."

@@ -15,13 +15,14 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from toughen.data import cache
 from toughen.data.base import ImageData
+from toughen.data.decode import assemble
 from toughen.data.files import split_of
 from toughen.data.image_source import RawDataset
-from toughen.data.sources.parquet import Table, decode, found_in
+from toughen.data.sources.parquet import Table, read_tables
 
 Value = TypeVar("Value")
 
@@ -40,19 +41,15 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
         The decoded data.
 
     Raises:
-        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without leave, or what it
-            holds cannot be read.
+        ValueError: the Hub cannot be reached, there is no such data set, it may not be read without permission, or
+            what it holds cannot be read.
     """
     kind = f"hub-{kind or name}"
     for path in sorted(cache.folder().glob(f"{kind}-*.npz")):
         if (data := cache.read(path, name)) is not None:
             return data
-    with _explained(repository), _quiet():
-        commit, tables = _download(repository)
-    chosen = by_split(repository, tables)
-    key = hashlib.sha256(f"{repository}@{commit}/".encode()).hexdigest()
-    data = decode(name, chosen, None, dict.fromkeys(chosen, key))
-    return cache.write(cache.entry(kind, commit), data)
+    commit, found = _found(name, repository)
+    return cache.write(cache.entry(kind, commit), assemble(found))
 
 
 def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = False) -> RawDataset:
@@ -67,13 +64,7 @@ def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = F
     Raises:
         ValueError: as for `load_hub`.
     """
-    with _explained(repository), _quiet():
-        commit, splits = _prepared(repository)
-    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
-    tables = {split: (rows.features, rows.data.table) for split, rows in chosen.items()}
-    paths = {split: tuple(file["filename"] for file in rows.cache_files) for split, rows in chosen.items()}
-    key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
-    return found_in(name, tables, key, paths, unlabelled=unlabelled)
+    return _found(name, repository, part, unlabelled=unlabelled)[1]
 
 
 def kind_of(repository: str) -> str:
@@ -99,13 +90,17 @@ def by_split(name: str, splits: Mapping[str, Value]) -> dict[str, Value]:
     return {part: named[part] for part in ("train", "validation", "test") if part in named}
 
 
-def _download(repository: str) -> tuple[str, Mapping[str, Table]]:
-    commit, splits = _prepared(repository)
-    return commit, {part: (rows.features, rows.data.table) for part, rows in splits.items()}
+def _found(name: str, repository: str, part: str = "", *, unlabelled: bool = False) -> tuple[str, RawDataset]:
+    """The commit, and what `find_hub` gives."""
+    with _explained(repository), _quiet():
+        commit, splits = _download(repository)
+    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
+    key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
+    return commit, read_tables(name, chosen, key, unlabelled=unlabelled)
 
 
-def _prepared(repository: str) -> tuple[str, dict[str, Any]]:
-    """The commit and the splits as HF `datasets` holds them on this machine."""
+def _download(repository: str) -> tuple[str, dict[str, Table]]:
+    """The commit and the splits, which HF `datasets` holds in arrow files on this machine."""
     import datasets
     import huggingface_hub.constants as hub
 
@@ -116,24 +111,37 @@ def _prepared(repository: str) -> tuple[str, dict[str, Any]]:
     builder.download_and_prepare()
     splits = builder.as_dataset()
     assert isinstance(splits, datasets.DatasetDict)
-    return str(builder.hash), {str(part): rows for part, rows in splits.items()}
+    tables = {
+        str(part): tuple(file["filename"] for file in rows.cache_files) or rows.data.table
+        for part, rows in splits.items()
+    }
+    return str(builder.hash), tables
 
 
 @contextlib.contextmanager
 def _explained(repository: str) -> Iterator[None]:
     """What goes wrong on the way to the Hub, as one sentence."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
     path, _, configuration = repository.partition(":")
+    # What the Hub's client lets through of its HTTP library's, whose name has changed once: its own error's bases.
+    network_errors = tuple(
+        kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__module__.startswith("httpx")
+    )
     try:
         yield
-    except (OSError, *_network_errors()) as error:
+    except (OSError, *network_errors) as error:
         chain = list(_causes(error))
         kinds = {type(cause).__name__ for cause in chain}
+        responses = [getattr(cause, "response", None) for cause in chain]
+        statuses = {getattr(said, "status_code", getattr(said, "code", None)) for said in [*responses, *chain]}
         if "GatedRepoError" in kinds or any("gated" in str(cause) for cause in chain):
             problem = (
                 f"{path} on the Hugging Face Hub may be read only by those who accept its terms; accept them there, "
                 "log in with `hf auth login`"
             )
-        elif kinds & set(MISSING) or _status(chain) in (401, 403, 404):
+        elif kinds & set(MISSING) or statuses & {401, 403, 404}:
             problem = (
                 f"There is no data set {path} on the Hugging Face Hub, or it is private; check the spelling, log in "
                 "with `hf auth login`"
@@ -153,41 +161,17 @@ def _explained(repository: str) -> Iterator[None]:
         wanted = "another configuration" if configuration else "a configuration, like hub:owner/name:configuration"
         raise ValueError(f"{path} cannot be read from the Hugging Face Hub ({brief}); give {wanted}.") from error
     # RuntimeError is what HF `datasets` raises for a data set that comes with a program to read it.
-    except (RuntimeError, *_format_errors()) as error:
+    except (RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"{path} cannot be read by HF datasets ({type(error).__name__}); download it and give data=PATH with a "
             "folder."
         ) from error
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client lets through of its HTTP library's."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The library has changed its name once; its base class is the client's own error's.
-    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
-
-
-def _format_errors() -> tuple[type[Exception], ...]:
-    from datasets.exceptions import DatasetsError
-
-    return (DatasetsError,)
-
-
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _status(chain: list[BaseException]) -> int | None:
-    """The HTTP status that one of the errors carries."""
-    for cause in chain:
-        response = getattr(cause, "response", None)
-        status = getattr(response, "status_code", None) or getattr(cause, "code", None)
-        if isinstance(status, int):
-            return status
-    return None
 
 
 def _ask(address: str) -> None:

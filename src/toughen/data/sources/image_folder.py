@@ -6,7 +6,8 @@
 Classes are numbered in the order of their folders' names as text, images likewise within a class. Folders inside a
 class folder are looked into; links are followed; hidden files, thumbnails, and .txt, .md, .csv, .json and .parquet
 files are skipped. Anything else that is no image is refused. Images are taken as they lie in the file: EXIF orientation
-is not applied, as in everybody's ImageNet training.
+is not applied, as in everybody's ImageNet training. (The ImageFolder of HF `datasets` has other rules: it passes over
+what is no image, and calls a class like the innermost folder.)
 
     found = find_folder(Path("pets"))
     found.parts["train"].images.name(17)
@@ -20,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toughen.data.files import IMAGES, files_key, files_keys, harmless, open_image, split_of, unreadable, visible
+from toughen.data.files import IMAGES, files_keys, harmless, open_image, split_of, unreadable, visible
 from toughen.data.image_source import Collection, RawDataset
+from toughen.storage.limits import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def find_folder(folder: Path) -> RawDataset:
         if strange := [name for name in files if name not in classes]:
             raise ValueError(
                 f"{splits[part] / strange[0]} is a class that {splits['train']} does not have; give both the same "
-                f"class folders ({_some(strange)} not in training, which has {_some(classes)})."
+                f"class folders ({shown(strange, 5)} not in training, which has {shown(classes, 5)})."
             )
     names = {part: tuple(name for files in by_class.values() for name in files) for part, by_class in listed.items()}
     all_files = {f"{part}/{name}": splits[part] / name for part, inside in names.items() for name in inside}
@@ -90,7 +92,7 @@ def find_flat(folder: Path) -> RawDataset:
     if not names:
         raise ValueError(f"{folder} holds no images; give a folder with some.")
     images = FileImages(str(folder), names)
-    key = files_key({name: folder / name for name in names}, "flat")
+    key = files_keys({name: folder / name for name in names}, "flat")[0]
     return RawDataset(folder.resolve().name, {"train": Collection(images, np.full(len(names), -1))}, (), key)
 
 
@@ -176,8 +178,3 @@ def _images_in(folder: Path, above: Path) -> Iterator[str]:
             elif not harmless(name):
                 file = os.path.join(place, name)
                 raise ValueError(f"{file} is no image ({', '.join(IMAGES[:4])}, ...); take it out of the folder.")
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    """A few names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

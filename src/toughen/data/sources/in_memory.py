@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toughen.data.base import ImageData
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import prepared
+from toughen.data.decode import make_image_data
 from toughen.data.image_source import ArrayImages, Collection, ImageSource, RawDataset
 
 
@@ -98,7 +98,7 @@ def from_pairs(
         digest.update(f"{part}{collection.labels.shape}".encode() + collection.labels.tobytes())
         if isinstance(collection.images, ArrayImages):
             digest.update(np.ascontiguousarray(collection.images.pixels).data)
-    return prepared(RawDataset(name, parts, tuple(classes or ()), digest.hexdigest()), view)
+    return make_image_data(RawDataset(name, parts, tuple(classes or ()), digest.hexdigest()), view)
 
 
 def _collection(where: str, pairs: Pairs) -> Collection:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from toughen.data.cache import DAMAGE
-from toughen.data.files import LARGE, SPLITS, files_key, split_of, unreadable, what_it_is
+from toughen.data.files import LARGE, SPLITS, files_keys, split_of, unreadable, what_it_is
 from toughen.data.image_source import ArrayImages, Collection, RawDataset
 from toughen.storage.limits import check_zip, shown
 
@@ -97,7 +97,7 @@ def find_npz(path: Path, *, unlabelled: bool = False) -> RawDataset:
         labels = _labels(path, names, len(images), unlabelled)
         parts[part] = Collection(images, labels)
     classes = tuple(str(name) for name in _array(path, "classes")) if "classes" in members else ()
-    return RawDataset(path.stem, parts, classes, files_key({"npz": path}, "npz"))
+    return RawDataset(path.stem, parts, classes, files_keys({"npz": path}, "npz")[0])
 
 
 def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:

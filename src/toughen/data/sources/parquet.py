@@ -2,16 +2,13 @@
 
 The files are read with pyarrow; what the columns mean (which one is the image, what the classes are called) is read
 from their schema by HF `datasets`. Files of 1 GiB and more are written once more as arrow files in the cache, which can
-be read from anywhere in the middle.
+be read from anywhere in the middle. (The builder of `datasets` copies every set into its own cache, and neither it nor
+`pyarrow.dataset` bounds the rows that a header claims.)
 
     data = load_folder(Path("downloads/cifar10"))        # train-*.parquet, test-*.parquet
     data.train.images.shape                              # (50000, 3, 32, 32)
 """
 
-import contextlib
-import hashlib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,17 +20,28 @@ import pyarrow.parquet as pq
 from toughen.data import cache
 from toughen.data.base import ImageData
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import assembled, prepared
-from toughen.data.files import BY_SIZE, LARGE, SPLITS, refuse_gaps, split_in, split_of, what_it_is
+from toughen.data.decode import assemble, make_image_data
+from toughen.data.files import (
+    BY_SIZE,
+    LARGE,
+    SPLITS,
+    hash_file,
+    hash_texts,
+    refuse_gaps,
+    split_in,
+    split_of,
+    what_it_is,
+)
 from toughen.data.image_source import Collection, RawDataset
-from toughen.data.sources.arrow import MappedImages, TableImages, mapped
+from toughen.data.sources.arrow import TableImages, map_tables
 from toughen.data.sources.image_folder import holds_images_within
+from toughen.storage.files import replace_by
 
 PROBABILITIES = "probabilities"
 LABELS = ("label", "labels", "fine_label")
 
-Table = tuple[Mapping[str, Any], pa.Table]
-"""What HF `datasets` says of each column, and the columns."""
+Table = pa.Table | tuple[str, ...]
+"""A table, or the arrow files that hold it."""
 
 
 def load_folder(folder: Path, view: ResizeCrop | None = None) -> ImageData:
@@ -52,13 +60,13 @@ def load_folder(folder: Path, view: ResizeCrop | None = None) -> ImageData:
     Raises:
         ValueError: the folder or a split is missing, or the files do not hold images and labels.
     """
-    files = split_files(folder)
-    if view:
-        return prepared(find_parquet(folder), view)
+    files, name = split_files(folder), folder.resolve().name
     key, keys = source_keys(files)
     path = cache.entry("parquet", key)
-    name = folder.resolve().name
-    return cache.read(path, name) or cache.write(path, decode(name, *_opened(files, key), keys))
+    if view is None and (data := cache.read(path, name)) is not None:
+        return data
+    found = read_tables(name, _opened(files, key), key, keys)
+    return make_image_data(found, view) if view else cache.write(path, assemble(found))
 
 
 def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
@@ -73,15 +81,14 @@ def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
     """
     files = split_files(folder)
     key, keys = source_keys(files)
-    tables, paths = _opened(files, key)
-    return found_in(folder.resolve().name, tables, key, paths, keys, unlabelled=unlabelled)
+    return read_tables(folder.resolve().name, _opened(files, key), key, keys, unlabelled=unlabelled)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split, sorted by name.
 
     Raises:
-        ValueError: there is no such folder, or it holds no training files, or not all files that their names speak of.
+        ValueError: there is no such folder, or it holds no training files, or not all files that their names mention.
     """
     if not folder.is_dir():
         raise ValueError(f"The folder {folder} does not exist; give a folder that holds train-*.parquet files.")
@@ -117,67 +124,17 @@ def source_keys(files: dict[str, list[Path]]) -> tuple[str, dict[str, str]]:
 
     Of 1 GiB and more the names and sizes enter instead of the bytes (see `files.files_keys`).
     """
-    large = _size(files) >= LARGE
-    prefix = BY_SIZE if large else ""
-    digest, keys = hashlib.sha256(), {}
-    for part, paths in files.items():
-        own = hashlib.sha256()
-        for path in paths:
-            with path.open("rb") as file:
-                mark = (path.name, path.stat().st_size) if large else hashlib.file_digest(file, "sha256").hexdigest()
-            for changed in (digest, own):
-                changed.update(f"{part}:{mark};".encode())
-        keys[part] = prefix + own.hexdigest()
-    return prefix + digest.hexdigest(), keys
+    large = _large(files)
+    pairs = [(part, path) for part, paths in files.items() for path in paths]
+    marks = ((path.name, path.stat().st_size) if large else hash_file(path) for _, path in pairs)
+    texts = ((part, f"{part}:{mark};") for (part, _), mark in zip(pairs, marks, strict=True))
+    return hash_texts(texts, BY_SIZE if large else "")
 
 
-def read_tables(files: dict[str, list[Path]]) -> dict[str, Table]:
-    """The files' columns and what they mean, by split.
-
-    Raises:
-        ValueError: a file is no parquet file, or files of one split have different columns.
-    """
-    import datasets
-
-    tables = {}
-    for part, paths in files.items():
-        read = [_read(path) for path in paths]
-        try:
-            joined = pa.concat_tables(read)
-        except pa.ArrowException as error:
-            raise _unlike(part, paths) from error
-        tables[part] = (datasets.Features.from_arrow_schema(joined.schema), joined)
-    return tables
-
-
-def decode(
-    name: str,
-    tables: Mapping[str, Table],
-    paths: Mapping[str, tuple[str, ...]] | None = None,
-    keys: Mapping[str, str] | None = None,
-) -> ImageData:
-    """Images and labels of each split, decoded.
-
-    Args:
-        name: what the data set is called.
-        tables: by split ("train", "test" and perhaps "validation"), the columns' meaning and the columns.
-        paths: by split, the arrow files that hold these columns, where there are any.
-        keys: by split, what tells these columns from all others.
-
-    Returns:
-        The data; classes are called as the label column's schema says, or by their numbers.
-
-    Raises:
-        ValueError: a split is missing or empty, columns cannot be told apart, or an example is not like the others.
-    """
-    return assembled(found_in(name, tables, "", paths, keys))
-
-
-def found_in(
+def read_tables(
     name: str,
     tables: Mapping[str, Table],
     key: str,
-    paths: Mapping[str, tuple[str, ...]] | None = None,
     keys: Mapping[str, str] | None = None,
     *,
     unlabelled: bool = False,
@@ -186,28 +143,30 @@ def found_in(
 
     Args:
         name: what the data set is called.
-        tables: by split, the columns' meaning and the columns.
+        tables: by split.
         key: what tells them from all others.
-        paths: by split, the arrow files that hold these columns, where there are any; their images may lie in files
-            that they name.
-        keys: by split, what tells these columns from all others, where that is known split by split.
+        keys: by split, what tells each from all others, where that is known split by split.
         unlabelled: whether a column of labels may be missing.
+
+    Returns:
+        The data set; its classes are called as the label column's schema says, or by their numbers.
 
     Raises:
         ValueError: columns cannot be told apart, or parts differ in their classes.
     """
+    from datasets import Features
+
     parts: dict[str, Collection] = {}
     classes: tuple[str, ...] = ()
-    for part, (features, table) in tables.items():
+    for part, held in tables.items():
+        table = map_tables(held) if isinstance(held, tuple) else held
         if part != "train" and not len(table):
             continue
         where = f"the {part} split of {name}"
+        features = Features.from_arrow_schema(table.schema)
         image_column = find_image(features, where)
         label_column = find_label(features, where, unlabelled=unlabelled)
-        if files := (paths or {}).get(part):
-            images = MappedImages(files, image_column, where, len(table), files=True)
-        else:
-            images = TableImages(table.column(image_column), where)
+        images = TableImages(held if isinstance(held, tuple) else table.select([image_column]), image_column, where)
         parts[part] = Collection(images, _labels(table, label_column, where), (keys or {}).get(part, ""))
         named = (getattr(features.get(column), "names", None) for column in (label_column, *LABELS))
         names = tuple(next(filter(None, named), ()))
@@ -217,17 +176,6 @@ def found_in(
             )
         classes = classes or names
     return RawDataset(name, parts, classes, key)
-
-
-def find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """The names of the image and the label column.
-
-    Raises:
-        ValueError: there is no such column, or there are several that the names do not tell apart.
-    """
-    label = find_label(features, where)
-    assert label
-    return find_image(features, where), label
 
 
 def find_image(features: Mapping[str, Any], where: str) -> str:
@@ -310,25 +258,26 @@ def _place(folder: Path) -> Path:
     return inside if inside.is_dir() and not any(folder.glob("*.parquet")) and any(inside.glob("*.parquet")) else folder
 
 
-def _size(files: dict[str, list[Path]]) -> int:
-    return sum(path.stat().st_size for paths in files.values() for path in paths)
+def _large(files: dict[str, list[Path]]) -> bool:
+    return sum(path.stat().st_size for paths in files.values() for path in paths) >= LARGE
 
 
-def _read(path: Path) -> pa.Table:
+def _row_groups(path: Path) -> Iterator[pa.Table]:
+    """A file's rows, part by part: first none of them, for the columns."""
     try:
         with pq.ParquetFile(path) as file:
             # An image has a byte at least. What is said once for all rows takes none, and fills the memory.
             if (rows := file.metadata.num_rows) > path.stat().st_size:
                 raise ValueError(f"{path} claims {rows:,} examples and has fewer bytes; fetch the file again.")
-            return file.read()
+            yield file.schema_arrow.empty_table()
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    kind = what_it_is(path)
-    seems = "" if kind in ("a parquet file", "of no known kind") else f"; it is {kind}"
-    return ValueError(f"{path} cannot be read as parquet ({type(error).__name__}){seems}; fetch the file again.")
+        kind = what_it_is(path)
+        seems = "" if kind in ("a parquet file", "of no known kind") else f"; it is {kind}"
+        raise ValueError(
+            f"{path} cannot be read as parquet ({type(error).__name__}){seems}; fetch the file again."
+        ) from error
 
 
 def _unlike(part: str, paths: list[Path]) -> ValueError:
@@ -337,44 +286,35 @@ def _unlike(part: str, paths: list[Path]) -> ValueError:
     )
 
 
-def _opened(files: dict[str, list[Path]], key: str) -> tuple[dict[str, Table], dict[str, tuple[str, ...]]]:
-    """The files' tables: in memory, or, if they are large, in arrow files, whose paths come by split."""
-    import datasets
+def _opened(files: dict[str, list[Path]], key: str) -> Mapping[str, Table]:
+    """The files' tables: in memory, or in arrow files if they are large."""
+    if _large(files):
+        return {part: (str(_as_arrow(part, paths, key)),) for part, paths in files.items()}
+    return {part: _joined(part, paths) for part, paths in files.items()}
 
-    if _size(files) < LARGE:
-        return read_tables(files), {}
-    paths = {part: (str(_as_arrow(part, group, key)),) for part, group in files.items()}
-    tables = {part: mapped(group) for part, group in paths.items()}
-    return {part: (datasets.Features.from_arrow_schema(table.schema), table) for part, table in tables.items()}, paths
+
+def _joined(part: str, paths: list[Path]) -> pa.Table:
+    groups = [group for path in paths for group in _row_groups(path)]
+    try:
+        return pa.concat_tables(groups)
+    except pa.ArrowException as error:
+        raise _unlike(part, paths) from error
 
 
 def _as_arrow(part: str, paths: list[Path], key: str) -> Path:
-    """The arrow file in the cache with the rows of some parquet files, written whole or not at all."""
-    path = cache.entry(f"arrow-{part}", key).with_suffix(".arrow")
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(descriptor)
-    try:
-        schema = pq.ParquetFile(paths[0]).schema_arrow
-        with pa.ipc.new_stream(temporary, schema) as writer:
-            for group in _row_groups(paths):
+    """The arrow file in the cache with the rows of some parquet files."""
+    arrow = cache.entry(f"arrow-{part}", key).with_suffix(".arrow")
+
+    def write(temporary: Path) -> None:
+        groups = (group for path in paths for group in _row_groups(path))
+        schema = next(groups).schema
+        with pa.ipc.new_stream(str(temporary), schema) as writer:
+            for group in groups:
                 if group.schema != schema:
                     raise _unlike(part, paths)
                 writer.write_table(group)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    return path
 
-
-def _row_groups(paths: list[Path]) -> Iterator[pa.Table]:
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for number in range(file.num_row_groups):
-                    yield file.read_row_group(number)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
+    if not arrow.exists():
+        arrow.parent.mkdir(parents=True, exist_ok=True)
+        replace_by(arrow, write)
+    return arrow

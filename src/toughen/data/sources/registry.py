@@ -7,7 +7,7 @@
 
     data = load("mnist5k")                           # 5,000 real digits that ship with toughen
     data = load("downloads/cifar10")                 # train-*.parquet, test-*.parquet, perhaps validation-*.parquet
-    data = load("imagenet", View(224))               # photographs, cropped and resized when they are asked for
+    data = load("imagenet", ResizeCrop(224))         # photographs, cropped and resized when they are asked for
     DATA["mine"] = lambda: ImageData("mine", train, None, test, classes)
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 from toughen.data.base import Examples, ImageData
 from toughen.data.cache import from_arrays
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import prepared
-from toughen.data.extra_set import extra_of
+from toughen.data.decode import make_image_data
+from toughen.data.extra_set import make_extra_set
 from toughen.data.image_source import RawDataset
 from toughen.data.sources import parquet
 from toughen.data.sources.detect import find_path
@@ -138,7 +138,7 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
     if source in PHOTOGRAPHS and view is None:
         raise UsageError(f"{source} holds photographs of all sizes; give ", image_size(like=224), ".")
     if source in DATA:
-        return prepared(DATA[source](), view)
+        return make_image_data(DATA[source](), view)
     if source.startswith(HUB) and view is None:
         repository = _repository(source)
         return load_hub(_hub_name(source), repository, kind=kind_of(repository))
@@ -147,7 +147,7 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
         # The files' key alone says whether their images are in the cache, before the files are opened.
         if path.is_dir() and parquet.holds_parquet(path):
             return parquet.load_folder(path, view)
-    return prepared(find(source), view, kind="decoded")
+    return make_image_data(find(source), view, kind="decoded")
 
 
 def load_extra(
@@ -158,7 +158,7 @@ def load_extra(
     Raises:
         ValueError: as for `load`; or images are of another shape, or labels are not of these classes.
     """
-    return extra_of(find(source, unlabelled=True), shape=shape, classes=classes, view=view)
+    return make_extra_set(find(source, unlabelled=True), shape=shape, classes=classes, view=view)
 
 
 def _repository(source: str) -> str:

@@ -2,7 +2,8 @@
 
 Which split a shard belongs to its name says (train-0000.tar, imagenet-validation-07.tar), or the folder it is in;
 shards that say nothing are all training. The shards are gone through once for the places of their members; from then on
-an image is read where it lies, in any order and by any process. Classes are called by their numbers.
+an image is read where it lies, in any order and by any process. Classes are called by their numbers. (HF `datasets`
+copies every image of a shard into its cache, reads a member whole however large it says it is, and finds no labels.)
 
     found = find_shards(Path("shards"))
     found.parts["train"].images.name(17)                     # "n01440764_10026.jpg in shards/train-0000.tar"
@@ -147,32 +148,29 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _collection(paths: list[Path], key_of_part: str, unlabelled: bool) -> Collection:
-    shard, place, keys, labels = [], [], [], []
+    shard, place, names, labels = [], [], [], []
     for number, path in enumerate(paths):
-        for key, (name, start, length, label) in _index(path, unlabelled).items():
-            if not name:
+        images, label_of = _members(path)
+        for key in images | dict.fromkeys(label_of):
+            if key not in images:
                 raise ValueError(f"{key} in {path} has a label but no image ({', '.join(IMAGES[:4])}); remove it.")
-            if label is None and not unlabelled:
+            name, start, length = images[key]
+            if key not in label_of and not unlabelled:
                 raise ValueError(f"{name} in {path} has no label; add {key}.cls with its class index, or remove it.")
             shard.append(number)
             place.append((start, length))
-            keys.append(name)
-            labels.append(-1 if label is None else label)
-    if not keys:
+            names.append(name)
+            labels.append(label_of.get(key, -1))
+    if not names:
         raise ValueError(
             f"{paths[0]} holds no images{' nor do those beside it' * (len(paths) > 1)}; give shards with some."
         )
-    images = ShardImages(
-        tuple(map(str, paths)),
-        np.array(shard, np.int32),
-        np.array(place, np.int64).reshape(-1, 2),
-        tuple(keys),
-    )
+    images = ShardImages(tuple(map(str, paths)), np.array(shard, np.int32), np.array(place, np.int64), tuple(names))
     return Collection(images, np.array(labels, np.int64), key_of_part)
 
 
-def _index(path: Path, unlabelled: bool) -> dict[str, tuple[str, int, int, int | None]]:
-    """By key: the image's name, first byte and length, and the label."""
+def _members(path: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]:
+    """By key: the image's name, first byte and length; and the label."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -201,15 +199,10 @@ def _index(path: Path, unlabelled: bool) -> dict[str, tuple[str, int, int, int |
         kind = "a damaged tar file" if kind == "a tar archive" else kind
         remedy = "decompress it, and call it .tar" if kind.startswith("compressed") else "fetch or write it again"
         raise ValueError(f"{path} is {kind}, not a whole .tar file; {remedy}.") from error
-    _check_end(path, images)
-    empty = ("", 0, 0)
-    return {key: (*images.get(key, empty), labels.get(key)) for key in (images | dict.fromkeys(labels, empty))}
-
-
-def _check_end(path: Path, images: dict[str, tuple[str, int, int]]) -> None:
-    """tarfile takes a file that ends within its last member for a whole one."""
-    if images and max(start + length for _, start, length in images.values()) > path.stat().st_size:
+    # tarfile takes a file that ends within its last member for a whole one.
+    if max((start + length for _, start, length in images.values()), default=0) > path.stat().st_size:
         raise ValueError(f"{path} is a damaged tar file, not a whole .tar file; fetch or write it again.")
+    return images, labels
 
 
 def _label(content: bytes, ending: str, where: str) -> int | None:
