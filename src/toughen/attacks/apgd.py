@@ -330,7 +330,7 @@ def _targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return to - of
 
 
-TARGETED: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": _targeted_margin}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": _targeted_margin}
 
 
 @attack
@@ -374,7 +374,7 @@ def apgd_targeted(
     """
     x, label = x.detach(), hard(y)
     noise = fixed(len(x), device=x.device) if noise is None else noise
-    function = TARGETED[loss]
+    function = TARGETED_LOSSES[loss]
 
     def towards(target: Tensor) -> ObjectiveOf:
         def on(rows: Tensor) -> Objective:

@@ -234,7 +234,7 @@ def _moved(x: Tensor, x_adv: Tensor, eps: Tensor, corner: Corner, u: Tensor, win
 
 
 @dataclass(frozen=True)
-class Ball:
+class NormMoves:
     """How one norm starts and moves.
 
     Attributes:
@@ -253,7 +253,7 @@ class Ball:
     propose: Callable[[Tensor, Tensor, Tensor, Corner, Tensor, Window], list[Change]]
 
 
-BALLS = {"linf": Ball(_stripes, _linf_side, 0, 0, _filled), "l2": Ball(_tiles, _l2_side, 3, 2, _moved)}
+MOVES = {"linf": NormMoves(_stripes, _linf_side, 0, 0, _filled), "l2": NormMoves(_tiles, _l2_side, 3, 2, _moved)}
 
 
 def _judge(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ def _search(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, queries: int, p_init: float, horizon: int, noise: Stream
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One run: the last accepted images (N, C, H, W), their margins (N,) and which are broken (N,)."""
-    ball, shape = BALLS[threat.norm], x.shape[1:]
+    ball, shape = MOVES[threat.norm], x.shape[1:]
     direction = threat.steepest(ball.start(x, noise.child("start")))
     eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
     eps = (eps - ball.slack * torch.finfo(x.dtype).eps).clamp(min=0)

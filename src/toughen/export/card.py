@@ -18,7 +18,7 @@ from toughen.progress import duration
 from toughen.report.formatting import percent, with_interval
 from toughen.training.catastrophic_overfitting import ball_of
 
-HUB = {
+HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
     "svhn": "ufldl-stanford/svhn",
@@ -50,7 +50,7 @@ def card(facts: RunFacts, *, licence: str | None, onnx: float | None) -> str:
     return f"---\n{header}---\n\n" + "\n".join("\n".join([*section, ""]) for section in sections)
 
 
-def plain(text: object) -> str:
+def escape(text: object) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
     return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(str(text).split()))
 
@@ -100,7 +100,7 @@ def _index(facts: RunFacts) -> dict[str, Any]:
 def _hub_name(facts: RunFacts) -> str | None:
     source = facts.run.recipe.data.source
     # A data set of the Hub may have a configuration after another colon.
-    return source.split(":")[1] if source.startswith("hub:") else HUB.get(source)
+    return source.split(":")[1] if source.startswith("hub:") else HUB_NAMES.get(source)
 
 
 def _images(facts: RunFacts, n: int) -> str:
@@ -118,7 +118,7 @@ def _what(facts: RunFacts) -> list[str]:
     channels, height, width = config["image_shape"]
     kind = "grey" if channels == 1 else "colour" if channels == 3 else f"{channels}-channel"
     lines = [
-        f"# {plain(recipe.name)}",
+        f"# {escape(recipe.name)}",
         "",
         f"An image classifier, `{recipe.model.name}`, trained with toughen by the method `{recipe.method.name}`. "
         f"It takes {kind} images of {height} x {width} pixels with values in [0, 1] (normalisation is inside) and "
@@ -169,7 +169,7 @@ def _measured(facts: RunFacts) -> list[str]:
     ]
     for found in facts.evaluations:
         cells = (
-            plain(_suite(found)),
+            escape(_suite(found)),
             found.threat,
             _images(facts, found.n),
             with_interval(found.clean_accuracy, found.clean_interval),
@@ -185,12 +185,12 @@ def _measured(facts: RunFacts) -> list[str]:
     ]
     for found in facts.evaluations:
         each = (f"{row['attack']} {_left(row)}" for row in found.summary()["attacks"])
-        lines.append(f"- {plain(_suite(found))}, {found.threat}, accuracy left: {plain('; '.join(each))}")
-        lines += [f"  - {plain(note)}" for note in found.notes]
+        lines.append(f"- {escape(_suite(found))}, {found.threat}, accuracy left: {escape('; '.join(each))}")
+        lines += [f"  - {escape(note)}" for note in found.notes]
     for found in facts.evaluations:
         if found.unreliable and found.audit is not None:
-            lines += ["", f"**UNRELIABLE** ({plain(_suite(found))}, {found.threat}):"]
-            lines += [f"- {plain(finding)}" for finding in found.audit.findings]
+            lines += ["", f"**UNRELIABLE** ({escape(_suite(found))}, {found.threat}):"]
+            lines += [f"- {escape(finding)}" for finding in found.audit.findings]
     return lines
 
 
@@ -210,8 +210,8 @@ def _corrupted(facts: RunFacts) -> list[str]:
         )
         # Published images are drawn already.
         kind += f", seed {found['seed']}" if found["origin"] == "generated" else ""
-        lines.append(f"- {_images(facts, found['n'])}, corruptions {plain(kind)}: {plain('; '.join(each))}")
-        lines += [f"  - {plain(note)}" for note in found["notes"]]
+        lines.append(f"- {_images(facts, found['n'])}, corruptions {escape(kind)}: {escape('; '.join(each))}")
+        lines += [f"  - {escape(note)}" for note in found["notes"]]
     return ["## Accuracy under common corruptions", "", *lines] if lines else []
 
 
@@ -235,15 +235,15 @@ def _verdict(found: Evaluation) -> str:
 
 def _data(facts: RunFacts) -> list[str]:
     data, classes = facts.run.about, facts.run.about.classes
-    shown = ", ".join(map(plain, classes[:100])) + (f", and {len(classes) - 100} more" if len(classes) > 100 else "")
+    shown = ", ".join(map(escape, classes[:100])) + (f", and {len(classes) - 100} more" if len(classes) > 100 else "")
     return [
         "## Data",
         "",
-        f"{plain(data.name)}: {data.trained:,} images for training, {data.validated:,} held out to choose the best "
+        f"{escape(data.name)}: {data.trained:,} images for training, {data.validated:,} held out to choose the best "
         f"weights, {data.sizes['test']:,} test images, which had no part in either. SHA-256 of the data: "
         f"`{data.fingerprint}`.",
         "",
-        *[f"{plain(sentence)}\n" for sentence in other_images(facts)],
+        *[f"{escape(sentence)}\n" for sentence in other_images(facts)],
         f"Classes, in the order of the logits: {shown}.",
     ]
 
@@ -261,7 +261,7 @@ def _training(facts: RunFacts) -> list[str]:
         "",
         f"- threat model: {ball if ball else f'none in training; {recipe.threat} for validation'}"
         + (" (pixel values in [0, 1])" if ball else ""),
-        f"- method: `{recipe.method.name}`" + (f" ({plain(settings)})" if settings else ""),
+        f"- method: `{recipe.method.name}`" + (f" ({escape(settings)})" if settings else ""),
         f"- weights: `{run.weights}` after {run.step} of {recipe.total_steps} optimiser steps, "
         f"batches of {recipe.batch_size}",
         f"- cost: {passes['forwards']} forward and {passes['input_backwards'] + passes['full_backwards']} backward "
@@ -274,7 +274,7 @@ def _training(facts: RunFacts) -> list[str]:
             f"robust {percent(best['robust_accuracy'])}; these are no test figures"
         )
     for alarm in state["overfitting"].get("alarms", ()):
-        lines.append(f"- **alarm**: {plain(alarm['alarm'])}")
+        lines.append(f"- **alarm**: {escape(alarm['alarm'])}")
     return [*lines, "", "Every setting is in `recipe.yaml`."]
 
 
@@ -317,7 +317,7 @@ def _loading(facts: RunFacts, onnx: float | None) -> list[str]:
 
 
 def _licence(licence: str | None) -> list[str]:
-    return ["## Licence", "", f"{plain(licence) if licence else 'Not stated.'}"]
+    return ["## Licence", "", f"{escape(licence) if licence else 'Not stated.'}"]
 
 
 def _environment(facts: RunFacts) -> list[str]:

@@ -20,7 +20,7 @@ from toughen.storage import files
 from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
 from toughen.workflows.run_folder import OpenedWeights, open_trained
 
-TARGETED = ("apgd_targeted", "multi_targeted")
+TARGETED_ATTACKS = ("apgd_targeted", "multi_targeted")
 BUDGET = 100
 """Steps that AutoAttack gives its gradient attacks (Croce & Hein 2020, section 6)."""
 
@@ -103,7 +103,7 @@ class RunFacts:
         return f"# Folders and files of another machine are named without their place: give your own\n{text}"
 
 
-def gather(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
+def collect_facts(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
     """Open a run and everything in its folder that was measured on the chosen weights.
 
     Raises:
@@ -157,4 +157,4 @@ def is_strong(evaluation: Evaluation) -> bool:
         return True
     attacks = [settings for settings in evaluation.settings.values() if "threat" not in settings]
     names = {settings.get("name") for settings in attacks if settings.get("steps", 0) >= BUDGET}
-    return "apgd" in names and not names.isdisjoint(TARGETED)
+    return "apgd" in names and not names.isdisjoint(TARGETED_ATTACKS)

@@ -15,7 +15,7 @@ import torch
 from toughen.errors import Command
 from toughen.export import leaderboard, to_onnx
 from toughen.export.card import card
-from toughen.export.facts import RunFacts, gather
+from toughen.export.facts import RunFacts, collect_facts
 from toughen.export.staging import hashes, refuse_foreign, staged
 from toughen.models.exported import CONFIG, WEIGHTS, load_model, to_bytes
 from toughen.noise import generator
@@ -86,7 +86,7 @@ def export(
     if "onnx" in formats:
         to_onnx.require()
     refuse_foreign(out)
-    facts = gather(run_folder, checkpoint=checkpoint, weights=weights)
+    facts = collect_facts(run_folder, checkpoint=checkpoint, weights=weights)
     entry = leaderboard.entry(facts) if "robustbench" in formats else None
     difference = None
     with staged(out) as folder:

@@ -1,13 +1,13 @@
 """A user's model as the library works with it: checked, in inference mode, frozen and in pieces, on its device.
 
     y, index = check_examples(x, y, index, batch_size)
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            logits = subject.predict(subject.images(x[rows]), ids=index[rows], under="clean")
+            logits = classifier.predict(classifier.images(x[rows]), ids=index[rows], under="clean")
 
-What a stranger's model does and bears is found out once, by a probe of two images, when `subject.probe` is first asked
-for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout of its
-weights, BatchNorm folded into convolutions) is done here.
+What a stranger's model does and bears is found out once, by a probe of two images, when `classifier.probe` is first
+asked for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout
+of its weights, BatchNorm folded into convolutions) is done here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ from toughen.threat import Threat
 CHUNK = 4
 """Passes' worth of examples in a chunk from which some leave, so that the passes stay full."""
 
-Progress = Callable[[str, int, int], None]
+ProgressFunction = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is)"""
 
 T = TypeVar("T")
@@ -249,9 +249,9 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
 @contextmanager
 def prepared(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[PreparedModel]:
     """The model as `prepare` gives it, and ready to run until the context ends."""
-    subject = prepare(model, x, y, batch_size)
-    with subject.ready():
-        yield subject
+    classifier = prepare(model, x, y, batch_size)
+    with classifier.ready():
+        yield classifier
 
 
 def check_logits(logits: Tensor, n: int) -> None:

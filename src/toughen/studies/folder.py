@@ -48,7 +48,7 @@ class StudyTask:
 Name = Annotated[str, StringConstraints(pattern=r"^[\w+-][\w.+-]*$", max_length=255)]
 """A folder's name, and nothing that leads elsewhere."""
 
-Suite = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
+SuiteName = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
 """A name in the list of suites. A user may name a file with a suite of their own; a study's file may not."""
 
 
@@ -58,7 +58,7 @@ class _StrictRecord(BaseModel):
 
 class _Column(_StrictRecord):
     what: str
-    suite: Suite | None = None
+    suite: SuiteName | None = None
     attack: str | None = None
     source: str | None = None
 
@@ -96,7 +96,7 @@ class _Asked(_StrictRecord):
     trainings: dict[Name, _Training]
 
 
-def check(asked: object, path: Path) -> None:
+def check_study(asked: object, path: Path) -> None:
     """Refuse what `begin` does not write: its names become folders, and its suites are run.
 
     Args:
@@ -130,7 +130,7 @@ class StudyFolder:
         if not (path / STUDY).is_file():
             raise UsageError(f"{path} holds no study; give the folder of a ", Command("study", "run"))
         self.asked: dict[str, Any] = files.read_json(path / STUDY)
-        check(self.asked, path / STUDY)
+        check_study(self.asked, path / STUDY)
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:

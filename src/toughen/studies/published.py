@@ -95,7 +95,7 @@ def check_filter(wanted: Mapping[str, Any]) -> None:
         known(str(wanted["paper"]), _by_paper(), "paper")
 
 
-def find(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[PublishedNumber]:
+def find_cells(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[PublishedNumber]:
     """The cells that a filter, a metric and a radius stand for; in the order of the file."""
     asked = {**wanted, **({"eps": eps} if eps is not None else {})}
     pool = _by_paper().get(asked["paper"], ()) if "paper" in asked else cells()

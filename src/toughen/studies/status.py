@@ -102,7 +102,7 @@ def _state(folder: StudyFolder, name: str) -> Text:
 
 
 @contextmanager
-def watching(folder: StudyFolder, console: Console) -> Iterator[Callable[[], None]]:
+def showing_status(folder: StudyFolder, console: Console) -> Iterator[Callable[[], None]]:
     """Shows how far a study is: a live table in a terminal, else a line when a task is done, or each half minute."""
     if console.is_terminal:
         with Live(status_table(folder), console=console, refresh_per_second=2, transient=True) as live:

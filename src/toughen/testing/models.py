@@ -96,8 +96,8 @@ def logits(one: ModelUnderTest) -> None:
 def no_softmax(one: ModelUnderTest) -> None:
     """The output is logits, not probabilities or their logarithms."""
     found = _logits(one.build(), one.images())
-    expect(not statistics.probabilities(found), "every row is nowhere negative and adds up to 1")
-    expect(not statistics.log_probabilities(found), "the exponentials of every row add up to 1")
+    expect(not statistics.are_probabilities(found), "every row is nowhere negative and adds up to 1")
+    expect(not statistics.are_log_probabilities(found), "the exponentials of every row add up to 1")
 
 
 @models.promise("flatten with x.flatten(1), and let no layer squeeze the batch away")
@@ -111,7 +111,7 @@ def batch_sizes(one: ModelUnderTest) -> None:
 @models.promise("use the input, and leave the last layers some weights: constant outputs cannot be attacked")
 def looks_at_the_image(one: ModelUnderTest) -> None:
     """Other images have other logits."""
-    expect(not statistics.constant(_logits(one.build(), one.images())), "eight images have the same logits")
+    expect(not statistics.are_constant(_logits(one.build(), one.images())), "eight images have the same logits")
 
 
 @models.promise("take nn.Dropout and the like, which rest in inference mode, for whatever is random")

@@ -16,7 +16,7 @@ from oracles import linear_problem
 from toughen.data import load
 from toughen.evaluation.audit.check_result import WHATS
 from toughen.evaluation.audit.messages import CODES
-from toughen.evaluation.audit.model_check import ModelCheck, check, sample
+from toughen.evaluation.audit.model_check import ModelCheck, check, choose_images
 from toughen.evaluation.audit.preprocessing import CUSTOMARY
 from toughen.models.classifier import Classifier, normalised
 from toughen.models.cost import counted
@@ -362,11 +362,11 @@ def test_the_batch_size_changes_nothing_and_the_sample_is_spread():
     images, labels = digits()
     model = trained("standard").double()
     assert check(model, images, labels, batch_size=128).items == check(model, images, labels, batch_size=30).items
-    rows = sample(1000, 100)
+    rows = choose_images(1000, 100)
     assert len(rows.unique()) == 100
-    assert torch.equal(rows, sample(1000, 100))
+    assert torch.equal(rows, choose_images(1000, 100))
     assert len(torch.arange(10).repeat_interleave(100)[rows].unique()) == 10
-    assert torch.equal(sample(5), torch.arange(5))
+    assert torch.equal(choose_images(5), torch.arange(5))
 
 
 def test_a_normalisation_in_front_keeps_the_mode():

@@ -47,7 +47,7 @@ from toughen.data.pseudo_labelling.files import (
 from toughen.models.batched import predict
 from toughen.models.identity import hash_model, hash_tensor
 from toughen.models.inputs import check_takes, placement
-from toughen.models.prepared import PreparedModel, Progress, prepare
+from toughen.models.prepared import PreparedModel, ProgressFunction, prepare
 from toughen.storage import files as store
 
 Labels = Literal["hard", "probabilities"]
@@ -74,7 +74,7 @@ def label(
     labeller: nn.Module | None = None,
     foreign: bool = False,
     batch_size: int = 256,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> dict[str, Any]:
     """Build an extra training set in a folder.
 
@@ -149,7 +149,7 @@ class _Job:
         foreign: bool,
         soft: bool,
         out: Path,
-        progress: Progress | None,
+        progress: ProgressFunction | None,
     ) -> None:
         self.pool, self.models, self.batch_size = pool, models, batch_size
         self.classes, self.foreign, self.soft = classes, foreign, soft

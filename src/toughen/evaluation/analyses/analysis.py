@@ -130,7 +130,7 @@ def _unpacked(path: Path) -> dict[str, Any]:
     return {**record, **found} if isinstance(record, dict) else {}
 
 
-def share(correct: np.ndarray) -> dict[str, Any]:
+def accuracy_with_interval(correct: np.ndarray) -> dict[str, Any]:
     """Accuracy and its 95 % Wilson interval of a boolean array (N,)."""
     k, n = int(correct.sum()), len(correct)
     return {"accuracy": k / n, "interval": list(interval(k, n))}

@@ -17,7 +17,7 @@ from toughen.evaluation.analyses.analysis import Analysis
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import Progress, chunks, prepared
+from toughen.models.prepared import ProgressFunction, chunks, prepared
 from toughen.threat import safe_norm
 
 
@@ -62,7 +62,7 @@ def gradient_magnitude(
     *,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> GradientMagnitude:
     """||grad_x CE(model(x), y)||_2 of every clean image (Bilateral, supplement, table 4).
 
@@ -85,12 +85,12 @@ def gradient_magnitude(
     """
     y, ids = check_examples(x, y, index, batch_size)
     norms = []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            labels = y[rows].to(subject.device)
+            labels = y[rows].to(classifier.device)
             _, grad, _ = value_and_grad(
-                subject.model,
-                subject.images(x[rows]),
+                classifier.model,
+                classifier.images(x[rows]),
                 lambda logits, piece, labels=labels: cross_entropy(logits, labels[piece]),
             )
             norm = safe_norm(grad.double()).cpu()

@@ -20,7 +20,7 @@ from toughen.evaluation.referee import measure
 from toughen.evaluation.suites import step_size
 from toughen.evaluation.work_unit import attacked
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import Progress, ball_of, chunks, prepared
+from toughen.models.prepared import ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf, Threat, per_example
@@ -94,7 +94,7 @@ def pictures(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Pictures:
     """Images beside PGD examples of them in one ball or several.
 
@@ -127,20 +127,20 @@ def pictures(
         check_examples(x, y, index, batch_size, ball)
     y, ids = check_examples(x, y, index, batch_size)
     label, clean, rounded, predictions = f"pgd-{steps}", [], [], []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            clean.append(subject.predict(subject.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
+            clean.append(classifier.predict(classifier.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
         for name, threat in threats.items():
             attack = AttackSpec(name="pgd", steps=steps, step_size=step_size(threat, steps, max(x.shape[2:])))
             for rows in chunks(len(x), batch_size):
-                images, ball = subject.images(x[rows]), ball_of(threat, rows, subject.device)
+                images, ball = classifier.images(x[rows]), ball_of(threat, rows, classifier.device)
                 noise = Stream(("pictures", seed, name), rows=ids[rows])
-                labels = y[rows].to(subject.device)
-                found = attacked(attack, subject.model, images, labels, label=label, threat=ball, noise=noise)
-                levels = grey_levels(found, x[rows].to(subject.device), ball)
-                seen = subject.images(levels)
+                labels = y[rows].to(classifier.device)
+                found = attacked(attack, classifier.model, images, labels, label=label, threat=ball, noise=noise)
+                levels = grey_levels(found, x[rows].to(classifier.device), ball)
+                seen = classifier.images(levels)
                 measure(seen, images, ball, attack=f"{label}, rounded", ids=ids[rows])
-                predictions.append(subject.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
+                predictions.append(classifier.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
                 rounded.append(levels.cpu())
                 if progress is not None:
                     progress(name, int(rows[-1]) + 1, len(x))

@@ -19,7 +19,7 @@ from toughen.evaluation.referee import measure
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import PreparedModel, Progress, chunks, prepared
+from toughen.models.prepared import PreparedModel, ProgressFunction, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf
@@ -91,7 +91,7 @@ def loss_surface(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> LossSurface:
     """CE(model(x + e1 d1 + e2 d2), y) on a square grid of (e1, e2) in [-radius, radius]^2 (Free, figure 3).
 
@@ -129,15 +129,15 @@ def loss_surface(
     half = points // 2
     offsets = torch.arange(-half, half + 1, dtype=torch.float64) / half * radius
     losses, predictions, firsts, seconds = [], [], [], []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for row in range(len(x)):
-            image, label, number = subject.images(x[row : row + 1]), y[row : row + 1], ids[row : row + 1]
+            image, label, number = classifier.images(x[row : row + 1]), y[row : row + 1], ids[row : row + 1]
             noise = Stream(("loss-surface", seed), rows=number)
             first = _signs(noise.child("first"), image)
             second = _signs(noise.child("second"), image)
             if directions == "adversarial":
-                second = _uphill(subject, image, label)
-            loss, prediction = _on_grid(subject, image, label, number, first, second, offsets)
+                second = _uphill(classifier, image, label)
+            loss, prediction = _on_grid(classifier, image, label, number, first, second, offsets)
             losses.append(loss.reshape(points, points))
             predictions.append(prediction.reshape(points, points))
             firsts.append(first[0])
@@ -163,20 +163,28 @@ def _signs(noise: Stream, image: Tensor) -> Tensor:
     return (noise.integers(2, tuple(image.shape[1:])) * 2 - 1).to(image)
 
 
-def _uphill(subject: PreparedModel, image: Tensor, label: Tensor) -> Tensor:
-    there = label.to(subject.device)
-    _, grad, _ = value_and_grad(subject.model, image, lambda logits, rows: cross_entropy(logits, there[rows]))
+def _uphill(classifier: PreparedModel, image: Tensor, label: Tensor) -> Tensor:
+    there = label.to(classifier.device)
+    _, grad, _ = value_and_grad(classifier.model, image, lambda logits, rows: cross_entropy(logits, there[rows]))
     return Linf(1.0).steepest(grad)
 
 
 def _on_grid(
-    subject: PreparedModel, image: Tensor, label: Tensor, number: Tensor, first: Tensor, second: Tensor, offsets: Tensor
+    classifier: PreparedModel,
+    image: Tensor,
+    label: Tensor,
+    number: Tensor,
+    first: Tensor,
+    second: Tensor,
+    offsets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and prediction at every point of the grid, (P^2,), a pass's worth of images at a time."""
     grid, parts = torch.cartesian_prod(offsets, offsets), []
-    for rows in chunks(len(grid), subject.model.size):
+    for rows in chunks(len(grid), classifier.model.size):
         e1, e2 = grid[rows].to(image).reshape(-1, 2, 1, 1, 1).unbind(1)
-        logits = subject.predict(image + e1 * first + e2 * second, ids=number.expand(len(rows)), under="loss surface")
+        logits = classifier.predict(
+            image + e1 * first + e2 * second, ids=number.expand(len(rows)), under="loss surface"
+        )
         parts.append((cross_entropy(logits, label.to(logits.device).expand(len(rows))), logits.argmax(1)))
     loss, prediction = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return loss.double(), prediction
@@ -246,7 +254,7 @@ def weakly_bounded(
     step_size: float = 2 / 255,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> WeaklyBounded:
     """BIM examples of a large radius, whose look tells what a model has learnt (Free, section 6, figure 2).
 
@@ -274,14 +282,14 @@ def weakly_bounded(
         raise ValueError(f"eps is {eps}; give at least 0.5/255, so that an image of 256 grey levels lies in the ball")
     attack, ball = AttackSpec(name="bim", steps=steps, step_size=step_size), Linf(eps)
     parts = []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            images = subject.images(x[rows])
+            images = classifier.images(x[rows])
             # Kept in float32, so judged in float32, whatever the model computes in.
-            found = attack(subject.model, images, y[rows].to(subject.device), threat=ball).float()
+            found = attack(classifier.model, images, y[rows].to(classifier.device), threat=ball).float()
             levels = _grey_levels(found, images, eps)
-            seen = {CLEAN: images, "bim": found, "bim, uint8": subject.images(levels)}
-            logits = [subject.predict(seen[under], ids=ids[rows], under=under) for under in seen]
+            seen = {CLEAN: images, "bim": found, "bim, uint8": classifier.images(levels)}
+            logits = [classifier.predict(seen[under], ids=ids[rows], under=under) for under in seen]
             distances = [
                 measure(seen[under].to(images), images, ball, attack=under, ids=ids[rows])[0]
                 for under in ("bim", "bim, uint8")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import ascend, start_in
-from toughen.evaluation.analyses.analysis import Analysis, share
+from toughen.evaluation.analyses.analysis import Analysis, accuracy_with_interval
 from toughen.evaluation.evaluate import evaluate
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.suites import Suite
@@ -24,7 +24,7 @@ from toughen.evaluation.time_left import Status
 from toughen.losses import LOSSES, Loss
 from toughen.models.batched import Objective
 from toughen.models.inputs import check_examples, check_labels
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
+from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.settings import known
@@ -68,12 +68,12 @@ class EpsSweep(Analysis):
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy at each radius, as the suite found it there."""
-        return [share(row)["accuracy"] for row in self.survived]
+        return self.survived.mean(1).tolist()
 
     @property
     def nested_accuracies(self) -> list[float]:
         """Robust accuracy when what broke at a radius counts as broken at all larger ones, whose balls hold it too."""
-        return [share(row)["accuracy"] for row in np.logical_and.accumulate(self.survived, axis=0)]
+        return np.logical_and.accumulate(self.survived, axis=0).mean(1).tolist()
 
     @property
     def rises(self) -> list[dict[str, Any]]:
@@ -109,8 +109,11 @@ class EpsSweep(Analysis):
         rows = zip(self.radii.tolist(), self.survived, self.nested_accuracies, strict=True)
         return {
             "n": len(self.index),
-            "clean": share(self.clean_correct),
-            "radii": [{"radius": radius, **share(row), "nested_accuracy": nested} for radius, row, nested in rows],
+            "clean": accuracy_with_interval(self.clean_correct),
+            "radii": [
+                {"radius": radius, **accuracy_with_interval(row), "nested_accuracy": nested}
+                for radius, row, nested in rows
+            ],
             "rises": self.rises,
             "warning": self.warning,
         }
@@ -127,7 +130,7 @@ def eps_sweep(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> EpsSweep:
     """Robust accuracy at several test radii (IAAT, figure 4).
 
@@ -188,7 +191,7 @@ def eps_sweep(
     )
 
 
-def _at(progress: Progress, ball: Threat) -> Callable[[Status], None]:
+def _at(progress: ProgressFunction, ball: Threat) -> Callable[[Status], None]:
     return lambda status: progress(f"{status.attack} at {ball}", status.done, status.attempted)
 
 
@@ -239,20 +242,22 @@ class StepSweep(Analysis):
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy of an attack of exactly k steps, which is judged by its end point, for each k."""
-        return [share(row)["accuracy"] for row in self.survived]
+        return self.survived.mean(1).tolist()
 
     @property
     def worst_accuracies(self) -> list[float]:
         """Robust accuracy when a break after any of the asked step counts up to k counts: it never rises."""
-        return [share(row)["accuracy"] for row in np.logical_and.accumulate(self.survived, axis=0)]
+        return np.logical_and.accumulate(self.survived, axis=0).mean(1).tolist()
 
     def summary(self) -> dict[str, Any]:
         """Clean accuracy, and for each number of steps accuracy, interval and accuracy at the worst so far."""
         rows = zip(self.steps.tolist(), self.survived, self.worst_accuracies, strict=True)
         return {
             "n": len(self.index),
-            "clean": share(self.clean_correct),
-            "steps": [{"steps": steps, **share(row), "worst_accuracy": worst} for steps, row, worst in rows],
+            "clean": accuracy_with_interval(self.clean_correct),
+            "steps": [
+                {"steps": steps, **accuracy_with_interval(row), "worst_accuracy": worst} for steps, row, worst in rows
+            ],
         }
 
 
@@ -270,7 +275,7 @@ def step_sweep(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> StepSweep:
     """Robust accuracy after k steps of PGD, for several k, from one run of the longest (IAAT, appendix C, figure 9).
 
@@ -313,21 +318,21 @@ def step_sweep(
         raise ValueError("loss kl needs the clean probabilities, which a step sweep does not keep; use cross_entropy")
     function = LOSSES[known(loss, LOSSES, "loss")] if isinstance(loss, str) else loss
     n, columns = len(x), []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         noise = Stream(("step-sweep", seed), rows=ids)
-        aims = _aims(target, y, noise, subject.classes)
+        aims = _aims(target, y, noise, classifier.classes)
         for rows in chunks(n, CHUNK * batch_size):
-            clean = subject.predict(subject.images(x[rows]), ids=ids[rows], under=CLEAN)
+            clean = classifier.predict(classifier.images(x[rows]), ids=ids[rows], under=CLEAN)
             correct = clean.argmax(1).cpu() == y[rows]
             survived, marginal = torch.zeros(2, len(counts), len(rows), dtype=torch.bool)
             those = rows[correct]
-            images, ball = subject.images(x[those]), ball_of(threat, those, subject.device)
+            images, ball = classifier.images(x[those]), ball_of(threat, those, classifier.device)
             start = images
             if random_start:
                 drawn = noise.child("pgd", 0) if aims is None else noise.child("targeted_pgd", 0, "start")
                 start = start_in(images, ball, drawn[those])
-            objective = _objective(function, y[those], None if aims is None else aims[those], subject.device)
-            points = _points(subject, images, objective, ball, counts, length, start, ids[those])
+            objective = _objective(function, y[those], None if aims is None else aims[those], classifier.device)
+            points = _points(classifier, images, objective, ball, counts, length, start, ids[those])
             for at, logits in enumerate(points) if len(those) else ():
                 survived[at, correct] = logits.argmax(1).cpu() == y[those]
                 marginal[at, correct] = (gap(logits) < MARGINAL).cpu()
@@ -372,7 +377,7 @@ def _objective(loss: Loss, y: Tensor, aims: Tensor | None, device: torch.device)
 
 
 def _points(
-    subject: PreparedModel,
+    classifier: PreparedModel,
     images: Tensor,
     objective: Objective,
     ball: Threat,
@@ -384,6 +389,8 @@ def _points(
     """The logits of the end point of each number of steps, measured and classified like any attack's."""
     x_adv = start
     for done, steps in zip([0, *counts], counts, strict=False):
-        x_adv = ascend(subject.model, images, objective, threat=ball, steps=steps - done, step_size=length, start=x_adv)
+        x_adv = ascend(
+            classifier.model, images, objective, threat=ball, steps=steps - done, step_size=length, start=x_adv
+        )
         measure(x_adv, images, ball, attack="pgd", ids=ids)
-        yield subject.predict(x_adv, ids=ids, under="pgd")
+        yield classifier.predict(x_adv, ids=ids, under="pgd")

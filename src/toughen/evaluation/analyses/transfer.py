@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
-from toughen.evaluation.analyses.analysis import Analysis, share
+from toughen.evaluation.analyses.analysis import Analysis, accuracy_with_interval
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.result import describe
 from toughen.evaluation.suites import check, find
 from toughen.evaluation.work_unit import attacked
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
+from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -89,16 +89,16 @@ class Transfer(Analysis):
         classified images that the attack broke; None where there are none.
         """
         made = [
-            {"surrogate": name, **share(stood), "broken": _broken(clean, stood)}
+            {"surrogate": name, **accuracy_with_interval(stood), "broken": _broken(clean, stood)}
             for name, clean, stood in zip(self.surrogates, self.surrogate_clean, self.surrogate_survived, strict=True)
         ]
         shown = [
             {
                 "surrogate": surrogate,
                 "target": target,
-                **share(self.robust(surrogate, target)),
-                "accuracy_on_examples": share(self.survived[row, column])["accuracy"],
-                "clean_accuracy": share(self.clean_correct[column])["accuracy"],
+                **accuracy_with_interval(self.robust(surrogate, target)),
+                "accuracy_on_examples": float(self.survived[row, column].mean()),
+                "clean_accuracy": float(self.clean_correct[column].mean()),
                 "broken": _broken(self.clean_correct[column], self.robust(surrogate, target)),
             }
             for row, surrogate in enumerate(self.surrogates)
@@ -122,7 +122,7 @@ def transfer(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Transfer:
     """Accuracy of models on adversarial examples that were made on others (IAAT, tables 1 and 2, "Transfer").
 
@@ -169,7 +169,7 @@ def transfer(
         shown = [stack.enter_context(prepared(model, x, y, batch_size)) for model in targets.values()]
         sources = [stack.enter_context(prepared(model, x, y, batch_size)) for model in surrogates.values()]
         for rows in chunks(len(x), CHUNK * batch_size):
-            clean = torch.stack([_verdict(subject, x[rows], y[rows], ids[rows], CLEAN)[0] for subject in shown])
+            clean = torch.stack([_verdict(classifier, x[rows], y[rows], ids[rows], CLEAN)[0] for classifier in shown])
             columns = []
             for name, source in zip(surrogates, sources, strict=True):
                 ball = ball_of(threat, rows, source.device)
@@ -199,9 +199,9 @@ def _named(models: Models, name: str) -> dict[str, nn.Module]:
     return found
 
 
-def _verdict(subject: PreparedModel, x: Tensor, y: Tensor, ids: Tensor, under: str) -> tuple[Tensor, Tensor]:
+def _verdict(classifier: PreparedModel, x: Tensor, y: Tensor, ids: Tensor, under: str) -> tuple[Tensor, Tensor]:
     """Whether images (N, C, H, W) are classified correctly, and whether rounding may turn that, (N,) on the CPU."""
-    logits = subject.predict(subject.images(x), ids=ids, under=under)
+    logits = classifier.predict(classifier.images(x), ids=ids, under=under)
     return logits.argmax(1).cpu() == y, (gap(logits) < MARGINAL).cpu()
 
 
@@ -220,5 +220,5 @@ def _column(
     distance, _ = measure(x_adv, images, threat, attack=attack.name, ids=ids)
     clean, _ = _verdict(source, x, y, ids, CLEAN)
     stood, _ = _verdict(source, x_adv, y, ids, attack.name)
-    survived, marginal = zip(*(_verdict(subject, x_adv, y, ids, attack.name) for subject in shown), strict=True)
+    survived, marginal = zip(*(_verdict(classifier, x_adv, y, ids, attack.name) for classifier in shown), strict=True)
     return clean, clean & stood, distance.cpu(), torch.stack(survived), torch.stack(marginal)

@@ -182,7 +182,7 @@ class AttackChecks(CleanChecks):
             if double:
                 names.append(DOUBLE)
                 inner = copy.deepcopy(inner).double()
-            model = Batched(statistics.Watched(RepairedModel(inner, names)), self.model.size)
+            model = Batched(statistics.WatchedModel(RepairedModel(inner, names)), self.model.size)
             try:
                 _, grad, _ = value_and_grad(model, x, ascending(margin, y))
             except (RuntimeError, TypeError):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toughen.evaluation.audit.attack_checks import AttackChecks
 from toughen.evaluation.audit.clean_checks import as_given, undisturbed
 from toughen.evaluation.audit.findings import Audit, Finding, finding
-from toughen.evaluation.audit.statistics import Watched
+from toughen.evaluation.audit.statistics import WatchedModel
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.inputs import as_input, out_of_unit, placement
@@ -76,7 +76,7 @@ def audit(
     with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])
         with inference(model, device), counted(model) as passes:
-            watched = Watched(model)
+            watched = WatchedModel(model)
             pieces = Batched(watched, batch_size)
             examination = AttackChecks(
                 model=pieces,

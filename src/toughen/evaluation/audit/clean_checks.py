@@ -102,7 +102,7 @@ class CleanChecks:
     """
 
     model: Batched
-    watched: statistics.Watched
+    watched: statistics.WatchedModel
     x: Tensor
     y: Tensor
     ids: Tensor
@@ -157,11 +157,11 @@ class CleanChecks:
             company = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
             if mostly(company):
                 self._find("EV213", differ=int(company.sum()), examples=len(order))
-        if statistics.constant(logits) and not self._same_images():
+        if statistics.are_constant(logits) and not self._same_images():
             self._find("EV209", examples=self.n)
-        if statistics.probabilities(logits):
+        if statistics.are_probabilities(logits):
             self._find("EV224", examples=self.n)
-        elif statistics.log_probabilities(logits):
+        elif statistics.are_log_probabilities(logits):
             self._find("EV225", examples=self.n)
 
     def _same_images(self) -> bool:

@@ -27,13 +27,13 @@ from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
 
-__all__ = ["EXAMPLES", "CheckItem", "ModelCheck", "check", "sample"]
+__all__ = ["EXAMPLES", "CheckItem", "ModelCheck", "check", "choose_images"]
 
 EXAMPLES = 128
 """Images that are looked at unless more are asked for."""
 
 
-def sample(n: int, limit: int = EXAMPLES) -> Tensor:
+def choose_images(n: int, limit: int = EXAMPLES) -> Tensor:
     """Which of n images are looked at: `limit` of them (or all), drawn the same way each time, ascending.
 
     Not the first ones, which in a folder are of one class.
@@ -64,7 +64,7 @@ def check(
         classes: the classes' names in the order of the labels, which tell how many logits there should be and whether
             the model knows the classes in the order of their names.
         batch_size: images in a pass, at least 1.
-        limit: how many images are looked at, at least 1; more are drawn from (see `sample`).
+        limit: how many images are looked at, at least 1; more are drawn from (see `choose_images`).
 
     Returns:
         An item for each thing looked at, or several where several things are wrong.
@@ -73,7 +73,7 @@ def check(
         ValueError: images or labels that are none, or a number below 1.
     """
     labels = _checked(images, labels, batch_size, limit)
-    rows = sample(len(images), limit)
+    rows = choose_images(len(images), limit)
     x, y = images[rows.to(images.device)], labels[rows.to(labels.device)].cpu()
     checking, passes, model = CheckLog(), Passes(), plain(model)
     x = _in_range(x, checking)
@@ -93,7 +93,7 @@ def check(
     with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
         given = _given(model, x[:batch_size], checking)
     with undisturbed(device, 0), torch.no_grad(), inference(model, device), counted(model, passes):
-        watched = statistics.Watched(model)
+        watched = statistics.WatchedModel(model)
         inspection = CleanChecks(
             model=Batched(watched, batch_size),
             watched=watched,

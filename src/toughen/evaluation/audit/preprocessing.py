@@ -131,7 +131,7 @@ class Trial:
         if statistics.better(self.right, fed.right, self.how.points, chance):
             return True
         ahead = int(self.right.sum()) - int(fed.right.sum())
-        unlike = statistics.log_odds(self.logits, fed.logits, y) > -math.log(chance)
+        unlike = statistics.log_likelihood_ratio(self.logits, fed.logits, y) > -math.log(chance)
         return ahead >= 3 and ahead > self.how.points * len(y) and unlike
 
     def rank(self) -> tuple[float, ...]:

@@ -65,7 +65,7 @@ class Operations(TorchFunctionMode):
         return result
 
 
-class Watched(nn.Module):
+class WatchedModel(nn.Module):
     """A model whose passes are looked at.
 
     Where its logits do not depend on the images in autograd's eyes, their gradient is zero instead of an error.
@@ -132,7 +132,7 @@ def differ(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
     return ~same.all(1)
 
 
-def probabilities(logits: Tensor) -> bool:
+def are_probabilities(logits: Tensor) -> bool:
     """Whether all rows are probabilities: not negative, with a sum of one up to rounding.
 
     K free numbers that are nowhere negative and add up to one in each of many rows do not happen by chance.
@@ -141,13 +141,13 @@ def probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and ((logits.double().sum(1) - 1).abs() <= rounding).all())
 
 
-def log_probabilities(logits: Tensor) -> bool:
+def are_log_probabilities(logits: Tensor) -> bool:
     """Whether all rows are logarithms of probabilities."""
     rounding = 32 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
     return bool((logits <= rounding).all() and (logits.double().logsumexp(1).abs() <= rounding).all())
 
 
-def constant(logits: Tensor) -> bool:
+def are_constant(logits: Tensor) -> bool:
     """Whether four or more rows are the same up to rounding."""
     spread = (logits.amax(0) - logits.amin(0)).max()
     return len(logits) > 3 and bool(spread <= 32 * torch.finfo(logits.dtype).eps * logits.abs().max())
@@ -178,7 +178,7 @@ def better(right: Tensor, given: Tensor, points: float, chance: float) -> bool:
     return more - fewer > points * len(right) and sign_test(more, fewer) < chance
 
 
-def log_odds(logits: Tensor, others: Tensor, y: Tensor) -> float:
+def log_likelihood_ratio(logits: Tensor, others: Tensor, y: Tensor) -> float:
     """How much likelier labels y (N,) are by some logits (N, K) than by others, as a natural logarithm.
 
     Each model is taken to guess one label in five, so that a single image on which it is wrongly sure settles nothing.

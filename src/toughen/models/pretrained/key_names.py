@@ -145,13 +145,13 @@ def identify(state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Any], flo
             if name.startswith("wrn") and layout.options.get("padding") == "end":
                 options = {**options, "padding": "end"}
             share = agreement(names, state, _on_meta(name, options))
-            text = described(name, options)
+            text = describe_network(name, options)
             if share >= 0.5 and share > found.get(text, ("", {}, 0.0))[2]:
                 found[text] = (name, options, share)
     return sorted(found.values(), key=lambda row: -row[2])
 
 
-def described(name: str, options: Mapping[str, Any]) -> str:
+def describe_network(name: str, options: Mapping[str, Any]) -> str:
     """A network of `identify` in words: its name, its classes and what else must be said to build it."""
     rest = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
     if options.get("in_channels", 3) != 3:

@@ -20,7 +20,16 @@ from toughen.errors import Option, UsageError
 from toughen.models.classifier import Classifier, Normalize
 from toughen.models.pretrained.files import pick_state, read_state
 from toughen.models.pretrained.finetune import find_head
-from toughen.models.pretrained.key_names import COUNTER, LAYOUTS, OURS, KeyNames, Names, agreement, described, identify
+from toughen.models.pretrained.key_names import (
+    COUNTER,
+    LAYOUTS,
+    OURS,
+    KeyNames,
+    Names,
+    agreement,
+    describe_network,
+    identify,
+)
 from toughen.storage.limits import shown
 
 # What wrappers keep beside the network: a copy in MadryLab/robustness' attacker, torch's count of averaged models.
@@ -282,7 +291,8 @@ def _resemblance(state: Mapping[str, Tensor], views: list[_UnwrappedState]) -> s
     if not rows:
         return "it looks like no network that toughen has by name"
     name, options, share = rows[0]
-    return f"it looks like {described(name, options)}" + ("" if share == 1 else f" ({share:.0%} of the tensors agree)")
+    agree = "" if share == 1 else f" ({share:.0%} of the tensors agree)"
+    return f"it looks like {describe_network(name, options)}{agree}"
 
 
 def _check_padding(layout: KeyNames, target: nn.Module, where: str) -> None:
