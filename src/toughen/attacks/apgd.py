@@ -132,7 +132,7 @@ def _as_images(values: Tensor, images: Tensor) -> Tensor:
 
 @dataclass
 class _Climb(_Rows):
-    """The examples that still stand: where each is, where it was highest, and what its step depends on."""
+    """The examples not yet broken: where each is, where it was highest, and what its step depends on."""
 
     position: Tensor
     label: Tensor
@@ -217,7 +217,7 @@ def _strongest(
     *,
     threat: Threat,
     steps: int,
-    standing: Tensor,
+    unbroken: Tensor,
     rank: Callable[[_Climb], Tensor],
 ) -> Tensor:
     """Several runs: the first misclassified point of each example, else the highest of the runs' best points.
@@ -229,22 +229,22 @@ def _strongest(
         runs: for each the stream of its starts, and what it ascends.
         threat: the ball.
         steps: number of steps of each run.
-        standing: (N,), which examples are attacked at all; the others stay as they are.
+        unbroken: (N,), which examples are attacked at all; the others stay as they are.
         rank: by what the best points of an example are compared, (n,) of a climb.
     """
-    found, highest, standing = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), standing.clone()
+    found, highest, unbroken = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), unbroken.clone()
 
     def leave(climb: _Climb) -> _Climb:
         wrong = climb.logits.argmax(1) != climb.label
         if not wrong.any():
             return climb
         found[climb.position[wrong]] = climb.at[wrong]
-        standing[climb.position[wrong]] = False
+        unbroken[climb.position[wrong]] = False
         return climb[(~wrong).nonzero().squeeze(1)]
 
     checks = checkpoints(steps)
     for noise, on in runs:
-        rows = standing.nonzero().squeeze(1)
+        rows = unbroken.nonzero().squeeze(1)
         if not len(rows):
             break
         climb = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
@@ -283,21 +283,16 @@ def apgd(
     """Auto-PGD, untargeted (Croce & Hein 2020, algorithm 1): APGD-CE and APGD-DLR of AutoAttack.
 
     Each restart begins at a random point of the sphere: uniform noise whose largest entry is eps (Linf), a Gaussian of
-    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified. One that stands
-    throughout costs restarts * (steps + 1) forward and restarts * steps backward passes.
+    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified. One that is
+    never broken costs restarts * (steps + 1) forward and restarts * steps backward passes.
 
     Deviations: see the module; and cross-entropy with classes is ascended as `log_odds`, a rising function of it that
     does not saturate in float32.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found, run in inference mode.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
-        threat: the ball, with one radius for all or one per example.
+    Args (all else as for `pgd`):
         steps: steps of each restart, at least 1.
         restarts: independent starts, at least 1.
         loss: "cross_entropy", "dlr" (3 classes or more), "margin", "margin-0", "margin-50", or (logits, y) -> (N,).
-        noise: stream of the random starts. Default: one keyed by the examples' positions.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified iterate, else that of the highest loss.
@@ -315,10 +310,10 @@ def apgd(
         return lambda logits, piece: log_odds(logits, of_rows[piece])
 
     runs = ((noise.child("apgd", restart), on) for restart in range(restarts))
-    standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    unbroken = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with attacking(model, "eval"):
         return _strongest(
-            model, x, label, runs, threat=threat, steps=steps, standing=standing, rank=lambda climb: climb.best_value
+            model, x, label, runs, threat=threat, steps=steps, unbroken=unbroken, rank=lambda climb: climb.best_value
         )
 
 
@@ -349,21 +344,16 @@ def apgd_targeted(
     """Auto-PGD towards each of the most likely other classes in turn: APGD-T of AutoAttack (Croce & Hein 2020).
 
     One clean pass ranks the classes of all examples. An example leaves as soon as it is misclassified, as whatever
-    class; one misclassified already is returned as it is. One that stands throughout costs
+    class; one misclassified already is returned as it is. One that is never broken costs
     1 + targets * restarts * (steps + 1) forward and targets * restarts * steps backward passes.
 
     Deviation from the authors' code: it repeats the clean pass for every run.
 
-    Args:
-        model: as for `apgd`, like all but the following.
-        x: see `apgd`.
-        y: see `apgd`; of probabilities, the most probable class counts.
-        threat: see `apgd`.
+    Args (all else as for `apgd`):
         steps: steps of each run, at least 1.
         targets: target classes, at least 1; more than K - 1 mean K - 1.
         restarts: independent starts for each target, at least 1.
         loss: "dlr", `losses.targeted_dlr` (4 classes or more), or "margin", logits_target - logits_y.
-        noise: see `apgd`.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified iterate, else, of the runs' points of the
@@ -394,6 +384,6 @@ def apgd_targeted(
             for restart in range(restarts)
         )
         return _strongest(
-            model, x, label, runs, threat=threat, steps=steps, standing=clean.argmax(1) == label,
+            model, x, label, runs, threat=threat, steps=steps, unbroken=clean.argmax(1) == label,
             rank=lambda climb: margin(climb.best_logits, climb.label),
         )  # fmt: skip

@@ -236,21 +236,13 @@ def from_starts(
 ) -> Tensor:
     """The ascent of a named loss from one or several starts, and the best end point of each example.
 
-    Args:
-        model: classifier, put into the mode of an attack here and back into its own.
-        x: clean images (N, C, H, W).
-        y: classes (N,) or probabilities (N, K).
-        threat: the ball.
-        steps: see `ascend`.
+    Args (all else as for `from_image`):
         step_size: see `ascend`.
         draws: under which name the random starts are drawn.
         random_start: see `Start`.
         restarts: number of starts.
-        loss: its name in `losses.LOSSES`, or (logits, y) -> (N,).
-        attack_bn: see `modes.attacking`.
         noise: stream of the random starts, or None for one keyed by the examples' positions.
         by_loss: see `best_of`.
-        rule: see `ascend`.
 
     Raises:
         ValueError: for several starts that would be equal, and for a loss without a gradient at the only one.
@@ -303,9 +295,9 @@ def best_of(
     if restarts == 1:
         return run(None, 0)[0]
     best, highest = x.detach().clamp(0, 1), x.new_full((len(x),), -torch.inf)
-    standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    unbroken = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for restart in range(restarts):
-        rows = (standing if leave else torch.ones_like(standing)).nonzero().squeeze(1)
+        rows = (unbroken if leave else torch.ones_like(unbroken)).nonzero().squeeze(1)
         if not len(rows):
             break
         found, objective = run(rows, restart)
@@ -314,7 +306,7 @@ def best_of(
         better = gain > highest[rows]
         if not by_loss:
             fooled = logits.argmax(1) != hard(y)[rows]
-            better = standing[rows] & (fooled | better)
-            standing[rows[fooled]] = False
+            better = unbroken[rows] & (fooled | better)
+            unbroken[rows[fooled]] = False
         best[rows[better]], highest[rows[better]] = found[better], gain[better]
     return best

@@ -51,25 +51,18 @@ def diversified_pgd(
     An example leaves as soon as any point of its way is misclassified. A run takes `initial_steps + steps` forward and
     backward passes and one more forward.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
-        threat: the ball, with one radius for all or one per example.
         steps: steps of the ascent, at least 1.
         initial_steps: steps of the way to its start, at least 1.
         rank: 1 for the other class of the highest logit at the random start, 2 for the next, ...; beyond the number of
             other classes the count begins again. 0 leans towards none.
         last_step: length of the last step as a share of eps.
         restarts: runs.
-        noise: stream of the random draws. Default: one keyed by the examples' positions.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified point; where there is none, that of the
         highest margin.
-
-    Raises:
-        ValueError: for settings outside these ranges.
     """
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("diversified_pgd")
     images, label = x.detach(), hard(y)
@@ -78,7 +71,7 @@ def diversified_pgd(
     shares += [last_step + (1 - last_step) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
     with attacking(model, "eval"):
         for restart in range(restarts):
-            rows = found.standing.nonzero().squeeze(1)
+            rows = found.unbroken.nonzero().squeeze(1)
             if not len(rows):
                 break
             draws = noise[rows].child(restart)

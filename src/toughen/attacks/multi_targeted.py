@@ -43,11 +43,8 @@ def multi_targeted(
     misclassified: at `x`, at any iterate (whose logits the gradient needs anyway), or at an end point. The first runs
     of "all" are those of "cycle".
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
-        threat: the ball, with one radius for all or one per example.
         steps: steps of each run, at least 1.
         step_size: in pixel units, a number or (N,), or a function of the step, counted from 0, that gives one of them.
             Default: eps (1 + cos(pi k / steps)) / 2 at step k. A deviation: the papers' text names no rule, the first
@@ -76,7 +73,7 @@ def multi_targeted(
         ranked = logits.scatter(1, label.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         others = ranked.shape[1]
         for number in range(restarts * others if targets == "all" else restarts):
-            rows = found.standing.nonzero().squeeze(1)
+            rows = found.unbroken.nonzero().squeeze(1)
             if not len(rows):
                 break
             start = start_in(images[rows], threat[rows], noise[rows].child(number))

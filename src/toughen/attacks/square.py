@@ -235,7 +235,7 @@ def _moved(x: Tensor, x_adv: Tensor, eps: Tensor, corner: Corner, u: Tensor, win
 
 @dataclass(frozen=True)
 class NormMoves:
-    """How one norm starts and moves.
+    """How the search starts and moves in balls of one norm.
 
     Attributes:
         start: (x, noise) -> the direction to start in, of the shape of x.
@@ -267,10 +267,10 @@ def _search(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, queries: int, p_init: float, horizon: int, noise: Stream
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One run: the last accepted images (N, C, H, W), their margins (N,) and which are broken (N,)."""
-    ball, shape = MOVES[threat.norm], x.shape[1:]
-    direction = threat.steepest(ball.start(x, noise.child("start")))
+    moves, shape = MOVES[threat.norm], x.shape[1:]
+    direction = threat.steepest(moves.start(x, noise.child("start")))
     eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
-    eps = (eps - ball.slack * torch.finfo(x.dtype).eps).clamp(min=0)
+    eps = (eps - moves.slack * torch.finfo(x.dtype).eps).clamp(min=0)
     start = (x + eps.reshape(-1, 1, 1, 1) * direction).clamp(0, 1)
     highest, fooled = _judge(model, start, y)
 
@@ -288,13 +288,13 @@ def _search(
             break
         if tried % BLOCK == 0:
             drawn = (
-                noise[rows].child("squares", tried).uniform((min(BLOCK, queries - 1 - tried), ball.numbers + shape[0]))
+                noise[rows].child("squares", tried).uniform((min(BLOCK, queries - 1 - tried), moves.numbers + shape[0]))
             )
             numbers, slots = drawn.transpose(0, 1).contiguous().to(x.device), torch.arange(len(rows), device=x.device)
-        side = min(ball.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
+        side = min(moves.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
         if walk is None or walk.window.side != side:
             walk = _walk(_window(shape, side, x), noise[rows].child("walk", side), tried)
-        changes = ball.propose(clean, x_adv, eps, walk.corner(tried), numbers[tried % BLOCK][slots], walk.window)
+        changes = moves.propose(clean, x_adv, eps, walk.corner(tried), numbers[tried % BLOCK][slots], walk.window)
         for at, _, new in changes:
             x_adv.scatter_(1, at, new)
         gain, fooled = _judge(model, x_adv.reshape(-1, *shape), y)
@@ -321,16 +321,13 @@ def square(
 ) -> Tensor:
     """Square Attack: random search over squares, without gradients (Andriushchenko et al. 2020, algorithms 1 to 3).
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
         threat: the ball, with one radius for all or one per example. An example with a radius of 0 costs nothing.
         queries: forward passes of each restart, the one at its start included. A broken example takes no more.
         p_init: share of the pixels that the first squares cover.
         stretch: stretch the schedule by which squares shrink to the number of queries; otherwise it is that for 10,000.
-        restarts: independent runs, each on the examples that still stand.
-        noise: stream of the squares. Default: one keyed by the examples' positions.
+        restarts: independent runs, each on the examples not yet broken.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: misclassified, or else the point of the highest margin found.
