@@ -162,7 +162,7 @@ def input_gradients(one: ModelUnderTest) -> None:
     y = _logits(model, x).argmax(1)
     _, grad, _ = value_and_grad(model, x, lambda logits, rows: cross_entropy(logits, y[rows]))
     expect(grad.isfinite().all(), "it is not finite")
-    zeros = statistics.zero(grad)
+    zeros = statistics.all_zero(grad)
     expect(not zeros.any(), f"it is zero for {int(zeros.sum())} of {len(x)} images")
     wrong = [item for item in check(model, x, y).wrong if item.what == "gradients"]
     expect(not wrong, "; ".join(item.evidence for item in wrong))

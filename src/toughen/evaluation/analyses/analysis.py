@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_origin
 
 import numpy as np
 
@@ -39,7 +39,12 @@ class Analysis:
     """
 
     ARRAYS: ClassVar[dict[str, tuple[str, str]]] = {}
-    """Type and dimensions of every array field; a letter stands for one size throughout a result."""
+    """Type and dimensions of every array field, from its annotation: a letter is one size throughout a result."""
+
+    def __init_subclass__(cls) -> None:
+        """Find the arrays: a field `radii: Annotated[np.ndarray, "float64", "R"]` is one."""
+        hints = cls.__annotations__.items()
+        cls.ARRAYS = {name: hint.__metadata__ for name, hint in hints if get_origin(hint) is Annotated}
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}

@@ -7,7 +7,7 @@ Source: Bilateral adversarial training (Wang & Zhang 2019), supplement, section 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,10 +30,8 @@ class GradientMagnitude(Analysis):
         norm: ||grad_x CE||_2 of each example, (N,), for pixels in [0, 1].
     """
 
-    ARRAYS: ClassVar = {"index": ("int64", "N"), "norm": ("float64", "N")}
-
-    index: np.ndarray
-    norm: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    norm: Annotated[np.ndarray, "float64", "N"]
 
     def values(self, *, pixel_range: int = 1, squared: bool = False) -> np.ndarray:
         """The magnitudes (N,) for pixels in [0, pixel_range], 1 or 255: L2 norms, or their squares.
@@ -71,12 +69,7 @@ def gradient_magnitude(
     the norm and not for its square (that would take 127.5 squared). Both readings are therefore given, on the scales of
     [0, 1] and [0, 255]. The norm is taken in float64.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        batch_size: examples per pass, at least 1.
-        index: example ids (N,), each once. Default: 0 to N - 1.
+    Args (all else as for `evaluate`):
         progress: called with ("gradient", examples done, N).
 
     Raises:

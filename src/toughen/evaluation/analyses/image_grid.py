@@ -8,7 +8,7 @@ What is kept is what was measured and classified: the images after rounding.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -46,26 +46,16 @@ class Pictures(Analysis):
         ValueError: as for `Analysis`; or there are not as many names as variants, or one stands twice.
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "radius": ("float64", "N"),
-        "image": ("uint8", "NCHW"),
-        "clean_prediction": ("int64", "N"),
-        "adversarial": ("uint8", "VNCHW"),
-        "prediction": ("int64", "VN"),
-    }
-
     title: str
     variants: list[str]
     classes: list[str]
-    index: np.ndarray
-    label: np.ndarray
-    radius: np.ndarray
-    image: np.ndarray
-    clean_prediction: np.ndarray
-    adversarial: np.ndarray
-    prediction: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    radius: Annotated[np.ndarray, "float64", "N"]
+    image: Annotated[np.ndarray, "uint8", "NCHW"]
+    clean_prediction: Annotated[np.ndarray, "int64", "N"]
+    adversarial: Annotated[np.ndarray, "uint8", "VNCHW"]
+    prediction: Annotated[np.ndarray, "int64", "VN"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,17 +91,13 @@ def pictures(
     Every image is attacked, correctly classified or not. PGD starts at random and takes the suites' step size. The
     examples are rounded to the 256 grey levels, so that they stay in the ball, and measured and classified after that.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
+    Args (all else as for `evaluate`):
         x: images (N, C, H, W), uint8.
-        y: classes (N,).
         threats: the ball of each variant by its name, with one radius for all or one per example.
         title: see `Pictures`.
         classes: see `Pictures`.
         radius: see `Pictures`.
         steps: of PGD, at least 1.
-        seed: of the random starts.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random starts belong. Default: 0 to N - 1.
         progress: called with (name of the variant, examples done, N).
 

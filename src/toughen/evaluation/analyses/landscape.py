@@ -7,7 +7,7 @@ Source: Adversarial training for free (Shafahi et al. 2019), section 6, figures 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -44,26 +44,16 @@ class LossSurface(Analysis):
         prediction: the class predicted there, (N, P, P).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "offsets": ("float64", "P"),
-        "first": ("int8", "NCHW"),
-        "second": ("int8", "NCHW"),
-        "loss": ("float64", "NPP"),
-        "prediction": ("int64", "NPP"),
-    }
-
     directions: str
     radius: float
     seed: int
-    index: np.ndarray
-    label: np.ndarray
-    offsets: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    loss: np.ndarray
-    prediction: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    offsets: Annotated[np.ndarray, "float64", "P"]
+    first: Annotated[np.ndarray, "int8", "NCHW"]
+    second: Annotated[np.ndarray, "int8", "NCHW"]
+    loss: Annotated[np.ndarray, "float64", "NPP"]
+    prediction: Annotated[np.ndarray, "int64", "NPP"]
 
     def summary(self) -> dict[str, Any]:
         """For each image the loss in the middle, and the lowest and the highest."""
@@ -104,14 +94,11 @@ def loss_surface(
     - Points are not clipped to [0, 1]: a plane that is bent at the box would show kinks that the model does not have.
       Towards the rim the model is thus asked about pixels slightly outside [0, 1].
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
+    Args (all else as for `evaluate`):
         x: images (N, C, H, W), floats in [0, 1] or uint8; each costs points^2 forward passes.
-        y: classes (N,).
         radius: half the side of the square, in pixel units, positive.
         directions: what d2 is, "adversarial" or "rademacher".
         points: points along a side, odd and at least 3, so that the image itself is one.
-        seed: of the random directions.
         batch_size: grid points per pass, at least 1.
         index: example ids (N,), each once, to which the random directions belong. Default: 0 to N - 1.
         progress: called with ("loss surface", images done, N).
@@ -210,32 +197,19 @@ class WeaklyBounded(Analysis):
         distance_uint8: that of `images_uint8`, (N,).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "clean": ("float32", "NCHW"),
-        "images": ("float32", "NCHW"),
-        "images_uint8": ("uint8", "NCHW"),
-        "clean_prediction": ("int64", "N"),
-        "prediction": ("int64", "N"),
-        "prediction_uint8": ("int64", "N"),
-        "distance": ("float64", "N"),
-        "distance_uint8": ("float64", "N"),
-    }
-
     eps: float
     steps: int
     step_size: float
-    index: np.ndarray
-    label: np.ndarray
-    clean: np.ndarray
-    images: np.ndarray
-    images_uint8: np.ndarray
-    clean_prediction: np.ndarray
-    prediction: np.ndarray
-    prediction_uint8: np.ndarray
-    distance: np.ndarray
-    distance_uint8: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    clean: Annotated[np.ndarray, "float32", "NCHW"]
+    images: Annotated[np.ndarray, "float32", "NCHW"]
+    images_uint8: Annotated[np.ndarray, "uint8", "NCHW"]
+    clean_prediction: Annotated[np.ndarray, "int64", "N"]
+    prediction: Annotated[np.ndarray, "int64", "N"]
+    prediction_uint8: Annotated[np.ndarray, "int64", "N"]
+    distance: Annotated[np.ndarray, "float64", "N"]
+    distance_uint8: Annotated[np.ndarray, "float64", "N"]
 
     def summary(self) -> dict[str, Any]:
         """How many images are misclassified: as they are, and as either kind of example."""
@@ -263,15 +237,10 @@ def weakly_bounded(
     pixel moved to the nearest of the 256 grey levels that lies in the ball, in uint8; what is kept is what was measured
     and classified.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
+    Args (all else as for `evaluate`):
         eps: Linf radius, at least half a grey level (0.5/255), below which the ball may hold no uint8 image.
         steps: of BIM, at least 1.
         step_size: of BIM, in pixel units.
-        batch_size: examples per pass, at least 1.
-        index: example ids (N,), each once. Default: 0 to N - 1.
         progress: called with ("bim", examples done, N).
 
     Raises:

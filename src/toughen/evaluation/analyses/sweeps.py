@@ -8,7 +8,8 @@ Source: Instance Adaptive Adversarial Training (IAAT; Balaji, Goldstein & Hoffma
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -47,23 +48,15 @@ class EpsSweep(Analysis):
         marginal: whether rounding may turn a verdict on the example at a radius, (R, N).
     """
 
-    ARRAYS: ClassVar = {
-        "radii": ("float64", "R"),
-        "index": ("int64", "N"),
-        "clean_correct": ("bool", "N"),
-        "survived": ("bool", "RN"),
-        "marginal": ("bool", "RN"),
-    }
-
     norm: str
     suite: str
     settings: list[dict[str, Any]]
     seed: int
-    radii: np.ndarray
-    index: np.ndarray
-    clean_correct: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    radii: Annotated[np.ndarray, "float64", "R"]
+    index: Annotated[np.ndarray, "int64", "N"]
+    clean_correct: Annotated[np.ndarray, "bool", "N"]
+    survived: Annotated[np.ndarray, "bool", "RN"]
+    marginal: Annotated[np.ndarray, "bool", "RN"]
 
     @property
     def accuracies(self) -> list[float]:
@@ -138,16 +131,10 @@ def eps_sweep(
     is therefore a setting; PGD-20 is our choice. Every radius is evaluated by itself, so that an accuracy that rises
     with the radius, which shows an attack that is too weak, can be seen; `EpsSweep.warning` says so.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
+    Args (all else as for `evaluate`):
         radii: radii in pixel units, at least 0 and each once; they are sorted.
         norm: "linf", "l2" or the class of a threat model.
         suite: see `evaluate`; a suite's name may stand for other step sizes at other radii, which are recorded.
-        seed: see `evaluate`.
-        batch_size: see `evaluate`.
-        index: see `evaluate`.
         progress: called with ("pgd-20 at linf:8/255", examples done, examples attempted).
 
     Raises:
@@ -159,23 +146,8 @@ def eps_sweep(
     balls = [kind(radius) for radius in sorted(radii)]
     if not balls or len(set(radii)) < len(balls):
         raise ValueError(f"radii are {list(radii)}; give at least one, each once")
-    found = []
-    for ball in balls:
-        report = None if progress is None else _at(progress, ball)
-        found.append(
-            evaluate(
-                model,
-                x,
-                y,
-                threat=ball,
-                suite=suite,
-                seed=seed,
-                batch_size=batch_size,
-                index=index,
-                progress=report,
-                audit=False,
-            )
-        )
+    run = partial(evaluate, model, x, y, suite=suite, seed=seed, batch_size=batch_size, index=index, audit=False)
+    found = [run(threat=ball, progress=progress and _at(progress, ball)) for ball in balls]
     tables = [evaluation.outcomes for evaluation in found]
     clean = tables[0]
     return EpsSweep(
@@ -218,26 +190,17 @@ class StepSweep(Analysis):
         marginal: whether rounding may turn the verdict on an end point, (K, N).
     """
 
-    ARRAYS: ClassVar = {
-        "steps": ("int64", "K"),
-        "index": ("int64", "N"),
-        "clean_correct": ("bool", "N"),
-        "target": ("int64", "N"),
-        "survived": ("bool", "KN"),
-        "marginal": ("bool", "KN"),
-    }
-
     threat: str
     loss: str
     step_size: float
     random_start: bool
     seed: int
-    steps: np.ndarray
-    index: np.ndarray
-    clean_correct: np.ndarray
-    target: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    steps: Annotated[np.ndarray, "int64", "K"]
+    index: Annotated[np.ndarray, "int64", "N"]
+    clean_correct: Annotated[np.ndarray, "bool", "N"]
+    target: Annotated[np.ndarray, "int64", "N"]
+    survived: Annotated[np.ndarray, "bool", "KN"]
+    marginal: Annotated[np.ndarray, "bool", "KN"]
 
     @property
     def accuracies(self) -> list[float]:
@@ -288,19 +251,13 @@ def step_sweep(
     the step size, nor the counts between, nor whether there is a random start. Those are settings, and their defaults
     our choice.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
+    Args (all else as for `evaluate`):
         steps: numbers of steps, at least 1 and each once; they are sorted.
         step_size: in pixel units. Default: that of the suites for the largest number of steps (`suites.step_size`).
         random_start: start uniformly in the ball, with the draws of `pgd` (`targeted_pgd` when there is a target).
         loss: any in `LOSSES` but "kl", or (logits, y) -> (N,) on any rows of the examples; ascended, or towards a
             target descended.
         target: None; "random", uniform over the classes other than `y`; or classes (N,).
-        seed: of the random draws.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random draws belong. Default: 0 to N - 1.
         progress: called with ("pgd", steps times examples done, all of them).
 

@@ -9,7 +9,7 @@ Source: Instance Adaptive Adversarial Training (IAAT; Balaji, Goldstein & Hoffma
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -51,30 +51,19 @@ class Transfer(Analysis):
         marginal: whether rounding may turn that verdict, (S, T, N).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "surrogate_clean": ("bool", "SN"),
-        "surrogate_survived": ("bool", "SN"),
-        "distance": ("float64", "SN"),
-        "clean_correct": ("bool", "TN"),
-        "survived": ("bool", "STN"),
-        "marginal": ("bool", "STN"),
-    }
-
     threat: str
     attack: dict[str, Any]
     seed: int
     surrogates: list[str]
     targets: list[str]
-    index: np.ndarray
-    label: np.ndarray
-    surrogate_clean: np.ndarray
-    surrogate_survived: np.ndarray
-    distance: np.ndarray
-    clean_correct: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    surrogate_clean: Annotated[np.ndarray, "bool", "SN"]
+    surrogate_survived: Annotated[np.ndarray, "bool", "SN"]
+    distance: Annotated[np.ndarray, "float64", "SN"]
+    clean_correct: Annotated[np.ndarray, "bool", "TN"]
+    survived: Annotated[np.ndarray, "bool", "STN"]
+    marginal: Annotated[np.ndarray, "bool", "STN"]
 
     def robust(self, surrogate: str, target: str) -> np.ndarray:
         """Whether a target classifies both the image and the surrogate's example correctly, (N,)."""
@@ -88,9 +77,10 @@ class Transfer(Analysis):
         "accuracy_on_examples" is that on the adversarial examples alone. "broken" is the share of the correctly
         classified images that the attack broke; None where there are none.
         """
+        rows = zip(self.surrogates, self.surrogate_clean, self.surrogate_survived, strict=True)
         made = [
-            {"surrogate": name, **accuracy_with_interval(stood), "broken": _broken(clean, stood)}
-            for name, clean, stood in zip(self.surrogates, self.surrogate_clean, self.surrogate_survived, strict=True)
+            {"surrogate": name, **accuracy_with_interval(survived), "broken": _broken(clean, survived)}
+            for name, clean, survived in rows
         ]
         shown = [
             {
@@ -107,8 +97,8 @@ class Transfer(Analysis):
         return {"n": len(self.index), "white_box": made, "transfer": shown}
 
 
-def _broken(clean: np.ndarray, stood: np.ndarray) -> float | None:
-    return 1 - int(stood.sum()) / int(clean.sum()) if clean.any() else None
+def _broken(clean: np.ndarray, survived: np.ndarray) -> float | None:
+    return 1 - int(survived.sum()) / int(clean.sum()) if clean.any() else None
 
 
 def transfer(
@@ -133,15 +123,10 @@ def transfer(
     classified or not, and re-verified: an example outside the ball or outside [0, 1] stops the analysis. The random
     draws belong to an example's id and are the same on every surrogate.
 
-    Args:
+    Args (all else as for `evaluate`):
         target: the model shown the examples, or several by name; "target" is the name of a single one.
         surrogate: the model that they are made on, or several by name; "surrogate" is the name of a single one.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
         attack: how they are made; with BatchNorm in inference mode. Default: the attack of the suite "pgd-1000-r2".
-        seed: of the attack's random draws.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random draws belong. Default: 0 to N - 1.
         progress: called with (surrogate's name, examples done, N).
 
@@ -219,6 +204,6 @@ def _column(
     x_adv = attacked(attack, source.model, images, y.to(source.device), label=attack.name, threat=threat, noise=noise)
     distance, _ = measure(x_adv, images, threat, attack=attack.name, ids=ids)
     clean, _ = _verdict(source, x, y, ids, CLEAN)
-    stood, _ = _verdict(source, x_adv, y, ids, attack.name)
+    correct, _ = _verdict(source, x_adv, y, ids, attack.name)
     survived, marginal = zip(*(_verdict(classifier, x_adv, y, ids, attack.name) for classifier in shown), strict=True)
-    return clean, clean & stood, distance.cpu(), torch.stack(survived), torch.stack(marginal)
+    return clean, clean & correct, distance.cpu(), torch.stack(survived), torch.stack(marginal)

@@ -28,6 +28,7 @@ from toughen.noise import Stream
 from toughen.threat import Threat
 
 EXAMPLES = 128
+"""How many are looked at; in a check, unless more are asked for."""
 
 
 def check_range(x: Tensor, threat: Threat | None) -> Finding | None:
@@ -78,7 +79,7 @@ def audit(
         with inference(model, device), counted(model) as passes:
             watched = WatchedModel(model)
             pieces = Batched(watched, batch_size)
-            examination = AttackChecks(
+            checks = AttackChecks(
                 model=pieces,
                 watched=watched,
                 x=images,
@@ -89,14 +90,14 @@ def audit(
                 passes=passes,
                 spent=int(given is not None),
             )
-            examination.run(given)
+            checks.run(given)
     return Audit(
-        findings=tuple(examination.findings),
-        not_checked=tuple(examination.not_checked),
+        findings=tuple(checks.findings),
+        not_checked=tuple(checks.not_checked),
         examples=n,
         forwards=passes.example_forwards + (0 if given is None else len(given.logits)),
         backwards=passes.example_backwards,
         ids=tuple(ids.tolist()),
-        standing_pgd=tuple(ids[examination.standing_pgd.cpu()].tolist()),
-        standing=tuple(ids[examination.standing.cpu()].tolist()),
+        standing_pgd=tuple(ids[checks.unbroken_by_pgd.cpu()].tolist()),
+        standing=tuple(ids[checks.unbroken.cpu()].tolist()),
     )

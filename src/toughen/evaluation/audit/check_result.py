@@ -1,10 +1,10 @@
-"""What a check-up says of each thing that was looked at: whether it is fine, by which evidence, what to write if not.
+"""What a check says of each thing that it looked at: whether it is fine, by which evidence, what to write if not.
 
-checking = Checking()
-checking.fine("pixel range", "0..1")
-checking.wrong("EV224", "All 128 rows ...", "return logits")
-checking.rest("the output is random")
-checking.done(128, passes).items
+log = CheckLog()
+log.fine("pixel range", "0..1")
+log.wrong("EV224", "All 128 rows ...", "return logits")
+log.rest("the output is random")
+log.done(128, passes).items
 """
 
 from dataclasses import asdict, dataclass, field
@@ -96,7 +96,7 @@ class ModelCheck:
         return next(item for item in self.items if item.what == what)
 
     def summary(self) -> dict[str, Any]:
-        """Everything, in JSON's types; `report.checkup` makes a table of it."""
+        """Everything, in JSON's types; `report.tables.model_check` makes a table of it."""
         return {**asdict(self), "items": [asdict(item) for item in self.items], "fine": self.fine}
 
 
@@ -130,7 +130,7 @@ class CheckLog:
                 self.unknown(what, why)
 
     def done(self, examples: int, passes: Passes) -> ModelCheck:
-        """The check-up with these items."""
+        """The check with these items."""
         order = list(WHATS)
         items = tuple(sorted(self.items, key=lambda item: order.index(item.what)))
         return ModelCheck(items, examples, passes.example_forwards, passes.example_backwards)

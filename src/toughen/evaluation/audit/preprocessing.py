@@ -102,14 +102,14 @@ class Trial:
     def of(cls, how: Preprocessing | None, x: Tensor, logits: Tensor, mismatch: float | None, y: Tensor) -> Self:
         """The trial with these logits, judged by labels y (N,)."""
         loss = float(cross_entropy(logits, y).mean())
-        return cls(how, x, logits, mismatch, (logits.argmax(1) == y) & ~statistics.lost(logits), loss)
+        return cls(how, x, logits, mismatch, (logits.argmax(1) == y) & ~statistics.not_finite(logits), loss)
 
     @property
     def accuracy(self) -> float:
         """Share of the examples that are right."""
         return self.right.float().mean().item()
 
-    def beats(self, fed: "Trial", y: Tensor, tried: int) -> bool:
+    def beats(self, as_is: "Trial", y: Tensor, tried: int) -> bool:
         """Whether this preprocessing explains the model far better than the images as they were given.
 
         By statistics: the first BatchNorm is at least four times nearer to its training than it was, from where it
@@ -117,21 +117,21 @@ class Trial:
         thousand for all that was tried, and a BatchNorm that does not object.
 
         Args:
-            fed: the trial of the images as they were given.
+            as_is: the trial of the images as they were given.
             y: classes (N,).
             tried: number of preprocessings.
         """
         assert self.how is not None
-        if self.mismatch is not None and fed.mismatch is not None:
-            if fed.mismatch > MISMATCHED and self.mismatch < fed.mismatch / 4 and self.loss <= fed.loss:
+        if self.mismatch is not None and as_is.mismatch is not None:
+            if as_is.mismatch > MISMATCHED and self.mismatch < as_is.mismatch / 4 and self.loss <= as_is.loss:
                 return self.mismatch < MISMATCHED
-            if self.mismatch > min(fed.mismatch, MISMATCHED):
+            if self.mismatch > min(as_is.mismatch, MISMATCHED):
                 return False
         chance = 1e-3 / tried
-        if statistics.better(self.right, fed.right, self.how.points, chance):
+        if statistics.better(self.right, as_is.right, self.how.points, chance):
             return True
-        ahead = int(self.right.sum()) - int(fed.right.sum())
-        unlike = statistics.log_likelihood_ratio(self.logits, fed.logits, y) > -math.log(chance)
+        ahead = int(self.right.sum()) - int(as_is.right.sum())
+        unlike = statistics.log_likelihood_ratio(self.logits, as_is.logits, y) > -math.log(chance)
         return ahead >= 3 and ahead > self.how.points * len(y) and unlike
 
     def rank(self) -> tuple[float, ...]:
@@ -246,18 +246,10 @@ def coarse(model: nn.Module, channels: int) -> list[Preprocessing]:
     own = declared(model, channels)
     if own is not None:
         mean, std = (values.tolist() for values in own)
-        found += [
-            _back(
-                "without the model's normalisation", "own", (mean, std), 0.05, "Classifier(net), without mean and std"
-            ),
-            _front(
-                "with the model's normalisation twice",
-                "own",
-                (mean, std),
-                0.05,
-                f"nn.Sequential(Normalize({_numbers(mean)}, {_numbers(std)}), model)",
-            ),
-        ]
+        left_out, twice = "without the model's normalisation", "with the model's normalisation twice"
+        again = f"nn.Sequential(Normalize({_numbers(mean)}, {_numbers(std)}), model)"
+        found.append(_back(left_out, "own", (mean, std), 0.05, "Classifier(net), without mean and std"))
+        found.append(_front(twice, "own", (mean, std), 0.05, again))
     whole_image = next((module for module in model.modules() if isinstance(module, PerImageStandardize)), None)
     if whole_image is not None:
         text = "Classifier(net), without per_image"
@@ -270,29 +262,14 @@ def coarse(model: nn.Module, channels: int) -> list[Preprocessing]:
     whole: MeanStd = ((0.0,) * channels, (1 / 255,) * channels)
     tiny: MeanStd = ((0.0,) * channels, (255.0,) * channels)
     zeros, scales = _numbers((0,) * channels), _numbers((255,) * channels)
+    to_255 = f"Classifier(net, mean={zeros}, std=({', '.join(['1 / 255'] * channels)}{',' * (channels == 1)}))"
+    from_255 = f"leave out what multiplies by 255, or write Classifier(net, mean={zeros}, std={scales})"
+    alone, by_itself = "Classifier(net, per_image=True)", "with every image standardised by itself"
     return [
         *found,
-        Preprocessing(
-            "with every image standardised by itself",
-            "in front",
-            PerImageStandardize(),
-            0.2,
-            "Classifier(net, per_image=True)",
-        ),
-        _front(
-            "with images in 0..255",
-            "0..255",
-            whole,
-            0.2,
-            f"Classifier(net, mean={zeros}, std=({', '.join(['1 / 255'] * channels)}{',' * (channels == 1)}))",
-        ),
-        _front(
-            "with images divided by 255 once more",
-            "0..1/255",
-            tiny,
-            0.2,
-            f"leave out what multiplies by 255, or write Classifier(net, mean={zeros}, std={scales})",
-        ),
+        Preprocessing(by_itself, "in front", PerImageStandardize(), 0.2, alone),
+        _front("with images in 0..255", "0..255", whole, 0.2, to_255),
+        _front("with images divided by 255 once more", "0..1/255", tiny, 0.2, from_255),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Symptoms of a result that cannot be trusted, as functions of tensors: what the model returned, and its gradients.
+"""Signs of a result that cannot be trusted, as functions of tensors: what the model returned, and its gradients.
 
 Each of them compares with what chance or rounding would do, because a false alarm costs as much trust as a miss; the
 comments say where a threshold comes from.
@@ -66,7 +66,7 @@ class Operations(TorchFunctionMode):
 
 
 class WatchedModel(nn.Module):
-    """A model whose passes are looked at.
+    """A model that counts the logits and gradients that are not finite.
 
     Where its logits do not depend on the images in autograd's eyes, their gradient is zero instead of an error.
 
@@ -74,8 +74,8 @@ class WatchedModel(nn.Module):
         model: the classifier.
 
     Attributes:
-        logits: rows of logits that held NaN or infinity, since the last `forget`.
-        gradients: likewise of input gradients.
+        nonfinite_logits: rows of logits that held NaN or infinity, since the last `forget`.
+        nonfinite_gradients: likewise of input gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,28 +85,28 @@ class WatchedModel(nn.Module):
 
     def forget(self) -> None:
         """Count anew."""
-        self.logits: Tensor | int = 0
-        self.gradients: Tensor | int = 0
+        self.nonfinite_logits: Tensor | int = 0
+        self.nonfinite_gradients: Tensor | int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         logits = self.model(x)
-        self.logits = self.logits + lost(logits.detach()).sum()
+        self.nonfinite_logits = self.nonfinite_logits + not_finite(logits.detach()).sum()
         if torch.is_grad_enabled() and x.requires_grad:
             x.register_hook(self._see)
             return logits + (0 * x.flatten(1).sum(1, keepdim=True)).to(logits.dtype)
         return logits
 
     def _see(self, grad: Tensor) -> None:
-        self.gradients = self.gradients + lost(grad).sum()
+        self.nonfinite_gradients = self.nonfinite_gradients + not_finite(grad).sum()
 
 
-def lost(values: Tensor) -> Tensor:
+def not_finite(values: Tensor) -> Tensor:
     """Which rows of (N, ...) hold NaN or infinity, (N,)."""
     return ~values.flatten(1).isfinite().all(1)
 
 
-def zero(grad: Tensor) -> Tensor:
+def all_zero(grad: Tensor) -> Tensor:
     """Which rows of a gradient (N, ...) are all zero, (N,)."""
     return (grad == 0).flatten(1).all(1)
 
