@@ -33,7 +33,7 @@ from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count
-from toughen.threat import Threat, per_example
+from toughen.threat import Threat, broadcastable, per_example
 
 ObjectiveOf = Callable[[Tensor], Objective]
 """positions of some examples in the batch -> what to ascend on them"""
@@ -117,17 +117,13 @@ class _Sphere(_Rows):
 
     def bring_back_(self, points: Tensor) -> Tensor:
         points.sub_(self.x)
-        size = _as_images(self.threat.size(points), points)
+        size = broadcastable(self.threat.size(points), points)
         eps = per_example(self.threat.eps, points)
         return points.mul_(torch.where(size > eps, eps / size, 1.0)).add_(self.x).clamp_(0, 1)
 
 
 # Of each norm: the region, and the draw which, scaled to length eps, is the start.
 _REGIONS = {"linf": (_Cube, Stream.uniform), "l2": (_Sphere, Stream.normal)}
-
-
-def _as_images(values: Tensor, images: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
 @dataclass
@@ -180,7 +176,7 @@ class _Climb(_Rows):
         self.halved = (self.rises < RISING_SHARE * taken) | stuck
         self.value_at_check = self.best_value
         self.rises = torch.zeros_like(self.rises)
-        self.step = torch.where(_as_images(self.halved, self.at), self.step / 2, self.step)
+        self.step = torch.where(broadcastable(self.halved, self.at), self.step / 2, self.step)
         rows = self.halved.nonzero().squeeze(1)
         self.at.index_copy_(0, rows, self.best.index_select(0, rows))
         self.direction.index_copy_(0, rows, self.best_direction.index_select(0, rows))
@@ -194,12 +190,12 @@ def _begin(
     kind, draw = _REGIONS[threat.norm]
     region, eps = kind.around(x, threat), per_example(threat.eps, x)
     start = draw(noise, tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
-    at = region.bring_back_(start.mul_(eps / _as_images(threat.size(start), x)).add_(x))
+    at = region.bring_back_(start.mul_(eps / broadcastable(threat.size(start), x)).add_(x))
     value, direction, logits = _look(model, at, on(rows), threat)
     return _Climb(
         position=rows, label=label, region=region, at=at, before=at, value=value, direction=direction, logits=logits,
         best=at.clone(), best_value=value, best_direction=direction.clone(), best_logits=logits.clone(),
-        step=_as_images(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
+        step=broadcastable(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
         halved=torch.zeros_like(rows, dtype=torch.bool),
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
-from toughen.threat import Radius, Threat, per_example, row_sum
+from toughen.threat import Radius, Threat, broadcastable, per_example, row_sum
 
 Start = bool | Literal["unclipped", "gaussian"]
 """Where an ascent starts. True: uniformly in the ball, clipped to [0, 1]; False: at the image; "unclipped": uniformly
@@ -123,11 +123,10 @@ def momentum(threat: Threat, decay: float) -> Rule:
 
 
 def _unit_l1(grad: Tensor) -> Tensor:
-    shape = (-1, *[1] * (grad.ndim - 1))
-    largest = grad.flatten(1).abs().amax(1).reshape(shape)
+    largest = broadcastable(grad.flatten(1).abs().amax(1), grad)
     # Divided twice, as in `L2.steepest`: a sum of 1e-40s loses its digits.
     scaled = grad / torch.where(largest > 0, largest, 1.0)
-    total = row_sum(scaled.abs()).reshape(shape)
+    total = broadcastable(row_sum(scaled.abs()), grad)
     return scaled / torch.where(total > 0, total, 1.0)
 
 

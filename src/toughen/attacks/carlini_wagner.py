@@ -17,7 +17,7 @@ from toughen.losses import clipped_margin, hard, margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative, Positive
-from toughen.threat import Linf, Threat, per_example, row_sum
+from toughen.threat import Linf, Threat, broadcastable, per_example, row_sum
 
 # Of the way from the middle of an interval to its ends: black and white pixels would lie at infinity in tanh space.
 SMOOTHING = 0.999999
@@ -266,6 +266,6 @@ def carlini_wagner_linf(
                 rate = torch.where(doubling, rate * 2, rate)
                 top, taken = torch.where(doubling, values, top), torch.where(doubling, rate, taken)
             w, reached = w + per_example(taken, w) * way, top
-            point = torch.where((taken > 0).reshape(-1, 1, 1, 1), image(w, low, high), point)
+            point = torch.where(broadcastable(taken > 0, w), image(w, low, high), point)
             best[row] = point
     return best

@@ -19,7 +19,7 @@ from toughen.losses import full_precision, hard, margin
 from toughen.models.batched import in_pieces, predict
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative
-from toughen.threat import Threat, per_example, row_sum
+from toughen.threat import Threat, broadcastable, per_example, row_sum
 
 # Added to every step by the authors' code and by every library: without it a step may end on the boundary.
 STEP_FLOOR = 1e-4
@@ -87,7 +87,7 @@ def nearest_boundary(
             away = candidate.abs() / length
             closer = (length > 0) & (away < distance)
             gap, distance = torch.where(closer, candidate, gap), torch.where(closer, away, distance)
-            normal = torch.where(closer.reshape(-1, *[1] * (x.ndim - 1)), grad, normal)
+            normal = torch.where(broadcastable(closer, x), grad, normal)
         return gap, normal, distance, logits.detach()
 
     return Boundary(*in_pieces(model, len(x), compute))

@@ -23,7 +23,7 @@ from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Number, OpenShare, Share
-from toughen.threat import Threat, per_example, row_sum
+from toughen.threat import Threat, broadcastable, per_example, row_sum
 
 # Pixels whose weight in a plane is a smaller share of the largest stay where they are in L2: rounding makes it up.
 NO_WEIGHT = {"linf": 0.0, "l2": 1e-7}
@@ -35,7 +35,7 @@ def _step(point: Tensor, clean: Tensor, boundary: Boundary, threat: Threat, alph
     gap_at_clean = gap + row_sum(boundary.normal * (clean - point))
     weight = boundary.normal.abs()
     least = NO_WEIGHT[threat.norm] * weight.flatten(1).amax(1)
-    normal = boundary.normal.masked_fill(weight < least.reshape(-1, *[1] * (weight.ndim - 1)), 0)
+    normal = boundary.normal.masked_fill(weight < broadcastable(least, weight), 0)
     from_point = to_plane(point, normal, gap, threat)
     from_clean = to_plane(clean, normal, gap_at_clean, threat)
     near, far = (threat.size(way).clamp(min=1e-8) for way in (from_point, from_clean))

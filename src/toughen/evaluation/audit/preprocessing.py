@@ -23,9 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from toughen.evaluation.audit import statistics
 from toughen.losses import cross_entropy
-from toughen.models.classifier import PerImageStandardize
-
-MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+from toughen.models.classifier import MeanStd, PerImageStandardize
 
 # Means and standard deviations by number of channels. Of each number the first two are far apart and are tried first;
 # the others are near relatives of theirs.
