@@ -149,6 +149,19 @@ class StudyFolder:
             *(StudyTask(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
         ]
 
+    def state(self, name: str) -> tuple[str, str | None]:
+        """How far a row is: faulty or failed and why, done, running and on which kind of task, or waiting."""
+        row = self.rows[name]
+        if row["error"] is not None:
+            return "faulty", row["error"]
+        tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
+        if failure := next(filter(None, map(self.failure, tasks)), None):
+            return "failed", failure["reason"]
+        if all(map(self.done, tasks)):
+            return "done", None
+        busy = next(filter(self.is_claimed, tasks), None)
+        return ("running", busy.kind) if busy else ("waiting", None)
+
     def done(self, task: StudyTask) -> bool:
         """Whether nothing is left to do for a task."""
         if task.kind == TRAIN:

@@ -80,7 +80,7 @@ class StudyPlan:
         scale: toy, small or paper.
         changes: the user's, on every recipe.
         rows: by key, in the table's order.
-        trainings: run folder -> recipe; equal recipes stand once.
+        trainings: run folder -> recipe; equal recipes are there once.
     """
 
     study: Study
@@ -184,7 +184,7 @@ def _measure(study: Study, row: Row, key: str, size: Scale) -> PlannedMeasure:
     published = study.columns[key]
     column = size.column(key, published)
     cells = []
-    # What is measured in place of something else stands beside no number of that.
+    # What is measured in place of something else is compared with no published number.
     if published.metric is not None and column.what == published.what:
         for wanted in row.cells:
             cells += find_cells({**study.reproduces, **wanted}, metric=published.metric, eps=published.eps)

@@ -81,10 +81,10 @@ def perform(folder: StudyFolder, task: StudyTask) -> None:
     row = folder.rows[task.name]
     for training in folder.counted(task.name) or ():
         for key in row["measures"]:
-            measure_row(folder, task.name, training, key)
+            measure_figure(folder, task.name, training, key)
 
 
-def measure_row(folder: StudyFolder, row: str, training: str, key: str) -> None:
+def measure_figure(folder: StudyFolder, row: str, training: str, key: str) -> None:
     """One figure of a training, unless it is there, or comes with the run or with another figure."""
     from toughen.studies import measures
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from toughen.report.blocks import Table
 from toughen.report.formatting import printable
 
-STYLES = {"bad": "bold red", "good": "green", "dim": "dim", "missing": "dim", "note": "dim"}
+STYLES = {"bad": "bold red", "good": "green", "dim": "dim", "busy": "cyan", "missing": "dim", "note": "dim"}
 """What rich calls the tones of cells and the kinds of paragraphs."""
 
 WRAPPED = 30
