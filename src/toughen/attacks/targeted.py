@@ -38,10 +38,6 @@ def _random(label: Tensor, noise: Stream) -> Aims:
     return aims
 
 
-def _always(target: Tensor) -> Aims:
-    return lambda classes: target
-
-
 def _by_logits(model: nn.Module, x: Tensor, label: Tensor, kind: str) -> Tensor:
     """The least likely or the most confusing class other than the label, (N,)."""
     logits = predict(model, x)
@@ -120,7 +116,8 @@ def targeted_pgd(
         def run(rows: Tensor | None, restart: int) -> tuple[Tensor, Objective]:
             every = slice(None) if rows is None else rows
             images, labels, ball, draws = x[every], label[every], threat[every], noise[every].child(restart)
-            aims = _random(labels, draws.child("target")) if chosen is None else _always(chosen[every])
+            same = None if chosen is None else chosen[every]
+            aims = _random(labels, draws.child("target")) if same is None else lambda _: same
 
             def towards(logits: Tensor, piece: slice) -> Tensor:
                 classes = logits.shape[1]

@@ -113,13 +113,18 @@ def collect_facts(folder: Path, *, checkpoint: str, weights: str | None) -> RunF
         run = open_trained(folder, checkpoint=checkpoint, weights=weights)
     run.model.cpu().eval()
     source = latest_checkpoint(folder, warn=lambda _: None, clean=False)
-    if source is None or not source.has(run.weights) or not _equal(source.tensors(run.weights), run.model.state_dict()):
+    if (
+        source is None
+        or not source.has(run.weights)
+        or not same_tensors(source.tensors(run.weights), run.model.state_dict())
+    ):
         raise ValueError(f"{folder} has a new checkpoint since this command began; let the training end, or try again")
     summary = files.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return RunFacts(run, source, summary, *_measured(run))
 
 
-def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

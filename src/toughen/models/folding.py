@@ -111,15 +111,12 @@ def _sound(model: nn.Module, names: list[tuple[str, str]], x: Tensor, expected: 
     """The pairs that can be folded, by halves: a deep network has a hundred, of which few cannot."""
     if not names:
         return []
-    if _agree(_folded_logits(model, names, x), expected):
+    with Folding(_modules(model, names)).on():
+        found = model(x)
+    if _agree(found, expected):
         return names
     half = len(names) // 2
     return [*_sound(model, names[:half], x, expected), *_sound(model, names[half:], x, expected)] if half else []
-
-
-def _folded_logits(model: nn.Module, names: list[tuple[str, str]], x: Tensor) -> Tensor:
-    with Folding(_modules(model, names)).on():
-        return model(x)
 
 
 def _modules(model: nn.Module, names: list[tuple[str, str]]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

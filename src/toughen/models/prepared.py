@@ -108,11 +108,12 @@ def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
         if handle is not None:
             handle.remove()
     returns, logits = _parts(out, len(x))
+    grad = logits is not None and _attempt(lambda: torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0])
     return {
         "returns": returns,
         "classes": None if logits is None else logits.shape[1],
         "dtype": None if logits is None else logits.dtype,
-        "gradient": logits is not None and bool(_attempt(lambda: _reaches(logits, leaf))),
+        "gradient": isinstance(grad, Tensor),
         "hooks": bool(called),
         "in_place": given._version > 0,
     }
@@ -130,10 +131,6 @@ def _parts(out: object, n: int) -> tuple[Returns, Tensor | None]:
         kind, found = "object", getattr(out, "logits", None)
     fits = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 2 and len(found) == n
     return kind, found if fits else None
-
-
-def _reaches(logits: Tensor, x: Tensor) -> bool:
-    return logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
 
 
 @contextmanager

@@ -91,12 +91,9 @@ def pictures(
     Every image is attacked, correctly classified or not. PGD starts at random and takes the suites' step size. The
     examples are rounded to the 256 grey levels, so that they stay in the ball, and measured and classified after that.
 
-    Args (all else as for `evaluate`):
+    Args (all else as for `evaluate` and `Pictures`):
         x: images (N, C, H, W), uint8.
         threats: the ball of each variant by its name, with one radius for all or one per example.
-        title: see `Pictures`.
-        classes: see `Pictures`.
-        radius: see `Pictures`.
         steps: of PGD, at least 1.
         index: example ids (N,), each once, to which the random starts belong. Default: 0 to N - 1.
         progress: called with (name of the variant, examples done, N).

@@ -13,7 +13,6 @@ What each costs an example at most (forward and backward passes) and what it may
 """
 
 import copy
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -117,7 +116,8 @@ class AttackChecks(CleanChecks):
         by_pgd = self._mark_broken(logits, rows)
         self.unbroken_by_pgd[rows] = ~by_pgd
         later = self.watched.nonfinite_gradients, self.watched.nonfinite_logits
-        for code, lost in zip(("EV202", "EV203"), map(operator.add, self.nonfinite, later), strict=True):
+        for code, before, since in zip(("EV202", "EV203"), self.nonfinite, later, strict=True):
+            lost = before + since
             if lost and not self.has((code,)):
                 self._find(code, lost=int(lost), examples=STEPS * n, which=f"inputs on the way of PGD-{STEPS}")
         flat = int((margin(logits, y).double() <= trace.first).sum())

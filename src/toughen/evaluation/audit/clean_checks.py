@@ -157,15 +157,12 @@ class CleanChecks:
             elsewhere_differs = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
             if mostly(elsewhere_differs):
                 self._find("EV213", differ=int(elsewhere_differs.sum()), examples=len(order))
-        if statistics.are_constant(logits) and not self._same_images():
+        if statistics.are_constant(logits) and not (self.x == self.x[:1]).all():
             self._find("EV209", examples=self.n)
         if statistics.are_probabilities(logits):
             self._find("EV224", examples=self.n)
         elif statistics.are_log_probabilities(logits):
             self._find("EV225", examples=self.n)
-
-    def _same_images(self) -> bool:
-        return bool((self.x == self.x[:1]).all())
 
     def check_preprocessing(self) -> None:
         """Whether another preprocessing, order of channels or naming of the classes explains more of the predictions.

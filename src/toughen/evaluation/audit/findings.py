@@ -116,8 +116,8 @@ class Audit:
             outcomes: the table of the evaluation, of the same examples under the same ids.
         """
         found, unchecked = list(self.findings), list(self.not_checked)
-        clean = outcomes.index[outcomes.attack == CLEAN]
-        attacks = [name for name in outcomes.attacks if name != CLEAN and _counts(outcomes, name).any()]
+        clean, counts = outcomes.index[outcomes.attack == CLEAN], ~outcomes.aside
+        attacks = [name for name in outcomes.attacks if name != CLEAN and (counts & (outcomes.attack == name)).any()]
         final, n = _unbroken(outcomes, attacks), int(np.isin(clean, self.ids).sum())
         if not n:
             unchecked.append("The evaluation was not compared with the audit, because they share no example.")
@@ -147,11 +147,6 @@ class Audit:
 def first_ids(ids: Sequence[int]) -> str:
     """The first of some ids, as text."""
     return "ids " + ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-
-
-def _counts(outcomes: Outcomes, attack: str) -> np.ndarray:
-    """The rows of an attack that count towards the worst case."""
-    return (outcomes.attack == attack) & ~outcomes.aside
 
 
 def _unbroken(outcomes: Outcomes, attacks: Sequence[str]) -> np.ndarray:

@@ -192,18 +192,14 @@ def _instead(model: nn.Module, x: Tensor) -> str:
     if runs(x[:1].double() if x.dtype == torch.float32 else x[:1].float()):
         return "model.float()" if x.dtype == torch.float32 else "images.float()"
     if runs(255 * x[:1]):
-        return "it takes images in 0..255: " + _write_255(c)
+        zeros, std = ", ".join(["0"] * c), ", ".join(["1 / 255"] * c)
+        return f"it takes images in 0..255: Classifier(net, mean=({zeros},), std=({std},))"
     for channels in (c, 4 - c) if c in (1, 3) else (c, 3, 1):
         for side in dict.fromkeys((h, *SIDES)):
             tried = (channels, h if side == h else side, w if side == h else side)
             if tried != (c, h, w) and runs(torch.rand(1, *tried, dtype=x.dtype, device=x.device)):
                 return f"it takes {'x'.join(map(str, tried))}: bring the images to this size"
     return "look at what its first layer expects"
-
-
-def _write_255(channels: int) -> str:
-    std = ", ".join(["1 / 255"] * channels)
-    return f"Classifier(net, mean=({', '.join(['0'] * channels)},), std=({std},))"
 
 
 def _numbered(y: Tensor, k: int, classes: Sequence[str] | None, log: CheckLog) -> Tensor | None:

@@ -30,9 +30,7 @@ def evaluation_cells(found: StoredEvaluation) -> list[TableCell | str | int]:
 def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone: bool = False) -> Table:
     """What each attack met, broke and left, and what it cost.
 
-    Args:
-        key: see `Table`.
-        caption: see `Table`.
+    Args (`key` and `caption` as for `Table`):
         attacks: as a `result.json` lists them, with "settings" that name a ball of their own for an attack aside.
         alone: a column for the accuracy where an attack met every image that was right, and dashes for attacks that met
             none; without it, "accuracy left" of an attack aside is what it leaves alone.
