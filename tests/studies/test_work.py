@@ -197,9 +197,9 @@ def test_a_bad_row_and_a_failing_training_stop_nothing_and_are_listed(tmp_path: 
     assert "There is no data set 'nowhere'" in table["broken"]["reason"]
     (task,) = [task for task in folder.tasks() if folder.failure(task)]
     assert "Traceback" in folder.failure(task)["trace"]  # pyright: ignore[reportOptionalSubscript]
-    assert folder.hopeless(StudyTask(MEASURE, "broken"))
-    assert folder.forgive() == [str(task)]
-    assert not folder.hopeless(StudyTask(MEASURE, "broken"))
+    assert folder.is_blocked(StudyTask(MEASURE, "broken"))
+    assert folder.clear_failures() == [str(task)]
+    assert not folder.is_blocked(StudyTask(MEASURE, "broken"))
 
 
 def test_a_task_is_done_by_one_process_at_a_time(tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch):

@@ -127,7 +127,7 @@ _REGIONS = {"linf": (_Cube, Stream.uniform), "l2": (_Sphere, Stream.normal)}
 
 
 @dataclass
-class _Climb(_Rows):
+class _AscentState(_Rows):
     """The examples not yet broken: where each is, where it was highest, and what its step depends on."""
 
     position: Tensor
@@ -185,14 +185,14 @@ class _Climb(_Rows):
 
 def _begin(
     model: nn.Module, x: Tensor, label: Tensor, rows: Tensor, on: ObjectiveOf, threat: Threat, noise: Stream
-) -> _Climb:
+) -> _AscentState:
     """The start of a run for the examples `rows` of the batch; x, label, threat and noise are theirs alone."""
     kind, draw = _REGIONS[threat.norm]
     region, eps = kind.around(x, threat), per_example(threat.eps, x)
     start = draw(noise, tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
     at = region.bring_back_(start.mul_(eps / broadcastable(threat.size(start), x)).add_(x))
     value, direction, logits = _look(model, at, on(rows), threat)
-    return _Climb(
+    return _AscentState(
         position=rows, label=label, region=region, at=at, before=at, value=value, direction=direction, logits=logits,
         best=at.clone(), best_value=value, best_direction=direction.clone(), best_logits=logits.clone(),
         step=broadcastable(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
@@ -214,7 +214,7 @@ def _strongest(
     threat: Threat,
     steps: int,
     unbroken: Tensor,
-    rank: Callable[[_Climb], Tensor],
+    rank: Callable[[_AscentState], Tensor],
 ) -> Tensor:
     """Several runs: the first misclassified point of each example, else the highest of the runs' best points.
 
@@ -226,41 +226,41 @@ def _strongest(
         threat: the ball.
         steps: number of steps of each run.
         unbroken: (N,), which examples are attacked at all; the others stay as they are.
-        rank: by what the best points of an example are compared, (n,) of a climb.
+        rank: by what the best points of an example are compared, (n,) of a state.
     """
     found, highest, unbroken = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), unbroken.clone()
 
-    def leave(climb: _Climb) -> _Climb:
-        wrong = climb.logits.argmax(1) != climb.label
+    def leave(state: _AscentState) -> _AscentState:
+        wrong = state.logits.argmax(1) != state.label
         if not wrong.any():
-            return climb
-        found[climb.position[wrong]] = climb.at[wrong]
-        unbroken[climb.position[wrong]] = False
-        return climb[(~wrong).nonzero().squeeze(1)]
+            return state
+        found[state.position[wrong]] = state.at[wrong]
+        unbroken[state.position[wrong]] = False
+        return state[(~wrong).nonzero().squeeze(1)]
 
     checks = checkpoints(steps)
     for noise, on in runs:
         rows = unbroken.nonzero().squeeze(1)
         if not len(rows):
             break
-        climb = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
+        state = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
         for taken in range(1, steps + 1):
-            if not len(climb.position):
+            if not len(state.position):
                 break
-            climb.advance(first=taken == 1)
+            state.advance(first=taken == 1)
             if taken < steps:
-                climb.take(*_look(model, climb.at, on(climb.position), threat))
+                state.take(*_look(model, state.at, on(state.position), threat))
             else:
                 # Nobody moves on from here: no gradient.
-                logits = predict(model, climb.at)
-                climb.take(on(climb.position)(logits, slice(0, len(logits))), climb.direction, logits)
-            climb = leave(climb)
-            climb.keep_best()
+                logits = predict(model, state.at)
+                state.take(on(state.position)(logits, slice(0, len(logits))), state.direction, logits)
+            state = leave(state)
+            state.keep_best()
             if taken in checks:
-                climb.halve(checks[taken])
-        score = rank(climb).to(highest)
-        better = score > highest[climb.position]
-        found[climb.position[better]], highest[climb.position[better]] = climb.best[better], score[better]
+                state.halve(checks[taken])
+        score = rank(state).to(highest)
+        better = score > highest[state.position]
+        found[state.position[better]], highest[state.position[better]] = state.best[better], score[better]
     return found
 
 
@@ -309,7 +309,7 @@ def apgd(
     unbroken = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with attacking(model, "eval"):
         return _strongest(
-            model, x, label, runs, threat=threat, steps=steps, unbroken=unbroken, rank=lambda climb: climb.best_value
+            model, x, label, runs, threat=threat, steps=steps, unbroken=unbroken, rank=lambda state: state.best_value
         )
 
 
@@ -381,5 +381,5 @@ def apgd_targeted(
         )
         return _strongest(
             model, x, label, runs, threat=threat, steps=steps, unbroken=clean.argmax(1) == label,
-            rank=lambda climb: margin(climb.best_logits, climb.label),
+            rank=lambda state: margin(state.best_logits, state.label),
         )  # fmt: skip

@@ -75,17 +75,17 @@ def diversified_pgd(
             if not len(rows):
                 break
             draws = noise[rows].child(restart)
-            at, lean = start_in(images[rows], threat[rows], draws), _Lean(rank, draws)
+            at, direction = start_in(images[rows], threat[rows], draws), _StartDirection(rank, draws)
             for step, share in enumerate(shares):
                 clean, ball, of_rows = images[rows], threat[rows], label[rows]
-                objective = lean.towards(of_rows) if step < initial_steps else _margin_of(of_rows)
+                objective = direction.towards(of_rows) if step < initial_steps else _margin_of(of_rows)
                 _, grad, logits = value_and_grad(model, at, objective)
-                lean.settle(logits, of_rows)
+                direction.settle(logits, of_rows)
                 stay = found.see(rows, at, logits)
                 at = move(at, clean, grad, ball, share * ball.eps)
                 if not stay.all():
                     rows, at = rows[stay], at[stay]
-                    lean.keep(stay)
+                    direction.keep(stay)
                     if not len(rows):
                         break
             if len(rows):
@@ -97,7 +97,7 @@ def _margin_of(label: Tensor) -> Objective:
     return lambda logits, piece: margin(logits, label[piece])
 
 
-class _Lean:
+class _StartDirection:
     """The direction <w, logits> in which a run sets out, fixed by the logits at its start."""
 
     def __init__(self, rank: int, draws: Stream) -> None:

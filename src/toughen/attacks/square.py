@@ -114,7 +114,7 @@ def _window(shape: torch.Size, side: int, like: Tensor) -> Window:
 
 
 @dataclass(frozen=True)
-class Walk:
+class PlaceOrder:
     """An order in which each example tries all places of a window: place k is (start + k stride) mod their number.
 
     With a stride that shares no divisor with that number, no place comes twice before all have come once.
@@ -123,7 +123,7 @@ class Walk:
         window: the squares.
         stride: (n,).
         start: (n,).
-        since: queries tried before the walk.
+        since: queries tried before it began.
     """
 
     window: Window
@@ -137,17 +137,17 @@ class Walk:
         place = (self.start + (tried - self.since) * self.stride) % (rows * columns)
         return place // columns, place % columns
 
-    def __getitem__(self, rows: Tensor) -> "Walk":
-        return Walk(self.window, self.stride[rows], self.start[rows], self.since)
+    def __getitem__(self, rows: Tensor) -> "PlaceOrder":
+        return PlaceOrder(self.window, self.stride[rows], self.start[rows], self.since)
 
 
-def _walk(window: Window, noise: Stream, since: int) -> Walk:
+def _place_order(window: Window, noise: Stream, since: int) -> PlaceOrder:
     count = math.prod(window.places)
     strides = torch.arange(1, count + 1)
     strides = strides[torch.gcd(strides, torch.tensor(count)) == 1]
     u = noise.uniform((2,))
-    device = window.cells.device
-    return Walk(window, strides[_pick(u[:, 0], len(strides)).cpu()].to(device), _pick(u[:, 1], count).to(device), since)
+    device, stride = window.cells.device, strides[_pick(u[:, 0], len(strides)).cpu()]
+    return PlaceOrder(window, stride.to(device), _pick(u[:, 1], count).to(device), since)
 
 
 def _stripes(x: Tensor, noise: Stream) -> Tensor:
@@ -277,13 +277,13 @@ def _search(
     result, margins, broken = start.clone(), highest.clone(), fooled.clone()
     rows = slots = torch.arange(len(x), device=x.device)
     clean, x_adv = x.flatten(1).contiguous(), start.flatten(1).contiguous()
-    walk, numbers = None, clean
+    order, numbers = None, clean
     for tried in range(queries - 1):
         if fooled.any():
             stay, gone = (~fooled).nonzero().squeeze(1), rows[fooled]
             result[gone], margins[gone], broken[gone] = x_adv[fooled].reshape(-1, *shape), highest[fooled], True
             rows, slots, clean, x_adv, eps, y = (v[stay] for v in (rows, slots, clean, x_adv, eps, y))
-            highest, fooled, walk = highest[stay], fooled[stay], walk and walk[stay]
+            highest, fooled, order = highest[stay], fooled[stay], order and order[stay]
         if not len(rows):
             break
         if tried % BLOCK == 0:
@@ -292,9 +292,9 @@ def _search(
             )
             numbers, slots = drawn.transpose(0, 1).contiguous().to(x.device), torch.arange(len(rows), device=x.device)
         side = min(moves.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
-        if walk is None or walk.window.side != side:
-            walk = _walk(_window(shape, side, x), noise[rows].child("walk", side), tried)
-        changes = moves.propose(clean, x_adv, eps, walk.corner(tried), numbers[tried % BLOCK][slots], walk.window)
+        if order is None or order.window.side != side:
+            order = _place_order(_window(shape, side, x), noise[rows].child("walk", side), tried)
+        changes = moves.propose(clean, x_adv, eps, order.corner(tried), numbers[tried % BLOCK][slots], order.window)
         for at, _, new in changes:
             x_adv.scatter_(1, at, new)
         gain, fooled = _judge(model, x_adv.reshape(-1, *shape), y)

@@ -72,7 +72,7 @@ def run(
             load(study), scale, out or Path("runs/studies") / f"{name}-{scale}", changes or (), name=name
         )
         if retry:
-            for task in folder.forgive():
+            for task in folder.clear_failures():
                 print(f"again: {task}")
         for line in cost_lines(folder, probe=not dry_run):
             print(line, flush=True)

@@ -206,7 +206,7 @@ class StudyFolder:
         """Whether what a task builds on is there."""
         return all(self.done(StudyTask(TRAIN, training)) for training in self.needed(task))
 
-    def hopeless(self, task: StudyTask) -> bool:
+    def is_blocked(self, task: StudyTask) -> bool:
         """Whether a task waits for one that failed."""
         return any(self.failure(StudyTask(TRAIN, training)) for training in self.needed(task))
 
@@ -222,7 +222,7 @@ class StudyFolder:
             self.path / "failed" / f"{task.file}.json", {"task": str(task), "reason": reason, "trace": trace}
         )
 
-    def forgive(self) -> list[str]:
+    def clear_failures(self) -> list[str]:
         """Forget all failures, so that their tasks are tried again; which they were."""
         paths = sorted((self.path / "failed").glob("*.json"))
         names = [files.read_json(path)["task"] for path in paths]

@@ -22,7 +22,7 @@ from toughen.studies.published import PublishedNumber, find_cells
 from toughen.studies.schema import Row, Scale, Study, StudyColumn
 from toughen.studies.text import StudyError
 
-TELLS_CLEAN = ("robust", "corruptions", "mce")
+WITH_CLEAN = ("robust", "corruptions", "mce")
 """Figures whose evaluation holds clean accuracy too."""
 
 SHARED = {"robust": "", "mce": "corruptions", "gradient_mean": "gradients", "gradient_max": "gradients"}
@@ -176,7 +176,7 @@ def _key(recipe: Recipe, keys: dict[str, str]) -> str:
 
 def _measures(study: Study, row: Row, size: Scale) -> dict[str, PlannedMeasure]:
     found = {key: _measure(study, row, key, size) for key in row.columns or study.columns}
-    told = next((m.folder for m in found.values() if m.column.what in TELLS_CLEAN), "")
+    told = next((m.folder for m in found.values() if m.column.what in WITH_CLEAN), "")
     return {key: replace(m, folder=told) if m.column.what == "clean" else m for key, m in found.items()}
 
 

@@ -47,7 +47,7 @@ def _belongs(folder: StudyFolder, task: StudyTask, mine: set[str]) -> bool:
 
 
 def _settled(folder: StudyFolder, task: StudyTask) -> bool:
-    return folder.done(task) or folder.failure(task) is not None or folder.hopeless(task)
+    return folder.done(task) or folder.failure(task) is not None or folder.is_blocked(task)
 
 
 def _attempt(folder: StudyFolder, task: StudyTask, note: Callable[[str], None]) -> bool:

@@ -15,7 +15,7 @@ from toughen.models.cost import Passes
 Verdict = Literal["fine", "wrong", "not checked"]
 
 # What is looked at, in the order of the table, and the findings that each may make.
-WHATS: dict[str, tuple[str, ...]] = {
+CHECKED: dict[str, tuple[str, ...]] = {
     "pixel range": ("EV221",),
     "input": ("EV226",),
     "classes": ("EV227",),
@@ -46,7 +46,7 @@ class CheckItem:
     """One thing that was looked at.
 
     Attributes:
-        what: a key of `WHATS`.
+        what: a key of `CHECKED`.
         verdict: "fine", "wrong" or "not checked".
         evidence: what was seen, in figures; or why it was not looked at.
         remedy: what to write; empty where nothing is wrong.
@@ -65,7 +65,7 @@ class ModelCheck:
     """What is right and what is wrong.
 
     Attributes:
-        items: in the order of `WHATS`; several of one name where several things are wrong.
+        items: in the order of `CHECKED`; several of one name where several things are wrong.
         examples: images that were looked at.
         forwards: forward passes times images in them.
         backwards: backward passes likewise.
@@ -116,7 +116,7 @@ class CheckLog:
 
     def wrong(self, code: str, evidence: str, remedy: str) -> None:
         """This is a finding."""
-        what = next(what for what, codes in WHATS.items() if code in codes)
+        what = next(what for what, codes in CHECKED.items() if code in codes)
         self.items.append(CheckItem(what, "wrong", evidence, remedy, code))
 
     def has(self, what: str) -> bool:
@@ -125,12 +125,12 @@ class CheckLog:
 
     def rest(self, why: str) -> None:
         """Whatever was not looked at."""
-        for what in WHATS:
+        for what in CHECKED:
             if not self.has(what):
                 self.unknown(what, why)
 
     def done(self, examples: int, passes: Passes) -> ModelCheck:
         """The check with these items."""
-        order = list(WHATS)
+        order = list(CHECKED)
         items = tuple(sorted(self.items, key=lambda item: order.index(item.what)))
         return ModelCheck(items, examples, passes.example_forwards, passes.example_backwards)
