@@ -8,7 +8,7 @@
 It is the part of the audit that needs no threat model, and has a verdict on everything that it looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -243,24 +243,19 @@ def _run_checks(checks: CleanChecks, given: AsGiven | None, log: CheckLog) -> No
             log.wrong(found.code, found.message, found.remedy or REMEDIES.get(found.code, ""))
     if not log.has("classes"):
         _unused(checks, log)
-    looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
-        "train mode": lambda: _train_mode(given),
-        "randomness": lambda: ("fine", f"two passes over {checks.n} images are the same"),
-        "batch": lambda: _batch_dependence(checks),
-        "output": lambda: ("fine", "logits, finite"),
-        "gradients": lambda: ("fine", f"finite, not zero, and the slope of the output on {checks.n} images"),
+    seen: dict[str, tuple[Verdict, str]] = {
+        "train mode": _train_mode(given),
+        "randomness": ("fine", f"two passes over {checks.n} images are the same"),
+        "batch": _batch_dependence(checks),
+        "output": ("fine", "logits, finite"),
     }
     if not uninformative:
-        looks |= {
-            "normalisation": lambda: _normalisation(checks),
-            "channel order": lambda: _channels(checks),
-            "label order": lambda: _order(checks),
-        }
+        seen |= {"normalisation": _normalisation(checks), "channel order": _channels(checks)}
+        seen |= {"label order": _order(checks)}
         _accuracy(checks, log)
-    for what, look in looks.items():
-        if not log.has(what) and not (what == "gradients" and (uninformative or badly_fed)):
-            verdict, evidence = look()
-            log.items.append(CheckItem(what, verdict, evidence))
+        if not badly_fed:
+            seen["gradients"] = "fine", f"finite, not zero, and the slope of the output on {checks.n} images"
+    log.items += [CheckItem(what, *verdict) for what, verdict in seen.items() if not log.has(what)]
     log.rest("feed the images as they should be first" if badly_fed else "the output says nothing of the images")
 
 

@@ -155,7 +155,8 @@ class FirstNorm:
     handles: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self.forget()
+        self.first: _BatchNorm | None = None
+        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
         for module in self.model.modules():
             if isinstance(module, _BatchNorm) and _trained(module):
                 self.handles.append(module.register_forward_pre_hook(self._see))
@@ -166,11 +167,6 @@ class FirstNorm:
     ) -> None:
         while self.handles:
             self.handles.pop().remove()
-
-    def forget(self) -> None:
-        """Look anew."""
-        self.first: _BatchNorm | None = None
-        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, _BatchNorm)
@@ -297,7 +293,7 @@ def undone(x: Tensor) -> tuple[str, Tensor, str] | None:
         off = (levels - levels.round()).abs()
         if off.mean() < 0.02 and levels.min() > -0.5 and levels.max() < 255.5:
             text = f"leave Normalize({_numbers(means)}, {_numbers(stds)}) out of the data and write "
-            text += f"Classifier(net, mean={_numbers(means)}, std={_numbers(stds)})"
+            text += _classifier(means, stds)
             return name, (levels.round() / 255).to(x.dtype), text
     return None
 
@@ -307,8 +303,7 @@ def _customary(name: str, channels: int, family: str) -> Preprocessing:
     mean, std = constants
     change = f"with {name} normalisation {family}"
     if family == "in front":
-        text = f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
-        return _front(change, family, constants, 0.2, text)
+        return _front(change, family, constants, 0.2, _classifier(mean, std))
     text = f"Leave out one Normalize(mean={_numbers(mean)}, std={_numbers(std)}) in front of the network"
     return _back(change, family, constants, 0.2, text)
 
@@ -318,20 +313,18 @@ def _instead(name: str, channels: int, own: tuple[Tensor, Tensor]) -> Preprocess
     mean, std = CUSTOMARY[channels][name]
     m, s = (values.tolist() for values in own)
     family = "instead of the model's"
-    return Preprocessing(
-        f"with {name} normalisation {family}",
-        family,
-        lambda x: (x - _shaped(mean, x)) / _shaped(std, x) * _shaped(s, x) + _shaped(m, x),
-        0.2,
-        f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})",
-    )
+
+    def apply(x: Tensor) -> Tensor:
+        return (x - _shaped(mean, x)) / _shaped(std, x) * _shaped(s, x) + _shaped(m, x)
+
+    return Preprocessing(f"with {name} normalisation {family}", family, apply, 0.2, _classifier(mean, std))
 
 
 def _scaled(name: str, channels: int) -> Preprocessing:
     """A customary normalisation of images that something else multiplies by 255."""
     mean, std = CUSTOMARY[channels][name]
     constants = mean, tuple(255 * value for value in std)
-    text = f"leave out what multiplies by 255, and write Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
+    text = f"leave out what multiplies by 255, and write {_classifier(mean, std)}"
     change = f"with images divided by 255 once more and {name} normalisation"
     return _front(change, "0..1/255", constants, 0.2, text)
 
@@ -348,6 +341,11 @@ def _back(change: str, family: str, constants: tuple[Sequence[float], ...], poin
 
 def _shaped(values: Sequence[float], x: Tensor) -> Tensor:
     return torch.tensor(values, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+
+
+def _classifier(mean: Sequence[float], std: Sequence[float]) -> str:
+    """A classifier with this normalisation, as one writes it."""
+    return f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
 
 
 def _numbers(values: Sequence[float]) -> str:
