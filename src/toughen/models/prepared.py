@@ -266,9 +266,12 @@ def check_logits(logits: Tensor, n: int) -> None:
         )
 
 
-def chunks(n: int, size: int) -> Iterator[Tensor]:
-    """The numbers 0 to n - 1, `size` at a time."""
-    yield from torch.arange(n).split(size)
+def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: str = "") -> Iterator[Tensor]:
+    """The numbers 0 to n - 1, `size` at a time, each time reported as `what` when they are done with."""
+    for rows in torch.arange(n).split(size):
+        yield rows
+        if progress is not None:
+            progress(what, int(rows[-1]) + 1, n)
 
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:

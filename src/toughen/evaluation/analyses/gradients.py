@@ -79,7 +79,7 @@ def gradient_magnitude(
     y, ids = check_examples(x, y, index, batch_size)
     norms = []
     with prepared(model, x, y, batch_size) as classifier:
-        for rows in chunks(len(x), batch_size):
+        for rows in chunks(len(x), batch_size, progress, "gradient"):
             labels = y[rows].to(classifier.device)
             _, grad, _ = value_and_grad(
                 classifier.model,
@@ -95,6 +95,4 @@ def gradient_magnitude(
                     "mean; try the model in float64."
                 )
             norms.append(norm)
-            if progress is not None:
-                progress("gradient", int(rows[-1]) + 1, len(x))
     return GradientMagnitude(index=ids.numpy(), norm=torch.cat(norms).numpy())

@@ -115,7 +115,7 @@ def pictures(
             clean.append(classifier.predict(classifier.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
         for name, threat in threats.items():
             attack = AttackSpec(name="pgd", steps=steps, step_size=step_size(threat, steps, max(x.shape[2:])))
-            for rows in chunks(len(x), batch_size):
+            for rows in chunks(len(x), batch_size, progress, name):
                 images, ball = classifier.images(x[rows]), ball_of(threat, rows, classifier.device)
                 noise = Stream(("pictures", seed, name), rows=ids[rows])
                 labels = y[rows].to(classifier.device)
@@ -125,8 +125,6 @@ def pictures(
                 measure(seen, images, ball, attack=f"{label}, rounded", ids=ids[rows])
                 predictions.append(classifier.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
                 rounded.append(levels.cpu())
-                if progress is not None:
-                    progress(name, int(rows[-1]) + 1, len(x))
     variants = len(threats)
     return Pictures(
         title=title,

@@ -117,8 +117,8 @@ def loss_surface(
     offsets = torch.arange(-half, half + 1, dtype=torch.float64) / half * radius
     losses, predictions, firsts, seconds = [], [], [], []
     with prepared(model, x, y, batch_size) as classifier:
-        for row in range(len(x)):
-            image, label, number = classifier.images(x[row : row + 1]), y[row : row + 1], ids[row : row + 1]
+        for row in chunks(len(x), 1, progress, "loss surface"):
+            image, label, number = classifier.images(x[row]), y[row], ids[row]
             noise = Stream(("loss-surface", seed), rows=number)
             first = _signs(noise.child("first"), image)
             second = _signs(noise.child("second"), image)
@@ -129,8 +129,6 @@ def loss_surface(
             predictions.append(prediction.reshape(points, points))
             firsts.append(first[0])
             seconds.append(second[0])
-            if progress is not None:
-                progress("loss surface", row + 1, len(x))
     return LossSurface(
         directions=directions,
         radius=float(radius),
@@ -252,7 +250,7 @@ def weakly_bounded(
     attack, ball = AttackSpec(name="bim", steps=steps, step_size=step_size), Linf(eps)
     parts = []
     with prepared(model, x, y, batch_size) as classifier:
-        for rows in chunks(len(x), batch_size):
+        for rows in chunks(len(x), batch_size, progress, "bim"):
             images = classifier.images(x[rows])
             # Kept in float32, so judged in float32, whatever the model computes in.
             found = attack(classifier.model, images, y[rows].to(classifier.device), threat=ball).float()
@@ -265,8 +263,6 @@ def weakly_bounded(
             ]
             predictions = [column.argmax(1) for column in logits]
             parts.append((images.float(), found, levels, *predictions, *distances))
-            if progress is not None:
-                progress("bim", int(rows[-1]) + 1, len(x))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     names = ("clean", "images", "images_uint8", "clean_prediction", "prediction", "prediction_uint8", "distance")
     arrays = dict(zip((*names, "distance_uint8"), columns, strict=True))

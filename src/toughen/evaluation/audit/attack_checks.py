@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import ascend, default_step, move, start_in
 from toughen.attacks.square import square
 from toughen.evaluation.audit import statistics
-from toughen.evaluation.audit.clean_checks import FEW, TINY, AsGiven, CleanChecks, ascending, mostly
+from toughen.evaluation.audit.clean_checks import FEW, TINY, CleanChecks, LogitsAsGiven, ascending, mostly
 from toughen.evaluation.audit.findings import GAP, exceeds
 from toughen.evaluation.audit.gradient_repairs import DOUBLE, LOGARITHM, MARGIN, REPAIRED, STRAIGHT, RepairedModel
 from toughen.losses import full_precision, margin
@@ -32,17 +32,17 @@ from toughen.threat import Threat
 PASSES = 100
 """Forward and backward passes that an example may take in all: about 1 % of what AutoAttack takes."""
 
-STEPS, FIRST, LOOK = 20, 8, 2
+PGD_STEPS, FIRST_STEPS, STEPS_AT_ONCE = 20, 8, 2
 REMEDY_STEPS = 10
 GREY_STEPS = 10
 DRAWS = 4
 
 # Radii at which a uniformly grey image is within reach of every image, by norm, from the number of pixels: there no
 # classifier can be right more often than by always giving the commonest label.
-GREY: dict[str, Callable[[int], float]] = {"linf": lambda pixels: 0.5, "l2": lambda pixels: 0.5 * pixels**0.5}
+GREY_RADII: dict[str, Callable[[int], float]] = {"linf": lambda pixels: 0.5, "l2": lambda pixels: 0.5 * pixels**0.5}
 
-# What a remedy may help against: findings that say that the gradient does not lead.
-MISLED = ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207", "EV224", "EV281", "EV282", "EV283")
+# What a remedy may help against: findings that say that the gradient is of no use.
+BAD_GRADIENT = ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207", "EV224", "EV281", "EV282", "EV283")
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class AttackChecks(CleanChecks):
 
     threat: Threat
 
-    def run(self, given: AsGiven | None) -> None:
+    def run(self, given: LogitsAsGiven | None) -> None:
         """Run all checks.
 
         Args:
@@ -93,9 +93,11 @@ class AttackChecks(CleanChecks):
         x, threat = self.x[rows], self.threat[rows]
         self.watched.forget()
         self.trace, self.end = statistics.Trace(self.y[rows]), start_in(x, threat, self.noise[rows.cpu()].child("pgd"))
-        step = default_step(threat.eps, STEPS)
-        for _ in range(FIRST // LOOK):
-            self.end = ascend(self.model, x, self.trace, threat=threat, steps=LOOK, step_size=step, start=self.end)
+        step = default_step(threat.eps, PGD_STEPS)
+        for _ in range(FIRST_STEPS // STEPS_AT_ONCE):
+            self.end = ascend(
+                self.model, x, self.trace, threat=threat, steps=STEPS_AT_ONCE, step_size=step, start=self.end
+            )
             broken = self.trace.broken
             if (~broken).sum() <= FEW * len(rows):
                 self.unbroken_by_pgd[rows] = ~broken
@@ -110,7 +112,7 @@ class AttackChecks(CleanChecks):
         """PGD-20, and what must not be stronger than it: FGSM and random noise."""
         x, y, threat, noise, n = self.x[rows], self.y[rows], self.threat[rows], self.noise[rows.cpu()], len(rows)
         self.watched.forget()
-        step, steps, trace = default_step(threat.eps, STEPS), STEPS - FIRST, self.trace
+        step, steps, trace = default_step(threat.eps, PGD_STEPS), PGD_STEPS - FIRST_STEPS, self.trace
         end = ascend(self.model, x, trace, threat=threat, steps=steps, step_size=step, start=self.end)
         logits = full_precision(predict(self.model, end))
         by_pgd = self._mark_broken(logits, rows)
@@ -119,7 +121,7 @@ class AttackChecks(CleanChecks):
         for code, before, since in zip(("EV202", "EV203"), self.nonfinite, later, strict=True):
             lost = before + since
             if lost and not self.has((code,)):
-                self._find(code, lost=int(lost), examples=STEPS * n, which=f"inputs on the way of PGD-{STEPS}")
+                self._find(code, lost=int(lost), examples=PGD_STEPS * n, which=f"inputs on the way of PGD-{PGD_STEPS}")
         flat = int((margin(logits, y).double() <= trace.first).sum())
         if exceeds(flat, n, 0.3):
             self._find("EV281", flat=flat, examples=n)
@@ -150,7 +152,7 @@ class AttackChecks(CleanChecks):
         rows = self.unbroken.nonzero().squeeze(1)
         before = len(rows)
         sure = int(statistics.confident(self.logits[rows]).sum())
-        if not before or not (self.has(MISLED) or sure > FEW * self.n):
+        if not before or not (self.has(BAD_GRADIENT) or sure > FEW * self.n):
             return
         names = [MARGIN]
         names += [LOGARITHM] if self.has(("EV224",)) else []
@@ -194,7 +196,7 @@ class AttackChecks(CleanChecks):
 
     def _report_remedies(self, names: list[str], before: int, after: int, sure: int) -> None:
         """What the remedies broke, in the findings that called for them."""
-        if exceeds(before - after, self.n, GAP) and not self.has(MISLED):
+        if exceeds(before - after, self.n, GAP) and not self.has(BAD_GRADIENT):
             self._find("EV285", sure=sure, examples=self.n)
         if before - after <= FEW * self.n:
             # The margin has all the gradient that saturation takes away: what it does not break is robust.
@@ -204,7 +206,7 @@ class AttackChecks(CleanChecks):
         figures = {"before": before / self.n, "after": after / self.n}
         self.findings = [
             replace(found, remedy=text, figures={**found.figures, **figures})
-            if found.code in (*MISLED, "EV285")
+            if found.code in (*BAD_GRADIENT, "EV285")
             else found
             for found in self.findings
         ]
@@ -212,7 +214,7 @@ class AttackChecks(CleanChecks):
     def _attack_at_grey(self) -> None:
         """A ball that holds a grey image for every example, where accuracy must be that of guessing."""
         steps = min(GREY_STEPS, (self._passes_left() - 1) // 2)
-        if self.has(MISLED) or steps < 3:
+        if self.has(BAD_GRADIENT) or steps < 3:
             self.not_checked.append(
                 "Accuracy at a huge radius was not checked, because gradients are known not to lead; "
                 "remove the cause and evaluate again."
@@ -221,7 +223,7 @@ class AttackChecks(CleanChecks):
         rows = self.unbroken.nonzero().squeeze(1)
         x, trace = self.x[rows], statistics.Trace(self.y[rows])
         radius = torch.as_tensor(self.threat.eps, dtype=x.dtype, device=x.device).expand(self.n)
-        radius = radius.clamp(min=GREY[self.threat.norm](self.x[0].numel()))
+        radius = radius.clamp(min=GREY_RADII[self.threat.norm](self.x[0].numel()))
         threat = replace(self.threat, eps=radius[rows])
         if len(rows):
             step = default_step(threat.eps, steps)

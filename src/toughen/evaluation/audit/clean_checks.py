@@ -36,8 +36,8 @@ TINY = 1e-5
 
 
 @dataclass(frozen=True)
-class AsGiven:
-    """A model in the mode in which it was given, where that is not inference mode.
+class LogitsAsGiven:
+    """What a model returns in the mode in which it was given, where that is not inference mode.
 
     Attributes:
         logits: of the first examples, (M, K); NaN where it then returns no logits.
@@ -56,7 +56,7 @@ def undisturbed(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
+def as_given(model: nn.Module, x: Tensor) -> LogitsAsGiven | None:
     """The model's logits in the mode in which it was given, where that is not inference mode; buffers are restored."""
     training = {name or "the model": module for name, module in model.named_modules() if module.training}
     if not training:
@@ -76,8 +76,8 @@ def as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
         return as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
     if not isinstance(logits, Tensor):
         # As of networks with outputs for training alone.
-        return AsGiven(torch.full((len(x), 1), torch.nan), names)
-    return AsGiven(full_precision(logits[: len(x)]).clone(), names)
+        return LogitsAsGiven(torch.full((len(x), 1), torch.nan), names)
+    return LogitsAsGiven(full_precision(logits[: len(x)]).clone(), names)
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,7 @@ class CleanChecks:
     def _which(self, mask: Tensor) -> str:
         return f"examples ({first_ids(self.ids[mask.cpu()].tolist())})"
 
-    def check_outputs(self, given: AsGiven | None) -> None:
+    def check_outputs(self, given: LogitsAsGiven | None) -> None:
         """What the model says of the clean images, and whether it says it again."""
         with FirstNorm(self.watched.model) as norm:
             _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))

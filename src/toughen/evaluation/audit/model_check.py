@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.audit import EXAMPLES, check_range
 from toughen.evaluation.audit.check_result import REMEDIES, CheckItem, CheckLog, ModelCheck, Verdict
-from toughen.evaluation.audit.clean_checks import AsGiven, CleanChecks, as_given, undisturbed
+from toughen.evaluation.audit.clean_checks import CleanChecks, LogitsAsGiven, as_given, undisturbed
 from toughen.evaluation.audit.messages import MESSAGES
 from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
 from toughen.models.batched import Batched
@@ -221,7 +221,7 @@ def _numbered(y: Tensor, k: int, classes: Sequence[str] | None, log: CheckLog) -
     return y
 
 
-def _given(model: nn.Module, x: Tensor, log: CheckLog) -> AsGiven | None:
+def _given(model: nn.Module, x: Tensor, log: CheckLog) -> LogitsAsGiven | None:
     try:
         return as_given(model, x)
     except REFUSALS as error:
@@ -230,7 +230,7 @@ def _given(model: nn.Module, x: Tensor, log: CheckLog) -> AsGiven | None:
         return None
 
 
-def _run_checks(checks: CleanChecks, given: AsGiven | None, log: CheckLog) -> None:
+def _run_checks(checks: CleanChecks, given: LogitsAsGiven | None, log: CheckLog) -> None:
     checks.check_outputs(given)
     checks.check_preprocessing()
     badly_fed = checks.has(("EV222",))
@@ -270,7 +270,7 @@ def _unused(checks: CleanChecks, log: CheckLog) -> None:
         log.fine("classes", seen)
 
 
-def _train_mode(given: AsGiven | None) -> tuple[Verdict, str]:
+def _train_mode(given: LogitsAsGiven | None) -> tuple[Verdict, str]:
     if given is None:
         return "fine", "all modules in inference mode"
     return "fine", f"{len(given.names)} modules are in training mode, which does not change the output"

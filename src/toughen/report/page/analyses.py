@@ -5,6 +5,7 @@ for section in describe_analyses(run, "run-1"):
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,16 @@ from toughen.report.records import RunRecord
 def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
     """The sections, each with what there is or the line that says how to make it."""
 
-    def describe(name: str, what: str, make: Callable[[RunRecord, str, Any], Iterator[Block]]) -> list[Block]:
+    def describe(name: str, what: str, make: Callable[[str, Any], Iterator[Block]]) -> list[Block]:
         found = run.analyses.get(name)
-        return [_missing(run, what, name)] if found is None else list(make(run, anchor, found))
+        return [_missing(run, what, name)] if found is None else list(make(anchor, found))
 
     sweeps = describe("eps-sweep", "sweep over radii", _describe_radius_sweep)
     sweeps += describe("step-sweep", "sweep over attack steps", _describe_step_sweep)
     gradients = describe("gradients", "gradient magnitudes", _describe_gradients)
-    images = describe("pictures", "pictures of adversarial examples", _describe_pictures)
+    images = describe("pictures", "pictures of adversarial examples", partial(_describe_pictures, run))
     turned = "pictures of what large perturbations turn images into"
-    images += describe("turns-into", turned, _describe_large_perturbations)
+    images += describe("turns-into", turned, partial(_describe_large_perturbations, run))
     sections = [
         Section("Over radii and steps", sweeps),
         Section("Gradients and loss surfaces", [*gradients, *_describe_surfaces(run, anchor)]),
@@ -42,7 +43,7 @@ def _missing(run: RunRecord, what: str, name: str) -> Paragraph:
     return Paragraph.missing(what, Command("analyse", run.name, only=name))
 
 
-def _describe_radius_sweep(run: RunRecord, anchor: str, found: Any) -> Iterator[Block]:
+def _describe_radius_sweep(anchor: str, found: Any) -> Iterator[Block]:
     radii, norm = found["radii"].tolist(), found.get("norm", "")
     names = [radius_text(radius) for radius in radii]
     caption = "Robust accuracy over the radius"
@@ -63,7 +64,7 @@ def _describe_radius_sweep(run: RunRecord, anchor: str, found: Any) -> Iterator[
             )
 
 
-def _describe_step_sweep(run: RunRecord, anchor: str, found: Any) -> Iterator[Block]:
+def _describe_step_sweep(anchor: str, found: Any) -> Iterator[Block]:
     steps = found["steps"].tolist()
     names, caption = [str(step) for step in steps], "Robust accuracy over the steps of PGD"
     yield draw.sweep(f"{anchor}-step-sweep", f"{caption} ({found.get('threat', '')})", "steps", steps, names, found)
@@ -79,7 +80,7 @@ def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: li
     return table
 
 
-def _describe_gradients(run: RunRecord, anchor: str, found: Any) -> Iterator[Block]:
+def _describe_gradients(anchor: str, found: Any) -> Iterator[Block]:
     yield draw.gradients(f"{anchor}-gradients", found["index"], found["norm"])
     table = Table(
         f"{anchor}-gradient-table", f"Gradient magnitudes of {len(found['norm'])} images", ("of", "mean", "max")
