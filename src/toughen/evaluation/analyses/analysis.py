@@ -135,7 +135,15 @@ def _unpacked(path: Path) -> dict[str, Any]:
     return {**record, **found} if isinstance(record, dict) else {}
 
 
+def accuracy(correct: np.ndarray) -> float:
+    """Share of a boolean array (N,) that is true.
+
+    Raises:
+        ZeroDivisionError: it is empty.
+    """
+    return int(correct.sum()) / len(correct)
+
+
 def accuracy_with_interval(correct: np.ndarray) -> dict[str, Any]:
     """Accuracy and its 95 % Wilson interval of a boolean array (N,)."""
-    k, n = int(correct.sum()), len(correct)
-    return {"accuracy": k / n, "interval": list(interval(k, n))}
+    return {"accuracy": accuracy(correct), "interval": list(interval(int(correct.sum()), len(correct)))}

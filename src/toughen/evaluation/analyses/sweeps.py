@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import ascend, start_in
-from toughen.evaluation.analyses.analysis import Analysis, accuracy_with_interval
+from toughen.evaluation.analyses.analysis import Analysis, accuracy, accuracy_with_interval
 from toughen.evaluation.evaluate import evaluate
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.suites import Suite
@@ -61,12 +61,12 @@ class EpsSweep(Analysis):
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy at each radius, as the suite found it there."""
-        return self.survived.mean(1).tolist()
+        return list(map(accuracy, self.survived))
 
     @property
     def nested_accuracies(self) -> list[float]:
         """Robust accuracy when what broke at a radius counts as broken at all larger ones, whose balls hold it too."""
-        return np.logical_and.accumulate(self.survived, axis=0).mean(1).tolist()
+        return list(map(accuracy, np.logical_and.accumulate(self.survived, axis=0)))
 
     @property
     def rises(self) -> list[dict[str, Any]]:
@@ -205,12 +205,12 @@ class StepSweep(Analysis):
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy of an attack of exactly k steps, which is judged by its end point, for each k."""
-        return self.survived.mean(1).tolist()
+        return list(map(accuracy, self.survived))
 
     @property
     def worst_accuracies(self) -> list[float]:
         """Robust accuracy when a break after any of the asked step counts up to k counts: it never rises."""
-        return np.logical_and.accumulate(self.survived, axis=0).mean(1).tolist()
+        return list(map(accuracy, np.logical_and.accumulate(self.survived, axis=0)))
 
     def summary(self) -> dict[str, Any]:
         """Clean accuracy, and for each number of steps accuracy, interval and accuracy at the worst so far."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
-from toughen.evaluation.analyses.analysis import Analysis, accuracy_with_interval
+from toughen.evaluation.analyses.analysis import Analysis, accuracy, accuracy_with_interval
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.result import describe
 from toughen.evaluation.suites import check, find
@@ -87,8 +87,8 @@ class Transfer(Analysis):
                 "surrogate": surrogate,
                 "target": target,
                 **accuracy_with_interval(self.robust(surrogate, target)),
-                "accuracy_on_examples": float(self.survived[row, column].mean()),
-                "clean_accuracy": float(self.clean_correct[column].mean()),
+                "accuracy_on_examples": accuracy(self.survived[row, column]),
+                "clean_accuracy": accuracy(self.clean_correct[column]),
                 "broken": _broken(self.clean_correct[column], self.robust(surrogate, target)),
             }
             for row, surrogate in enumerate(self.surrogates)
