@@ -262,11 +262,10 @@ def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = N
     storages: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
         # safetensors refuses tensors that share memory (tied weights, views of one buffer)
-        if value.untyped_storage().data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        plain[name] = value
+        plain[name] = value.clone() if place in storages else value
+        storages.add(place)
     return save(plain, metadata)
 
 

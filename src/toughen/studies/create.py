@@ -17,6 +17,8 @@ from toughen.studies.grid import PlannedMeasure, PlannedRow, StudyPlan, expand
 from toughen.studies.schema import Study
 from toughen.studies.text import StudyError
 
+_PRINTED = ("id", "value", "unit", "std", "raw")
+
 
 def create_folder(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, name: str = "") -> StudyFolder:
     """The study's folder, made or found as it was left.
@@ -93,15 +95,7 @@ def _figure(measure: PlannedMeasure) -> dict[str, Any]:
         "limit": measure.limit,
         "folder": measure.folder,
         "published": [
-            {
-                "id": cell.id,
-                "value": cell.value,
-                "unit": cell.unit,
-                "std": cell.std,
-                "raw": cell.raw,
-                "note": cell.record.get("note"),
-            }
-            for cell in measure.cells
+            {**{key: getattr(cell, key) for key in _PRINTED}, "note": cell.record.get("note")} for cell in measure.cells
         ],
     }
 

@@ -35,10 +35,7 @@ def collect(folder: StudyFolder) -> dict[str, Any]:
 def _collected(folder: StudyFolder) -> dict[str, Any]:
     asked = folder.asked
     return {
-        "name": asked["name"],
-        "title": asked["title"],
-        "scale": asked["scale"],
-        "notes": asked["notes"],
+        **{key: asked[key] for key in ("name", "title", "scale", "notes")},
         "columns": list(asked["columns"]),
         "rows": {name: _row(folder, name) for name in folder.rows},
     }

@@ -34,6 +34,9 @@ DAMAGE = (
 class Analysis:
     """The base of all results: fields of JSON's types and arrays, checked, written and read.
 
+    Wherever they occur, `index` is the example ids (N,), `label` the classes (N,), `threat` the threat model as text
+    and `seed` that of the random draws.
+
     Raises:
         ValueError: arrays whose shapes do not fit each other.
     """

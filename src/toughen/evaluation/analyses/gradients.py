@@ -25,8 +25,7 @@ from toughen.threat import safe_norm
 class GradientMagnitude(Analysis):
     """The loss's gradient at every image (see `gradient_magnitude`).
 
-    Args:
-        index: example ids (N,).
+    Args (all else as for `Analysis`):
         norm: ||grad_x CE||_2 of each example, (N,), for pixels in [0, 1].
     """
 

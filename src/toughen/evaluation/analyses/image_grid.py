@@ -30,12 +30,10 @@ from toughen.threat import Linf, Threat, per_example
 class Pictures(Analysis):
     """Images and adversarial examples of them (see `pictures`).
 
-    Args:
+    Args (all else as for `Analysis`):
         title: what they are, for a heading.
         variants: for each kind of example the ball that it lies in, like "linf:8/255" or "own radius"; V of them.
         classes: the classes' names, in the order of the labels.
-        index: example ids (N,).
-        label: classes (N,).
         radius: of each example, in pixel units (N,); 0 where none belongs to it.
         image: the images themselves, (N, C, H, W) in 0 to 255.
         clean_prediction: class predicted on `image`, (N,).

@@ -31,12 +31,9 @@ Directions = Literal["adversarial", "rademacher"]
 class LossSurface(Analysis):
     """Cross-entropy on a plane through each image (see `loss_surface`).
 
-    Args:
+    Args (all else as for `Analysis`):
         directions: "adversarial" or "rademacher", which the second direction is.
         radius: half the side of the plane, in pixel units.
-        seed: of the random directions.
-        index: example ids (N,).
-        label: classes (N,).
         offsets: (P,), from -radius to radius, exactly 0 in the middle: the values of e1 and of e2.
         first: the first direction of each image, random signs (N, C, H, W).
         second: its second, signs of the gradient or random ones (N, C, H, W).
@@ -179,12 +176,10 @@ def _on_grid(
 class WeaklyBounded(Analysis):
     """Largely perturbed examples to look at (see `weakly_bounded`).
 
-    Args:
+    Args (all else as for `Analysis`):
         eps: Linf radius in pixel units.
         steps: of BIM.
         step_size: of BIM, in pixel units.
-        index: example ids (N,).
-        label: classes (N,).
         clean: the images themselves, (N, C, H, W) in [0, 1].
         images: the examples, (N, C, H, W) in [0, 1].
         images_uint8: the examples in 0 to 255, likewise in the ball.

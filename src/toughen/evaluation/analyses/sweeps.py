@@ -36,13 +36,11 @@ from toughen.threat import THREATS, Threat
 class EpsSweep(Analysis):
     """Robust accuracy over the radius of the ball (see `eps_sweep`).
 
-    Args:
+    Args (all else as for `Analysis`):
         norm: of the ball, such as "linf".
         suite: name of the suite, or "custom".
         settings: for each radius, every attack of the suite by label with its settings.
-        seed: of the attacks' random draws.
         radii: (R,), ascending, in pixel units.
-        index: example ids (N,).
         clean_correct: whether the image itself is classified correctly, (N,).
         survived: whether an example is robust at a radius, (R, N); False where the image itself is misclassified.
         marginal: whether rounding may turn a verdict on the example at a radius, (R, N).
@@ -176,14 +174,11 @@ def _holds(table: Outcomes, ids: Tensor, rows: np.ndarray) -> np.ndarray:
 class StepSweep(Analysis):
     """Robust accuracy over the number of PGD steps (see `step_sweep`).
 
-    Args:
-        threat: the threat model as text.
+    Args (all else as for `Analysis`):
         loss: name of what was ascended.
         step_size: in pixel units.
         random_start: whether the run started from a random point of the ball.
-        seed: of the random draws.
         steps: (K,), ascending.
-        index: example ids (N,).
         clean_correct: whether the image itself is classified correctly, (N,).
         target: the class that the attack aimed at, (N,); -1 where it aimed at none.
         survived: whether image and end point of k steps are classified correctly, (K, N).

@@ -35,14 +35,10 @@ Models = nn.Module | Mapping[str, nn.Module]
 class Transfer(Analysis):
     """Examples made on surrogates, shown to other models (see `transfer`).
 
-    Args:
-        threat: the threat model as text.
+    Args (all else as for `Analysis`):
         attack: the attack and its settings.
-        seed: of its random draws.
         surrogates: names of the S models that the examples were made on.
         targets: names of the T models that they were shown to.
-        index: example ids (N,).
-        label: classes (N,).
         surrogate_clean: whether a surrogate classifies the image itself correctly, (S, N).
         surrogate_survived: whether it classifies image and example correctly, (S, N).
         distance: ||x_adv - x|| in the threat's norm, (S, N), in float64.

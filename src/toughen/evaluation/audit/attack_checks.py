@@ -32,7 +32,7 @@ from toughen.threat import Threat
 PASSES = 100
 """Forward and backward passes that an example may take in all: about 1 % of what AutoAttack takes."""
 
-PGD_STEPS, FIRST_STEPS, STEPS_AT_ONCE = 20, 8, 2
+PGD_STEPS, FIRST_STEPS, AT_ONCE = 20, 8, 2
 REMEDY_STEPS = 10
 GREY_STEPS = 10
 DRAWS = 4
@@ -94,10 +94,8 @@ class AttackChecks(CleanChecks):
         self.watched.forget()
         self.trace, self.end = statistics.Trace(self.y[rows]), start_in(x, threat, self.noise[rows.cpu()].child("pgd"))
         step = default_step(threat.eps, PGD_STEPS)
-        for _ in range(FIRST_STEPS // STEPS_AT_ONCE):
-            self.end = ascend(
-                self.model, x, self.trace, threat=threat, steps=STEPS_AT_ONCE, step_size=step, start=self.end
-            )
+        for _ in range(FIRST_STEPS // AT_ONCE):
+            self.end = ascend(self.model, x, self.trace, threat=threat, steps=AT_ONCE, step_size=step, start=self.end)
             broken = self.trace.broken
             if (~broken).sum() <= FEW * len(rows):
                 self.unbroken_by_pgd[rows] = ~broken
