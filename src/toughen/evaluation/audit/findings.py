@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from toughen.evaluation.audit.messages import CODES, MESSAGES
+from toughen.evaluation.audit.messages import CODES, MESSAGES, UPPER_BOUND
 from toughen.outcomes import CLEAN, Outcomes, interval
 
 GAP = 0.03
@@ -47,7 +47,7 @@ class Finding:
 
 def finding(code: str, **figures: float | str) -> Finding:
     """A finding with the sentence of its code."""
-    return Finding(code, MESSAGES[code].format(**figures), figures)
+    return Finding(code, MESSAGES[code].format(upper_bound=UPPER_BOUND, **figures), figures)
 
 
 @dataclass(frozen=True)
