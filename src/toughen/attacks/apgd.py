@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import objective_of
 from toughen.attacks.contract import LossName, attack
-from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr
+from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr, targeted_margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
@@ -316,12 +316,7 @@ def apgd(
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    to, of = full_precision(logits).gather(1, torch.stack([target, y], 1)).unbind(1)
-    return to - of
-
-
-TARGETED_LOSSES: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": _targeted_margin}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": targeted_margin}
 
 
 @attack

@@ -95,7 +95,7 @@ def export(
         if entry is not None:
             store.write_json(folder / ENTRY, entry)
         if "onnx" in formats:
-            difference = to_onnx.write(facts.run.model, folder / ONNX, _images(facts))
+            difference = to_onnx.write_onnx(facts.run.model, folder / ONNX, _images(facts))
         (folder / README).write_text(card(facts, licence=licence, onnx=difference), encoding="utf-8")
         store.write_json(folder / CONFIG, {**facts.config, "files": hashes(folder)})
         _read_back(folder, facts)
