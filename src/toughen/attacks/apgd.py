@@ -251,7 +251,7 @@ def _strongest(
             if taken < steps:
                 state.take(*_look(model, state.at, on(state.position), threat))
             else:
-                # Nobody moves on from here: no gradient.
+                # No example moves on from here: no gradient.
                 logits = predict(model, state.at)
                 state.take(on(state.position)(logits, slice(0, len(logits))), state.direction, logits)
             state = leave(state)

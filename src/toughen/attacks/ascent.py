@@ -262,7 +262,7 @@ def from_starts(
         return found, objective
 
     with attacking(model, attack_bn):
-        # Batch statistics depend on who is in the batch, so under them nobody leaves it.
+        # Batch statistics depend on who is in the batch, so under them no example leaves it.
         return best_of(model, x, y, run, restarts=restarts, by_loss=by_loss, leave=attack_bn == "eval")
 
 
@@ -289,7 +289,7 @@ def best_of(
         restarts: number of starts.
         by_loss: keep the end point of the highest loss, be it misclassified or not. Otherwise the first that is
             misclassified, and the highest loss only where none is.
-        leave: a broken example is not attacked again. (Under batch statistics nobody may leave; by loss nobody does.)
+        leave: a broken example is not attacked again. (Under batch statistics none may leave; by loss none does.)
     """
     if restarts == 1:
         return run(None, 0)[0]

@@ -98,7 +98,7 @@ def _margin_of(label: Tensor) -> Objective:
 
 
 class _StartDirection:
-    """The direction <w, logits> in which a run sets out, fixed by the logits at its start."""
+    """The direction <w, logits> in which a run begins, fixed by the logits at its start."""
 
     def __init__(self, rank: int, draws: Stream) -> None:
         self.rank, self.draws = rank, draws

@@ -158,7 +158,7 @@ def fab(
         for step in range(steps):
             path.point = _step(path.point, path.clean, boundary, threat, alpha_max, eta)
             last = step + 1 == steps
-            # Whoever crossed in the last step probably does so again, and then wants no gradient here.
+            # What crossed in the last step probably does so again, and then needs no gradient here.
             asked = torch.ones_like(path.crosses) if last else path.crosses
             crossed = torch.zeros_like(asked)
             if asked.any():

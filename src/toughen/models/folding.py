@@ -34,7 +34,7 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
         x: a few images (n, C, H, W), on which the copy must agree.
 
     Returns:
-        The copy; the model itself where no BatchNorm follows a convolution directly, where somebody listens to one of
+        The copy; the model itself where no BatchNorm follows a convolution directly, where there is a hook on one of
         the two, where it cannot be copied, or where the copy does not agree, as that of a model whose convolution is
         also used elsewhere.
     """
@@ -125,7 +125,7 @@ def _modules(model: nn.Module, names: list[tuple[str, str]]) -> list[tuple[nn.Co
 
 
 def _scramble(model: nn.Module) -> None:
-    """Give every BatchNorm statistics and weights that nobody could take for none."""
+    """Give every BatchNorm statistics and weights that are not those of a fresh one."""
     for number, module in enumerate(model.modules()):
         if isinstance(module, nn.BatchNorm2d):
             tensors = (module.running_mean, module.running_var, module.weight, module.bias)

@@ -5,7 +5,7 @@
         for rows in chunks(len(x), batch_size):
             logits = classifier.predict(classifier.images(x[rows]), ids=index[rows], under="clean")
 
-What a stranger's model does and bears is found out once, by a probe of two images, when `classifier.probe` is first
+What a user's model does and supports is found out once, by a probe of two images, when `classifier.probe` is first
 asked for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout
 of its weights, BatchNorm folded into convolutions) is done here.
 """
@@ -147,7 +147,7 @@ def inference(model: nn.Module, device: torch.device, *, fast: bool = True) -> I
     Args:
         model: the classifier.
         device: where it is.
-        fast: whether it is laid out for speed, which not every model bears.
+        fast: whether it is laid out for speed, which not every model supports.
     """
     with evaluating(model), frozen(model), channels_last(model) if fast else nullcontext(), float32(device):
         yield

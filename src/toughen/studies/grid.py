@@ -176,8 +176,8 @@ def _key(recipe: Recipe, keys: dict[str, str]) -> str:
 
 def _measures(study: Study, row: Row, size: Scale) -> dict[str, PlannedMeasure]:
     found = {key: _measure(study, row, key, size) for key in row.columns or study.columns}
-    told = next((m.folder for m in found.values() if m.column.what in WITH_CLEAN), "")
-    return {key: replace(m, folder=told) if m.column.what == "clean" else m for key, m in found.items()}
+    shared = next((m.folder for m in found.values() if m.column.what in WITH_CLEAN), "")
+    return {key: replace(m, folder=shared) if m.column.what == "clean" else m for key, m in found.items()}
 
 
 def _measure(study: Study, row: Row, key: str, size: Scale) -> PlannedMeasure:

@@ -108,7 +108,7 @@ def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     if column["attack"] is None:
         return _share(result["robust_accuracy"], result["robust_interval"], **more)
     (attack,) = (row for row in result["attacks"] if row["attack"] == column["attack"])
-    # An attack that ran by itself met everybody who was right, unless nobody was.
+    # An attack that ran by itself met every correctly classified example, unless there was none.
     alone = attack["alone"] or 0.0
     return _share(alone, interval(round(alone * result["n"]), result["n"]), **more)
 

@@ -62,7 +62,7 @@ def _attempt(folder: StudyFolder, task: StudyTask, note: Callable[[str], None]) 
         try:
             perform(folder, task)
         except Locked:
-            # A row that shares an evaluation with this one is being measured, or somebody trains there by hand.
+            # A row that shares an evaluation with this one is being measured, or a training runs there.
             return False
         except Exception as error:  # noqa: BLE001  # one bad row must not stop the others; it is listed with its reason
             folder.fail(task, f"{type(error).__name__}: {in_shell(error)}", traceback.format_exc())

@@ -239,7 +239,7 @@ def step_sweep(
 
     With one step size for all of them, the run of k steps is the beginning of that of 2000, so all together cost 2000
     passes of the correctly classified examples and one verification for each k; an accuracy equals that of a run of
-    its own. Nobody leaves early, since a run of k steps is judged by its end point. An image that is misclassified
+    its own. No example leaves early, since a run of k steps is judged by its end point. An image that is misclassified
     without an attack counts as broken and is not attacked, as in an evaluation.
 
     The paper states ImageNet, eps 16/255, up to 2000 steps and, for its ImageNet evaluations, random targets; neither

@@ -111,7 +111,7 @@ class CheckLog:
         self.items.append(CheckItem(what, "fine", evidence))
 
     def unknown(self, what: str, why: str) -> None:
-        """This was not looked at, or could not be told."""
+        """This was not looked at, or could not be decided."""
         self.items.append(CheckItem(what, "not checked", why))
 
     def wrong(self, code: str, evidence: str, remedy: str) -> None:

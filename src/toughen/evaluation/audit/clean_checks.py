@@ -130,7 +130,7 @@ class CleanChecks:
         return f"examples ({first_ids(self.ids[mask.cpu()].tolist())})"
 
     def check_outputs(self, given: LogitsAsGiven | None) -> None:
-        """What the model says of the clean images, and whether it says it again."""
+        """The logits of the clean images, and whether they are the same again."""
         with FirstNorm(self.watched.model) as norm:
             _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))
         with statistics.Operations() as seen:

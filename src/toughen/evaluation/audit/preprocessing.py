@@ -1,9 +1,9 @@
 """How a model may have been meant to be fed: customary preprocessings, and what speaks for one of them.
 
-Two witnesses are heard. Labels say which preprocessing classifies better, where there are enough of them. The first
-BatchNorm of a network remembers the mean and variance of what it met in training; images that are fed as then meet
-these again. That needs no label and few images: on four photographs it tells two normalisations apart that give the
-same classes.
+There are two kinds of evidence. Labels say which preprocessing classifies better, where there are enough of them. The
+first BatchNorm of a network remembers the mean and variance of what it met in training; images that are fed as then
+meet these again. That needs no label and few images: on four photographs it tells two normalisations apart that give
+the same classes.
 
     with FirstNorm(model) as norm:
         logits = model(how.apply(x))
@@ -78,7 +78,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a model says of the examples under a preprocessing.
+    """What a model predicts on the examples under a preprocessing.
 
     Attributes:
         how: the preprocessing; None for images as they were given.
