@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder
 from toughen.studies.results import collect
 from toughen.studies.schema import Row, Study
@@ -118,7 +118,7 @@ def main() -> None:
     rows = []
     for name in sorted(arguments.studies, key=lambda study: study != "limits-grid"):
         shutil.rmtree(arguments.work / name, ignore_errors=True)
-        folder = begin(with_bad_rows(load(name)), "toy", arguments.work / name, name=name)
+        folder = create_folder(with_bad_rows(load(name)), "toy", arguments.work / name, name=name)
         started = time.monotonic()
         kills = run(folder, arguments.kills if name == "limits-grid" else 2, random.Random(arguments.seed))
         found, minutes = check(folder), (time.monotonic() - started) / 60

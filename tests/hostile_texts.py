@@ -209,11 +209,11 @@ def yaml_bytes(place: Place) -> Commands:
 
 def study(place: Place, change: Callable[[dict[str, Any]], object]) -> Commands:
     """A study's folder that asks for something else."""
-    from toughen.studies.create import begin
+    from toughen.studies.create import create_folder
     from toughen.studies.text import load
 
     write_tiny_study(place.folder)
-    begin(load(str(place / "tiny.yaml")), "toy", place / "study", name="tiny")
+    create_folder(load(str(place / "tiny.yaml")), "toy", place / "study", name="tiny")
     path = place / "study/study.json"
     asked = json.loads(path.read_text())
     change(asked)

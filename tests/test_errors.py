@@ -26,7 +26,8 @@ FOREIGN = {"--max-restarts"}
 
 CALLED = (
     workflows.ModelSource, workflows.EvaluationSettings, workflows.evaluate, workflows.measure_corruptions,
-    workflows.analyse, workflows.label, data.load, models.build, export.export, hub.push, training.train, create.begin,
+    workflows.analyse, workflows.label, data.load, models.build, export.export, hub.push, training.train,
+    create.create_folder,
 )  # fmt: skip
 """What a Python caller calls, whose parameters errors may name."""
 

@@ -102,6 +102,12 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_target - z_y, with classes `target` (N,) and y as in `dlr`."""
+    to, of = full_precision(logits).gather(1, torch.stack([target, hard(y)], 1)).unbind(1)
+    return to - of
+
+
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """-(z_y - z_target) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, equation 6).
 
@@ -113,10 +119,9 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: K is less than 4.
     """
-    logits, columns = full_precision(logits), torch.stack([target, hard(y)], 1)
+    logits = full_precision(logits)
     top = _largest(logits, 4, "targeted dlr")
-    to, of = logits.gather(1, columns).unbind(1)
-    return (to - of) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 def _largest(logits: Tensor, k: int, loss: str) -> Tensor:

@@ -27,9 +27,12 @@ Radius = float | Tensor
 
 def per_example(value: Radius, like: Tensor) -> Radius:
     """A radius or step size that broadcasts over `like` (N, ...): a float as it is, a tensor (N,) as (N, 1, ...)."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
+    return broadcastable(value.to(like), like) if isinstance(value, Tensor) and value.ndim else value
+
+
+def broadcastable(values: Tensor, like: Tensor) -> Tensor:
+    """One value per example, (N,) as (N, 1, ...), so that they broadcast over `like` (N, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def row_sum(values: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ class L2(Threat):
 
     def project(self, delta: Tensor) -> Tensor:
         """Shrink what is longer than eps to length eps; leave the rest untouched."""
-        norm = safe_norm(delta).reshape(-1, *[1] * (delta.ndim - 1))
+        norm = broadcastable(safe_norm(delta), delta)
         eps = per_example(self.eps, delta)
         return torch.where(norm > eps, delta / torch.where(norm > 0, norm, 1.0) * eps, delta)
 
@@ -180,7 +183,7 @@ class L2(Threat):
 
     def steepest(self, grad: Tensor) -> Tensor:
         """grad / ||grad||_2."""
-        largest = grad.flatten(1).abs().amax(1).reshape(-1, *[1] * (grad.ndim - 1))
+        largest = broadcastable(grad.flatten(1).abs().amax(1), grad)
         # Divided twice: the square of a gradient of 1e-30, which saturated models have, would vanish.
         scaled = grad / torch.where(largest > 0, largest, 1.0)
         norm = scaled.flatten(1).norm(dim=1).reshape(largest.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conftest import few
 from oracles import Affine, linear_problem
-from toughen.attacks.diversified import AWAY, TOWARDS, _Lean, diversified_pgd
+from toughen.attacks.diversified import AWAY, TOWARDS, _StartDirection, diversified_pgd
 from toughen.models.cost import counted
 from toughen.noise import fixed
 from toughen.threat import L2, Linf
@@ -50,22 +50,22 @@ def test_the_lean_by_hand():
     label, draws = torch.tensor([0, 2]), fixed(2)
     uniform = draws.child("weights").uniform((4,), dtype=torch.float64)
     for rank, aims in ((1, [2, 1]), (2, [3, 3]), (3, [1, 0]), (4, [2, 1])):
-        lean = _Lean(rank, draws)
-        value = lean.towards(label)(logits, slice(0, 2))
-        lean.settle(logits, label)
+        direction = _StartDirection(rank, draws)
+        value = direction.towards(label)(logits, slice(0, 2))
+        direction.settle(logits, label)
         expected = uniform.clone()
         for row, aim in enumerate(aims):
             expected[row, label[row]] = AWAY[0] + (AWAY[1] - AWAY[0]) * (uniform[row, label[row]] + 1) / 2
             expected[row, aim] = TOWARDS * 4 / 10
-        torch.testing.assert_close(lean.weights, expected)
+        torch.testing.assert_close(direction.weights, expected)
         torch.testing.assert_close(value, (expected * logits).sum(1))
         # Later logits do not turn it.
         torch.testing.assert_close(
-            lean.towards(label)(logits.flip(1)[1:], slice(1, 2)), (expected * logits.flip(1)).sum(1)[1:]
+            direction.towards(label)(logits.flip(1)[1:], slice(1, 2)), (expected * logits.flip(1)).sum(1)[1:]
         )
-    lean = _Lean(0, draws)
-    lean.settle(logits, label)
-    torch.testing.assert_close(lean.weights, uniform)
+    direction = _StartDirection(0, draws)
+    direction.settle(logits, label)
+    torch.testing.assert_close(direction.weights, uniform)
 
 
 class Recorder(Affine):

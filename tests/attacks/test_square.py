@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from conftest import few
 from oracles import EPS, LinearProblem, RowByRow, linear_problem
-from toughen.attacks.square import BALLS, bumps, share, square
+from toughen.attacks.square import MOVES, bumps, share, square
 from toughen.losses import margin
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
@@ -94,7 +94,7 @@ def test_the_schedule_by_hand():
 
 
 def test_the_sides_by_hand():
-    linf, l2 = BALLS["linf"].side, BALLS["l2"].side
+    linf, l2 = MOVES["linf"].side, MOVES["l2"].side
     assert [linf(pixels) for pixels in (0, 0.1, 1.6, 2.5, 6.25, 12.3, 820)] == [1, 1, 1, 2, 2, 4, 29]
     assert [l2(pixels) for pixels in (0, 4, 12.3, 25, 26, 820)] == [3, 3, 5, 5, 5, 29]
 
@@ -132,7 +132,7 @@ def test_every_linf_query_is_one_square_inside_the_image_at_the_balls_corners():
     for tried, image in enumerate(seen):
         at_corner = (image == (x + eps).clamp(0, 1)) | (image == (x - eps).clamp(0, 1))
         assert at_corner.all()
-        side = min(BALLS["linf"].side(share(tried, queries, 0.8) * 63), 7)
+        side = min(MOVES["linf"].side(share(tried, queries, 0.8) * 63), 7)
         changed = image != start
         # no query is idle: a square that would change nothing is put with the opposite signs
         assert changed.flatten(1).any(1).all()
@@ -177,7 +177,7 @@ def test_every_l2_query_reaches_eps_and_stays_within(dtype):
 def test_an_l2_query_changes_two_windows_and_keeps_the_rest():
     x = torch.full((6, 3, 12, 12), 0.5, dtype=torch.float64)
     start, *seen = asked(L2(0.3), 200, x)
-    side = [BALLS["l2"].side(share(tried, 200, 0.8) * 144) for tried in range(199)]
+    side = [MOVES["l2"].side(share(tried, 200, 0.8) * 144) for tried in range(199)]
     for tried, image in enumerate(seen):
         changed = (image != start).any(1)
         emptied = ((image == x).all(1) & (start != x).any(1)).flatten(1).sum(1)

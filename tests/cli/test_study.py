@@ -54,10 +54,10 @@ def test_a_study_from_its_text_to_its_table(mine: str):
 
 
 def test_a_table_can_be_printed_before_anything_is_done(mine: str):
-    from toughen.studies.create import begin
+    from toughen.studies.create import create_folder
     from toughen.studies.text import load
 
-    begin(load(mine), "toy", Path("study"))
+    create_folder(load(mine), "toy", Path("study"))
     assert "waiting" in done("study", "table", "study")
     assert "0 of 4 tasks done" in done("study", "status", "study")
 

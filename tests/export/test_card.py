@@ -18,7 +18,7 @@ from toughen.evaluation.audit.findings import finding
 from toughen.evaluation.result import describe_suite
 from toughen.evaluation.suites import SUITES, find
 from toughen.export import export
-from toughen.export.card import plain
+from toughen.export.card import escape
 from toughen.export.facts import is_strong
 from toughen.report.formatting import percent, with_interval
 from toughen.storage import files
@@ -123,8 +123,8 @@ def test_corrupted_images_are_counted_and_their_seeds_told_apart(bare: Path, tmp
         "- 40 test images, corruptions generated with the constants of cifar, seed 3: on the images themselves ",
     )
     for line, start, found in zip(lines, starts, (first, second), strict=True):
-        assert line.startswith(start + plain(with_interval(found["clean_accuracy"], found["clean_interval"])))
-        assert plain(with_interval(found["mean_15"]["accuracy"], found["mean_15"]["interval"])) in line
+        assert line.startswith(start + escape(with_interval(found["clean_accuracy"], found["clean_interval"])))
+        assert escape(with_interval(found["mean_15"]["accuracy"], found["mean_15"]["interval"])) in line
     # What was measured is not said to be missing, and attacks are.
     assert (
         "**Not evaluated under attack:** no robust accuracy of these weights was measured; their accuracy on" in prose
@@ -183,7 +183,7 @@ def test_what_is_unreliable_is_said_wherever_the_figure_is(run: Path, tmp_path: 
     assert "the card says: UNRELIABLE (pgd-20)" in made.notes
     header, prose = exported(copy, tmp_path / "out")
     assert "**UNRELIABLE**: EV286 |" in prose
-    assert f"- {plain(doubt)}" in prose
+    assert f"- {escape(doubt)}" in prose
     assert "\\*Nothing\\* helped." in prose
     names = [metric["name"] for metric in header["model-index"][0]["results"][0]["metrics"]]
     assert "robust accuracy (pgd-20, linf:24/255, 30 of 40 test images, UNRELIABLE)" in names
@@ -226,7 +226,7 @@ def test_names_are_shown_as_they_are(bare: Path, tmp_path: Path):
 
 
 def test_plain_text_stays_plain():
-    assert plain("a|b\n# c <script>") == "a\\|b \\# c \\<script\\>"
+    assert escape("a|b\n# c <script>") == "a\\|b \\# c \\<script\\>"
 
 
 def test_the_python_in_the_card_runs(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -65,7 +65,7 @@ def test_the_exported_recipe_starts_the_same_run(bare: Path, tmp_path: Path):
 
 
 def test_the_place_of_local_data_stays_at_home(bare: Path, tmp_path: Path):
-    known = facts.gather(bare, checkpoint="best", weights=None)
+    known = facts.collect_facts(bare, checkpoint="best", weights=None)
     elsewhere = build(
         {
             **known.run.recipe.model_dump(mode="json"),

@@ -11,7 +11,7 @@ from toughen.attacks import AttackSpec
 from toughen.evaluation import Evaluation
 from toughen.evaluation.suites import SUITES
 from toughen.export import export
-from toughen.export.facts import gather
+from toughen.export.facts import collect_facts
 from toughen.export.leaderboard import entry, other_images
 from toughen.recipes.text import build
 from toughen.workflows import EvaluationSettings, evaluate
@@ -53,12 +53,12 @@ def test_the_entry_holds_what_autoattack_found(attacked: Path, tmp_path: Path):
 
 def test_part_of_the_test_split_is_said(attacked: Path):
     shutil.rmtree(attacked / "evaluation" / "autoattack")
-    found = entry(gather(attacked, checkpoint="best", weights=None))
+    found = entry(collect_facts(attacked, checkpoint="best", weights=None))
     assert found["footnote"].startswith("Measured on 20 of the 40 test images.")
 
 
 def test_a_lower_figure_of_another_strong_suite_is_external(attacked: Path, monkeypatch: pytest.MonkeyPatch):
-    facts = gather(attacked, checkpoint="best", weights=None)
+    facts = collect_facts(attacked, checkpoint="best", weights=None)
     full = Evaluation.read(attacked / "evaluation" / "autoattack")
     strong = {
         "apgd": {"name": "apgd", "steps": 100},
@@ -82,7 +82,7 @@ def all_broken(table):
 
 
 def test_doubt_and_its_absence_are_told_apart(attacked: Path):
-    facts = gather(attacked, checkpoint="best", weights=None)
+    facts = collect_facts(attacked, checkpoint="best", weights=None)
     full = next(found for found in facts.evaluations if found.suite == "autoattack" and found.n == 40)
     unaudited = dataclasses.replace(facts, evaluations=(dataclasses.replace(full, audit=None),))
     assert entry(unaudited)["unreliable"] is None
@@ -95,7 +95,7 @@ def test_without_autoattack_there_is_no_entry(run: Path, tmp_path: Path):
 
 
 def test_other_images_are_told(bare: Path, tmp_path: Path):
-    facts = gather(bare, checkpoint="best", weights=None)
+    facts = collect_facts(bare, checkpoint="best", weights=None)
     assert other_images(facts) == []
     recipe = facts.run.recipe.model_dump(mode="json")
     extra = {**recipe, "data": {**recipe["data"], "extra": {"source": str(tmp_path), "labelled": 0.25}}}

@@ -52,11 +52,11 @@ def test_logits_that_differ_fail_loudly(
     monkeypatch.setattr(to_onnx, "_runner", lambda path: run)
     x = torch.rand(8, 1, 2, 2).double()
     if fine:
-        assert to_onnx.write(net, tmp_path / "f", x) == pytest.approx(add, rel=1e-6)
+        assert to_onnx.write_onnx(net, tmp_path / "f", x) == pytest.approx(add, rel=1e-6)
         assert run.sizes == [8, 1, 5]
     else:
         with pytest.raises(ValueError, match="gives other logits than the model"):
-            to_onnx.write(net, tmp_path / "f", x)
+            to_onnx.write_onnx(net, tmp_path / "f", x)
 
 
 def test_a_fixed_batch_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -65,7 +65,7 @@ def test_a_fixed_batch_fails_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     net = nn.Flatten()
     monkeypatch.setattr(to_onnx, "_runner", lambda path: Same(net, rows=2))
     with pytest.raises(ValueError, match="differ by inf"):
-        to_onnx.write(net, tmp_path / "f", torch.rand(8, 1, 2, 2))
+        to_onnx.write_onnx(net, tmp_path / "f", torch.rand(8, 1, 2, 2))
 
 
 @needs_onnx
@@ -100,7 +100,7 @@ def test_the_file_gives_the_logits_of_the_model(
 def test_other_networks(tmp_path: Path, name: str, given: dict):
     torch.manual_seed(0)
     model = models.build(name, num_classes=3, **given).eval()
-    assert to_onnx.write(model, tmp_path / "model.onnx", torch.rand(8, 3, 16, 16)) < 1e-5
+    assert to_onnx.write_onnx(model, tmp_path / "model.onnx", torch.rand(8, 3, 16, 16)) < 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -114,7 +114,7 @@ class Undecided(nn.Module):
 @needs_onnx
 def test_a_model_that_has_no_onnx_is_refused_in_a_sentence(tmp_path: Path):
     with pytest.raises(ValueError, match=r"torch cannot write this model as ONNX: .*; leave onnx out") as caught:
-        to_onnx.write(Undecided(), tmp_path / "model.onnx", torch.rand(8, 1, 2, 2))
+        to_onnx.write_onnx(Undecided(), tmp_path / "model.onnx", torch.rand(8, 1, 2, 2))
     assert "\n" not in str(caught.value)
 
 
@@ -124,5 +124,5 @@ def test_a_file_that_the_runtime_refuses_is_refused_in_a_sentence(tmp_path: Path
     # The runtime draws the padding into the pool, which then has more of it than the runtime allows.
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ZeroPad2d(1), nn.AvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(ValueError, match=r"onnxruntime does not run this model: .*; leave onnx out") as caught:
-        to_onnx.write(net, tmp_path / "model.onnx", torch.rand(8, 1, 4, 4))
+        to_onnx.write_onnx(net, tmp_path / "model.onnx", torch.rand(8, 1, 4, 4))
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from toughen.studies.coverage import coverage, reasons
-from toughen.studies.grid import Plan, expand
+from toughen.studies.grid import StudyPlan, expand
 from toughen.studies.published import PublishedNumber, cells
 from toughen.studies.text import load, shipped
 
@@ -35,7 +35,7 @@ IMAGENET["free-table-10"] = 7
 
 
 @functools.cache
-def planned(name: str, scale: str = "paper") -> Plan:
+def planned(name: str, scale: str = "paper") -> StudyPlan:
     return expand(load(name), scale)
 
 
@@ -43,7 +43,7 @@ def paper() -> list[PublishedNumber]:
     return [cell for cell in cells() if cell.record["seed"] == "001"]
 
 
-def printed(plan: Plan, row: str) -> list[list[str]]:
+def printed(plan: StudyPlan, row: str) -> list[list[str]]:
     """What stands in a row of the paper, column by column."""
     return [[cell.raw for cell in measure.cells] for measure in plan.rows[row].measures.values()]
 

@@ -7,7 +7,7 @@ import pytest
 
 from toughen.recipes import Recipe
 from toughen.studies.coverage import coverage, reasons
-from toughen.studies.grid import Plan, expand
+from toughen.studies.grid import StudyPlan, expand
 from toughen.studies.published import PublishedNumber, cells
 from toughen.studies.text import load, shipped
 from toughen.threat import parse
@@ -26,7 +26,7 @@ FIGURES = {"limits-figure-2": 9, "limits-figure-3": 6, "limits-figure-4": 7, "li
 
 
 @functools.cache
-def planned(name: str, scale: str) -> Plan:
+def planned(name: str, scale: str) -> StudyPlan:
     return expand(load(name), scale)
 
 

@@ -3,18 +3,18 @@ import pytest
 from studies.printed import IAAT
 from toughen.recipes.text import differences
 from toughen.studies.coverage import Place, coverage, reasons
-from toughen.studies.grid import Plan, expand
+from toughen.studies.grid import StudyPlan, expand
 from toughen.studies.published import cells
 from toughen.studies.text import load
 from toughen.threat import Linf
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, StudyPlan]:
     return {name: expand(load(name)) for name in IAAT}
 
 
-def test_every_figure_of_a_table_stands_beside_one_published_number(plans: dict[str, Plan]):
+def test_every_figure_of_a_table_stands_beside_one_published_number(plans: dict[str, StudyPlan]):
     for name, plan in plans.items():
         found = {(row.name, key): len(m.cells) for row in plan.rows.values() for key, m in row.measures.items()}
         if name == "iaat-table-7":
@@ -44,7 +44,7 @@ def test_all_221_numbers_are_reproduced_table_1s_iaat_twice():
     assert coverage()["003-T9-682"] == [Place("iaat-table-9", "gamma-0.96-beta-0.05", "pgd-10-r5")]
 
 
-def test_the_two_readings_differ_in_their_mechanism_alone_on_resnet18(plans: dict[str, Plan]):
+def test_the_two_readings_differ_in_their_mechanism_alone_on_resnet18(plans: dict[str, StudyPlan]):
     plan = plans["iaat-table-1"]
     paper, code = (plan.trainings[plan.rows[key].trainings[0]] for key in ("resnet18-iaat", "resnet18-iaat-code"))
     # The earlier one is "there", the later one "here".
@@ -66,7 +66,7 @@ def test_line_search_is_all_that_sets_its_row_apart(scale: str):
     ]
 
 
-def test_the_sweep_of_figure_3_trains_in_eight_radii_and_attacks_in_one(plans: dict[str, Plan]):
+def test_the_sweep_of_figure_3_trains_in_eight_radii_and_attacks_in_one(plans: dict[str, StudyPlan]):
     plan = plans["iaat-figure-3"]
     for data in ("cifar10", "cifar100"):
         found = [plan.trainings[plan.rows[f"{data}-at-{k}"].trainings[0]] for k in range(1, 9)]
@@ -75,7 +75,7 @@ def test_the_sweep_of_figure_3_trains_in_eight_radii_and_attacks_in_one(plans: d
     assert {row.measures["pgd-1000-r2"].column.threat for row in plan.rows.values()} == {"linf:8/255"}
 
 
-def test_transfer_attacks_come_from_a_second_training(plans: dict[str, Plan]):
+def test_transfer_attacks_come_from_a_second_training(plans: dict[str, StudyPlan]):
     for plan in plans.values():
         for row in plan.rows.values():
             pair = [plan.trainings[key] for key in row.trainings]

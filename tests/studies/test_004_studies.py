@@ -4,17 +4,19 @@ import pytest
 
 from studies.printed import BILATERAL
 from toughen.studies.coverage import Place, coverage, reasons
-from toughen.studies.grid import Plan, expand
+from toughen.studies.grid import StudyPlan, expand
 from toughen.studies.published import cells
 from toughen.studies.text import load
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, Plan]:
+def plans() -> dict[str, StudyPlan]:
     return {name: expand(load(name)) for name in BILATERAL}
 
 
-def test_every_figure_stands_beside_one_published_number_but_trades_under_the_original_attack(plans: dict[str, Plan]):
+def test_every_figure_stands_beside_one_published_number_but_trades_under_the_original_attack(
+    plans: dict[str, StudyPlan],
+):
     alone = {
         (name, row.name, key)
         for name, plan in plans.items()
@@ -47,7 +49,7 @@ def test_84_of_91_numbers_are_reproduced_and_seven_say_why_not():
     assert coverage()["004-T5-773"] == [Place("bilateral-table-5", "main-train", "clean")]
 
 
-def test_rows_are_told_apart_by_their_mechanism(plans: dict[str, Plan]):
+def test_rows_are_told_apart_by_their_mechanism(plans: dict[str, StudyPlan]):
     def method(study: str, row: str) -> dict[str, Any]:
         plan = plans[study]
         return plan.trainings[plan.rows[row].trainings[0]].method.model_dump()
@@ -64,7 +66,7 @@ def test_rows_are_told_apart_by_their_mechanism(plans: dict[str, Plan]):
         assert method("bilateral-table-2", row)["attack_bn"] == "train"
 
 
-def test_table_4_trains_both_sets_alike_three_times(plans: dict[str, Plan]):
+def test_table_4_trains_both_sets_alike_three_times(plans: dict[str, StudyPlan]):
     plan = plans["bilateral-table-4"]
     for method in ("natural", "pgd", "bilateral"):
         pair = [

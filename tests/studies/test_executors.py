@@ -7,14 +7,14 @@ import pytest
 
 from toughen.storage import files
 from toughen.studies import executors
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.folder import StudyFolder
 from toughen.studies.text import StudyError, load
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_study: Path) -> StudyFolder:
-    return begin(load(str(tiny_study)), "toy", tmp_path / "out")
+    return create_folder(load(str(tiny_study)), "toy", tmp_path / "out")
 
 
 WORKER = """

@@ -4,7 +4,7 @@ import pytest
 
 from toughen import recipes
 from toughen.recipes.text import build, parse_yaml
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.grid import expand
 from toughen.studies.schema import Study
 from toughen.studies.text import StudyError, load
@@ -129,10 +129,10 @@ def test_a_faulty_row_keeps_its_fault_and_the_others_their_work(tmp_path: Path):
     assert "replay: unknown; allowed: " in str(plan.rows["typo"].error)
     assert "is no shipped recipe" in str(plan.rows["nowhere"].error)
     assert "'average-0.9' is not a known weights" in str(plan.rows["average"].error)
-    folder = begin(given, "paper", tmp_path / "study")
+    folder = create_folder(given, "paper", tmp_path / "study")
     assert [task.name for task in folder.tasks()] == [*plan.trainings, "good"]
     with pytest.raises(StudyError, match=r"rows\.bad: 'no' is no shipped recipe"):
-        begin(study(rows={"bad": {"recipe": "no"}}), "paper", tmp_path / "other")
+        create_folder(study(rows={"bad": {"recipe": "no"}}), "paper", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -152,19 +152,19 @@ def test_weights_of_one_run_make_several_rows():
 
 def test_a_folder_belongs_to_one_study(tmp_path: Path, tiny_study: Path):
     out = tmp_path / "out"
-    begin(load(str(tiny_study)), "toy", out)
-    begin(load(str(tiny_study)), "toy", out)
+    create_folder(load(str(tiny_study)), "toy", out)
+    create_folder(load(str(tiny_study)), "toy", out)
     with pytest.raises(StudyError, match=r"out holds another study, or this one otherwise \(changes differs\)"):
-        begin(load(str(tiny_study)), "toy", out, ["seed=1", "steps=9"])
+        create_folder(load(str(tiny_study)), "toy", out, ["seed=1", "steps=9"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(StudyError, match="exists and holds no study"):
-        begin(load(str(tiny_study)), "toy", tmp_path / "mine")
+        create_folder(load(str(tiny_study)), "toy", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
 def test_the_run_folder_of_a_training_holds_a_recipe_that_starts_it_again(tmp_path: Path, tiny_study: Path):
-    folder = begin(load(str(tiny_study)), "toy", tmp_path / "out")
+    folder = create_folder(load(str(tiny_study)), "toy", tmp_path / "out")
     for training in folder.asked["trainings"].values():
         recipe = build(parse_yaml(training["recipe"], "here"))
         assert recipes.dump(recipe) == training["recipe"]

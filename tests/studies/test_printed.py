@@ -5,14 +5,14 @@ import functools
 import pytest
 
 from studies.printed import BILATERAL, IAAT, PRINTED
-from toughen.studies.grid import Plan, expand
+from toughen.studies.grid import StudyPlan, expand
 from toughen.studies.text import load
 
 SIZES = IAAT | BILATERAL
 
 
 @functools.cache
-def plan_of(name: str, scale: str = "paper") -> Plan:
+def plan_of(name: str, scale: str = "paper") -> StudyPlan:
     return expand(load(name), scale)
 
 

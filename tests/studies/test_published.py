@@ -2,7 +2,7 @@ import collections
 
 import pytest
 
-from toughen.studies.published import cells, check_filter, find
+from toughen.studies.published import cells, check_filter, find_cells
 
 
 def test_all_793_cells_are_there_once_each_with_its_unit():
@@ -16,17 +16,17 @@ def test_all_793_cells_are_there_once_each_with_its_unit():
 
 
 def test_a_number_is_found_by_what_it_is():
-    (cell,) = find(
+    (cell,) = find_cells(
         {"paper": "002", "table": "Table 7", "params": {"wa_tau": "0.995", "extra_data": None}}, metric="AA+MT"
     )
     assert (cell.value, cell.unit, cell.record["method"]) == (52.1, "%", "AT + WA")
-    (cell,) = find({"paper": "003", "table": "Table 12", "model": "ResNet-152"}, metric="train_time")
+    (cell,) = find_cells({"paper": "003", "table": "Table 12", "model": "ResNet-152"}, metric="train_time")
     assert cell.unit == "minutes"
-    found = find(
+    found = find_cells(
         {"paper": "003", "table": "Table 4", "model": "ResNet-50"}, metric="PGD-1000 random target", eps="4/255"
     )
     assert [c.record["method"] for c in found] == ["natural", "PGD-30 AT eps 16", "IAAT (warm-up)"]
-    assert not find({"paper": "001", "table": "Table 99"}, metric="clean")
+    assert not find_cells({"paper": "001", "table": "Table 99"}, metric="clean")
 
 
 def test_a_filter_that_cannot_match_is_refused():

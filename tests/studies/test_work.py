@@ -20,7 +20,7 @@ from toughen.evaluation import Audit, Evaluation, Finding
 from toughen.outcomes import COLUMNS, Outcomes
 from toughen.storage import files
 from toughen.studies import worker as working
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
 from toughen.studies.results import collect
 from toughen.studies.text import load
@@ -30,7 +30,7 @@ from toughen.training import catastrophic_overfitting
 
 def begun(tiny_study: Path, out: Path, extra: str = "") -> StudyFolder:
     tiny_study.write_text(tiny_study.read_text() + extra)
-    return begin(load(str(tiny_study)), "toy", out)
+    return create_folder(load(str(tiny_study)), "toy", out)
 
 
 def finished(folder: StudyFolder) -> None:
@@ -189,7 +189,7 @@ def test_a_model_that_is_right_about_nothing_withstands_no_attack(tmp_path: Path
 def test_a_bad_row_and_a_failing_training_stop_nothing_and_are_listed(tmp_path: Path, tiny_study: Path):
     text = tiny_study.read_text().replace("scales:", "  bad: {set: {method.nothing: 1}}\n  broken: {}\nscales:")
     tiny_study.write_text(text.replace("toy: {", "toy: {rows: {broken: {data.source: nowhere}}, "))
-    folder = begin(load(str(tiny_study)), "toy", tmp_path / "out")
+    folder = create_folder(load(str(tiny_study)), "toy", tmp_path / "out")
     work(folder.path)
     table = collect(folder)["rows"]
     assert [row["state"] for row in table.values()] == ["done", "done", "faulty", "failed"]
@@ -197,9 +197,9 @@ def test_a_bad_row_and_a_failing_training_stop_nothing_and_are_listed(tmp_path: 
     assert "There is no data set 'nowhere'" in table["broken"]["reason"]
     (task,) = [task for task in folder.tasks() if folder.failure(task)]
     assert "Traceback" in folder.failure(task)["trace"]  # pyright: ignore[reportOptionalSubscript]
-    assert folder.hopeless(StudyTask(MEASURE, "broken"))
-    assert folder.forgive() == [str(task)]
-    assert not folder.hopeless(StudyTask(MEASURE, "broken"))
+    assert folder.is_blocked(StudyTask(MEASURE, "broken"))
+    assert folder.clear_failures() == [str(task)]
+    assert not folder.is_blocked(StudyTask(MEASURE, "broken"))
 
 
 def test_a_task_is_done_by_one_process_at_a_time(tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch):
@@ -251,7 +251,7 @@ def test_a_row_whose_trainings_lie_in_two_shards_is_measured_by_the_last(tmp_pat
 @pytest.mark.faults
 def test_killed_workers_leave_what_others_go_on_from(tmp_path: Path, tiny_study: Path, faults: Faults):
     folder = begun(tiny_study, tmp_path / "out", "seeds: [0, 1]\n")
-    undisturbed = begin(load(str(tiny_study)), "toy", tmp_path / "undisturbed")
+    undisturbed = create_folder(load(str(tiny_study)), "toy", tmp_path / "undisturbed")
     work(undisturbed.path)
     draw = random.Random(0)
     command = [sys.executable, "-m", "toughen", "study", "work", str(folder.path)]

@@ -49,25 +49,12 @@ def adam_pgd(
     at 20 and at 30 steps to 0.01 and 0.001, drops (0.5, 0.75), but its factors multiply to 0.0001, which drops
     (0.5, 0.75, 0.75) say. The 1e-9 is theirs too, where Adam's paper has 1e-8.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
-        threat: the ball, with one radius for all or one per example; theirs is Linf.
+    Args (all else as for `pgd`):
         steps: steps of each restart, at least 1.
         step_size: of the first steps, in pixel units and not in shares of eps.
         drops: shares of the steps, each in (0, 1), after which the step size is a tenth of what it was.
         random_start: see `pgd`; theirs is true.
-        restarts: starts, of which the first that is misclassified is kept; the highest loss where none is.
-        loss: see `pgd`.
         attack_bn: BatchNorm during the attack, "eval", "train" or "batch"; theirs is "batch".
-        noise: stream of the random starts. Default: one keyed by the examples' positions.
-
-    Returns:
-        x_adv (N, C, H, W), in the ball and in [0, 1].
-
-    Raises:
-        ValueError: as for `pgd`.
     """
     size: list[Radius] = [step_size * DROP ** sum(step / steps >= share for share in drops) for step in range(steps)]
     return from_starts(

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import objective_of
 from toughen.attacks.contract import LossName, attack
-from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr
+from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr, targeted_margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count
-from toughen.threat import Threat, per_example
+from toughen.threat import Threat, broadcastable, per_example
 
 ObjectiveOf = Callable[[Tensor], Objective]
 """positions of some examples in the batch -> what to ascend on them"""
@@ -117,7 +117,7 @@ class _Sphere(_Rows):
 
     def bring_back_(self, points: Tensor) -> Tensor:
         points.sub_(self.x)
-        size = _as_images(self.threat.size(points), points)
+        size = broadcastable(self.threat.size(points), points)
         eps = per_example(self.threat.eps, points)
         return points.mul_(torch.where(size > eps, eps / size, 1.0)).add_(self.x).clamp_(0, 1)
 
@@ -126,13 +126,9 @@ class _Sphere(_Rows):
 _REGIONS = {"linf": (_Cube, Stream.uniform), "l2": (_Sphere, Stream.normal)}
 
 
-def _as_images(values: Tensor, images: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (images.ndim - 1))
-
-
 @dataclass
-class _Climb(_Rows):
-    """The examples that still stand: where each is, where it was highest, and what its step depends on."""
+class _AscentState(_Rows):
+    """The examples not yet broken: where each is, where it was highest, and what its step depends on."""
 
     position: Tensor
     label: Tensor
@@ -180,7 +176,7 @@ class _Climb(_Rows):
         self.halved = (self.rises < RISING_SHARE * taken) | stuck
         self.value_at_check = self.best_value
         self.rises = torch.zeros_like(self.rises)
-        self.step = torch.where(_as_images(self.halved, self.at), self.step / 2, self.step)
+        self.step = torch.where(broadcastable(self.halved, self.at), self.step / 2, self.step)
         rows = self.halved.nonzero().squeeze(1)
         self.at.index_copy_(0, rows, self.best.index_select(0, rows))
         self.direction.index_copy_(0, rows, self.best_direction.index_select(0, rows))
@@ -189,17 +185,17 @@ class _Climb(_Rows):
 
 def _begin(
     model: nn.Module, x: Tensor, label: Tensor, rows: Tensor, on: ObjectiveOf, threat: Threat, noise: Stream
-) -> _Climb:
+) -> _AscentState:
     """The start of a run for the examples `rows` of the batch; x, label, threat and noise are theirs alone."""
     kind, draw = _REGIONS[threat.norm]
     region, eps = kind.around(x, threat), per_example(threat.eps, x)
     start = draw(noise, tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
-    at = region.bring_back_(start.mul_(eps / _as_images(threat.size(start), x)).add_(x))
+    at = region.bring_back_(start.mul_(eps / broadcastable(threat.size(start), x)).add_(x))
     value, direction, logits = _look(model, at, on(rows), threat)
-    return _Climb(
+    return _AscentState(
         position=rows, label=label, region=region, at=at, before=at, value=value, direction=direction, logits=logits,
         best=at.clone(), best_value=value, best_direction=direction.clone(), best_logits=logits.clone(),
-        step=_as_images(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
+        step=broadcastable(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
         halved=torch.zeros_like(rows, dtype=torch.bool),
     )  # fmt: skip
 
@@ -217,8 +213,8 @@ def _strongest(
     *,
     threat: Threat,
     steps: int,
-    standing: Tensor,
-    rank: Callable[[_Climb], Tensor],
+    unbroken: Tensor,
+    rank: Callable[[_AscentState], Tensor],
 ) -> Tensor:
     """Several runs: the first misclassified point of each example, else the highest of the runs' best points.
 
@@ -229,42 +225,42 @@ def _strongest(
         runs: for each the stream of its starts, and what it ascends.
         threat: the ball.
         steps: number of steps of each run.
-        standing: (N,), which examples are attacked at all; the others stay as they are.
-        rank: by what the best points of an example are compared, (n,) of a climb.
+        unbroken: (N,), which examples are attacked at all; the others stay as they are.
+        rank: by what the best points of an example are compared, (n,) of a state.
     """
-    found, highest, standing = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), standing.clone()
+    found, highest, unbroken = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), unbroken.clone()
 
-    def leave(climb: _Climb) -> _Climb:
-        wrong = climb.logits.argmax(1) != climb.label
+    def leave(state: _AscentState) -> _AscentState:
+        wrong = state.logits.argmax(1) != state.label
         if not wrong.any():
-            return climb
-        found[climb.position[wrong]] = climb.at[wrong]
-        standing[climb.position[wrong]] = False
-        return climb[(~wrong).nonzero().squeeze(1)]
+            return state
+        found[state.position[wrong]] = state.at[wrong]
+        unbroken[state.position[wrong]] = False
+        return state[(~wrong).nonzero().squeeze(1)]
 
     checks = checkpoints(steps)
     for noise, on in runs:
-        rows = standing.nonzero().squeeze(1)
+        rows = unbroken.nonzero().squeeze(1)
         if not len(rows):
             break
-        climb = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
+        state = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
         for taken in range(1, steps + 1):
-            if not len(climb.position):
+            if not len(state.position):
                 break
-            climb.advance(first=taken == 1)
+            state.advance(first=taken == 1)
             if taken < steps:
-                climb.take(*_look(model, climb.at, on(climb.position), threat))
+                state.take(*_look(model, state.at, on(state.position), threat))
             else:
-                # Nobody moves on from here: no gradient.
-                logits = predict(model, climb.at)
-                climb.take(on(climb.position)(logits, slice(0, len(logits))), climb.direction, logits)
-            climb = leave(climb)
-            climb.keep_best()
+                # No example moves on from here: no gradient.
+                logits = predict(model, state.at)
+                state.take(on(state.position)(logits, slice(0, len(logits))), state.direction, logits)
+            state = leave(state)
+            state.keep_best()
             if taken in checks:
-                climb.halve(checks[taken])
-        score = rank(climb).to(highest)
-        better = score > highest[climb.position]
-        found[climb.position[better]], highest[climb.position[better]] = climb.best[better], score[better]
+                state.halve(checks[taken])
+        score = rank(state).to(highest)
+        better = score > highest[state.position]
+        found[state.position[better]], highest[state.position[better]] = state.best[better], score[better]
     return found
 
 
@@ -283,21 +279,16 @@ def apgd(
     """Auto-PGD, untargeted (Croce & Hein 2020, algorithm 1): APGD-CE and APGD-DLR of AutoAttack.
 
     Each restart begins at a random point of the sphere: uniform noise whose largest entry is eps (Linf), a Gaussian of
-    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified. One that stands
-    throughout costs restarts * (steps + 1) forward and restarts * steps backward passes.
+    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified. One that is
+    never broken costs restarts * (steps + 1) forward and restarts * steps backward passes.
 
     Deviations: see the module; and cross-entropy with classes is ascended as `log_odds`, a rising function of it that
     does not saturate in float32.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found, run in inference mode.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
-        threat: the ball, with one radius for all or one per example.
+    Args (all else as for `pgd`):
         steps: steps of each restart, at least 1.
         restarts: independent starts, at least 1.
         loss: "cross_entropy", "dlr" (3 classes or more), "margin", "margin-0", "margin-50", or (logits, y) -> (N,).
-        noise: stream of the random starts. Default: one keyed by the examples' positions.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified iterate, else that of the highest loss.
@@ -315,22 +306,17 @@ def apgd(
         return lambda logits, piece: log_odds(logits, of_rows[piece])
 
     runs = ((noise.child("apgd", restart), on) for restart in range(restarts))
-    standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    unbroken = torch.ones(len(x), dtype=torch.bool, device=x.device)
     with attacking(model, "eval"):
         return _strongest(
-            model, x, label, runs, threat=threat, steps=steps, standing=standing, rank=lambda climb: climb.best_value
+            model, x, label, runs, threat=threat, steps=steps, unbroken=unbroken, rank=lambda state: state.best_value
         )
 
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    to, of = full_precision(logits).gather(1, torch.stack([target, y], 1)).unbind(1)
-    return to - of
-
-
-TARGETED: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": _targeted_margin}
+TARGETED_LOSSES: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": targeted_margin}
 
 
 @attack
@@ -349,21 +335,16 @@ def apgd_targeted(
     """Auto-PGD towards each of the most likely other classes in turn: APGD-T of AutoAttack (Croce & Hein 2020).
 
     One clean pass ranks the classes of all examples. An example leaves as soon as it is misclassified, as whatever
-    class; one misclassified already is returned as it is. One that stands throughout costs
+    class; one misclassified already is returned as it is. One that is never broken costs
     1 + targets * restarts * (steps + 1) forward and targets * restarts * steps backward passes.
 
     Deviation from the authors' code: it repeats the clean pass for every run.
 
-    Args:
-        model: as for `apgd`, like all but the following.
-        x: see `apgd`.
-        y: see `apgd`; of probabilities, the most probable class counts.
-        threat: see `apgd`.
+    Args (all else as for `apgd`):
         steps: steps of each run, at least 1.
         targets: target classes, at least 1; more than K - 1 mean K - 1.
         restarts: independent starts for each target, at least 1.
         loss: "dlr", `losses.targeted_dlr` (4 classes or more), or "margin", logits_target - logits_y.
-        noise: see `apgd`.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified iterate, else, of the runs' points of the
@@ -374,7 +355,7 @@ def apgd_targeted(
     """
     x, label = x.detach(), hard(y)
     noise = fixed(len(x), device=x.device) if noise is None else noise
-    function = TARGETED[loss]
+    function = TARGETED_LOSSES[loss]
 
     def towards(target: Tensor) -> ObjectiveOf:
         def on(rows: Tensor) -> Objective:
@@ -394,6 +375,6 @@ def apgd_targeted(
             for restart in range(restarts)
         )
         return _strongest(
-            model, x, label, runs, threat=threat, steps=steps, standing=clean.argmax(1) == label,
-            rank=lambda climb: margin(climb.best_logits, climb.label),
+            model, x, label, runs, threat=threat, steps=steps, unbroken=clean.argmax(1) == label,
+            rank=lambda state: margin(state.best_logits, state.label),
         )  # fmt: skip

@@ -25,7 +25,7 @@ from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
-from toughen.threat import Radius, Threat, per_example, row_sum
+from toughen.threat import Radius, Threat, broadcastable, per_example, row_sum
 
 Start = bool | Literal["unclipped", "gaussian"]
 """Where an ascent starts. True: uniformly in the ball, clipped to [0, 1]; False: at the image; "unclipped": uniformly
@@ -123,11 +123,10 @@ def momentum(threat: Threat, decay: float) -> Rule:
 
 
 def _unit_l1(grad: Tensor) -> Tensor:
-    shape = (-1, *[1] * (grad.ndim - 1))
-    largest = grad.flatten(1).abs().amax(1).reshape(shape)
+    largest = broadcastable(grad.flatten(1).abs().amax(1), grad)
     # Divided twice, as in `L2.steepest`: a sum of 1e-40s loses its digits.
     scaled = grad / torch.where(largest > 0, largest, 1.0)
-    total = row_sum(scaled.abs()).reshape(shape)
+    total = broadcastable(row_sum(scaled.abs()), grad)
     return scaled / torch.where(total > 0, total, 1.0)
 
 
@@ -236,21 +235,13 @@ def from_starts(
 ) -> Tensor:
     """The ascent of a named loss from one or several starts, and the best end point of each example.
 
-    Args:
-        model: classifier, put into the mode of an attack here and back into its own.
-        x: clean images (N, C, H, W).
-        y: classes (N,) or probabilities (N, K).
-        threat: the ball.
-        steps: see `ascend`.
+    Args (all else as for `from_image`):
         step_size: see `ascend`.
         draws: under which name the random starts are drawn.
         random_start: see `Start`.
         restarts: number of starts.
-        loss: its name in `losses.LOSSES`, or (logits, y) -> (N,).
-        attack_bn: see `modes.attacking`.
         noise: stream of the random starts, or None for one keyed by the examples' positions.
         by_loss: see `best_of`.
-        rule: see `ascend`.
 
     Raises:
         ValueError: for several starts that would be equal, and for a loss without a gradient at the only one.
@@ -271,7 +262,7 @@ def from_starts(
         return found, objective
 
     with attacking(model, attack_bn):
-        # Batch statistics depend on who is in the batch, so under them nobody leaves it.
+        # Batch statistics depend on who is in the batch, so under them no example leaves it.
         return best_of(model, x, y, run, restarts=restarts, by_loss=by_loss, leave=attack_bn == "eval")
 
 
@@ -298,14 +289,14 @@ def best_of(
         restarts: number of starts.
         by_loss: keep the end point of the highest loss, be it misclassified or not. Otherwise the first that is
             misclassified, and the highest loss only where none is.
-        leave: a broken example is not attacked again. (Under batch statistics nobody may leave; by loss nobody does.)
+        leave: a broken example is not attacked again. (Under batch statistics none may leave; by loss none does.)
     """
     if restarts == 1:
         return run(None, 0)[0]
     best, highest = x.detach().clamp(0, 1), x.new_full((len(x),), -torch.inf)
-    standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    unbroken = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for restart in range(restarts):
-        rows = (standing if leave else torch.ones_like(standing)).nonzero().squeeze(1)
+        rows = (unbroken if leave else torch.ones_like(unbroken)).nonzero().squeeze(1)
         if not len(rows):
             break
         found, objective = run(rows, restart)
@@ -314,7 +305,7 @@ def best_of(
         better = gain > highest[rows]
         if not by_loss:
             fooled = logits.argmax(1) != hard(y)[rows]
-            better = standing[rows] & (fooled | better)
-            standing[rows[fooled]] = False
+            better = unbroken[rows] & (fooled | better)
+            unbroken[rows[fooled]] = False
         best[rows[better]], highest[rows[better]] = found[better], gain[better]
     return best

@@ -1,7 +1,7 @@
 """What an attack has found so far: for each example the first point that is misclassified, or else the worst.
 
-found = Found(x, label)
-stay = found.see(rows, points, logits)      # which of these rows still stand
+found = BestSoFar(x, label)
+unbroken = found.see(rows, points, logits)  # which of these rows are not yet broken
 found.best
 """
 
@@ -18,13 +18,13 @@ class BestSoFar:
         self.label = label
         self.best = x.clamp(0, 1)
         self.highest = torch.full_like(label, -torch.inf, dtype=torch.float64)
-        self.standing = torch.ones_like(label, dtype=torch.bool)
+        self.unbroken = torch.ones_like(label, dtype=torch.bool)
 
     def see(self, rows: Tensor, points: Tensor, logits: Tensor) -> Tensor:
-        """Look at points of some examples that still stand; which of them go on doing so, a mask over `rows`."""
+        """Look at points of some examples not yet broken; which of them still are not, a mask over `rows`."""
         label = self.label[rows]
         gain, fooled = margin(logits, label).double(), logits.argmax(1) != label
         better = fooled | (gain > self.highest[rows])
         self.best[rows[better]], self.highest[rows[better]] = points[better], gain[better]
-        self.standing[rows[fooled]] = False
+        self.unbroken[rows[fooled]] = False
         return ~fooled

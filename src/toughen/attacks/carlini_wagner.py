@@ -17,7 +17,7 @@ from toughen.losses import clipped_margin, hard, margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative, Positive
-from toughen.threat import Linf, Threat, per_example, row_sum
+from toughen.threat import Linf, Threat, broadcastable, per_example, row_sum
 
 # Of the way from the middle of an interval to its ends: black and white pixels would lie at infinity in tanh space.
 SMOOTHING = 0.999999
@@ -64,10 +64,7 @@ def carlini_wagner(
     nearest to the image itself is kept, not to the image's smoothed form, which differs by less than 1e-6 and from
     which the loss measures.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
+    Args (all else as for `pgd`):
         threat: an L2 threat; the radius is read with `stop_inside` alone.
         steps: iterates of each minimisation, the image among them.
         learning_rate: of Adam, in tanh space.
@@ -95,14 +92,14 @@ def carlini_wagner(
     with attacking(model, "eval"):
         # Ascending min(margin, confidence) is descending the lead.
         rise, grad_at_clean, logits = value_and_grad(model, clean, _margin_up_to(confidence, labels))
-        lead_at_clean, standing = (confidence - rise).to(x), logits.argmax(1) == labels
+        lead_at_clean, correct = (confidence - rise).to(x), logits.argmax(1) == labels
         for search in range(binary_search_steps):
-            row = (standing & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
+            row = (correct & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
             if not len(row):
                 break
             if search >= 9 and search + 1 == binary_search_steps:
                 const = upper.clone()
-            succeeded = torch.zeros_like(standing)
+            succeeded = torch.zeros_like(correct)
             target, label, c = clean[row], labels[row], const[row]
             w = _atanh((2 * target - 1) * SMOOTHING)
             # The origin of the distance is what w itself stands for: a rest of rounding, in a pixel that the model
@@ -202,26 +199,20 @@ def carlini_wagner_linf(
     constant and no shrinking bound, stays in the given ball, and is no minimal-norm attack. IAAT ran 40 steps from a
     rate of (2 eps / 20) / 2, the default here.
 
-    Each step costs a standing example one forward and one backward pass, and one forward pass a try; first of all comes
-    a forward pass.
+    Each step costs an unbroken example one forward and one backward pass, and one forward pass a try; first of all
+    comes a forward pass.
 
-    Deviations from the toolbox: what still stands at the end keeps its last point instead of the image; a try's lead
+    Deviations from the toolbox: what is not broken at the end keeps its last point instead of the image; a try's lead
     is compared with the lead at the current point, also where the step before found no descent (there: with that
     step's last try); an accepted try's logits are not computed again.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
+    Args (all else as for `pgd`):
         threat: an Linf ball.
         steps: gradient steps, at least 1.
         step_size: first rate of the descent in tanh space, a number or (N,). Default: eps / 20.
         confidence: by how much another logit must exceed the label's before an example leaves.
         halvings: most tries at falling rates in a step.
         doublings: most tries at rising rates in a step.
-
-    Returns:
-        x_adv (N, C, H, W), in the ball and in [0, 1].
 
     Raises:
         ValueError: for settings outside these ranges, or another norm.
@@ -275,6 +266,6 @@ def carlini_wagner_linf(
                 rate = torch.where(doubling, rate * 2, rate)
                 top, taken = torch.where(doubling, values, top), torch.where(doubling, rate, taken)
             w, reached = w + per_example(taken, w) * way, top
-            point = torch.where((taken > 0).reshape(-1, 1, 1, 1), image(w, low, high), point)
+            point = torch.where(broadcastable(taken > 0, w), image(w, low, high), point)
             best[row] = point
     return best

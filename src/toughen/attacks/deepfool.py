@@ -19,7 +19,7 @@ from toughen.losses import full_precision, hard, margin
 from toughen.models.batched import in_pieces, predict
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative
-from toughen.threat import Threat, per_example, row_sum
+from toughen.threat import Threat, broadcastable, per_example, row_sum
 
 # Added to every step by the authors' code and by every library: without it a step may end on the boundary.
 STEP_FLOOR = 1e-4
@@ -87,7 +87,7 @@ def nearest_boundary(
             away = candidate.abs() / length
             closer = (length > 0) & (away < distance)
             gap, distance = torch.where(closer, candidate, gap), torch.where(closer, away, distance)
-            normal = torch.where(closer.reshape(-1, *[1] * (x.ndim - 1)), grad, normal)
+            normal = torch.where(broadcastable(closer, x), grad, normal)
         return gap, normal, distance, logits.detach()
 
     return Boundary(*in_pieces(model, len(x), compute))
@@ -123,7 +123,7 @@ def deepfool(
         r = (|gap_k| / ||grad gap_k||_dual + 1e-4) steepest(grad gap_k)
         x_{t+1} = clip_[0,1](x_t + (1 + overshoot) r)             until x_{t+1} is misclassified
 
-    An example that still stands costs two forward passes and candidates - 1 backward passes a step; the last step, and
+    An example not yet broken costs two forward passes and candidates - 1 backward passes a step; the last step, and
     the one that crosses the boundary, do without the gradients of their end point. `refine.refined` costs a found
     example 6 forwards more, and at most 5 forwards and a backward a round.
 
@@ -133,10 +133,7 @@ def deepfool(
     with the highest clean logits. From half of the steps on, pixels that [0, 1] keeps from moving are left out of the
     gradient: some examples would walk against it for ever. And what is found is refined, unless `refine` is 0.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
+    Args (all else as for `pgd`):
         threat: its norm is the one minimised; the radius counts with `stop_inside` alone.
         steps: most steps for an example, at least 1.
         overshoot: how much further than the linearised boundary, a share of the distance.
@@ -165,12 +162,12 @@ def deepfool(
         others = ranked_others(full_precision(boundary.logits), labels)[:, : candidates - 1]
         lead = margin(boundary.logits, labels).to(x)
         row, point = torch.arange(len(x), device=x.device), x.detach()
-        stands, crossed = boundary.logits.argmax(1) == labels, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        unbroken, crossed = boundary.logits.argmax(1) == labels, torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for step in range(steps):
             if 2 * step >= steps:
                 boundary = _free(boundary, point, threat)
             # Where no gradient is left there is no next step.
-            moves = stands & boundary.distance.isfinite()
+            moves = unbroken & boundary.distance.isfinite()
             others, row, point = kept(moves, others, row, point)
             boundary = Boundary(*kept(moves, *boundary))
             if not len(row):
@@ -178,13 +175,13 @@ def deepfool(
             length = (1 + overshoot) * (boundary.distance + STEP_FLOOR).to(point)
             point = (point + per_example(length, point) * threat.steepest(boundary.normal)).clamp(0, 1)
             # Crossing is what a step is for, and gradients beyond the boundary are of no use: logits come first.
-            stands = predict(model, point).argmax(1) == labels[row]
-            best[row[~stands]], crossed[row[~stands]] = point[~stands], True
-            if step + 1 == steps or not stands.any():
+            unbroken = predict(model, point).argmax(1) == labels[row]
+            best[row[~unbroken]], crossed[row[~unbroken]] = point[~unbroken], True
+            if step + 1 == steps or not unbroken.any():
                 break
-            others, row, point = kept(stands, others, row, point)
+            others, row, point = kept(unbroken, others, row, point)
             boundary = nearest_boundary(model, point, labels[row], lambda _, rows, others=others: others[rows], threat)
-            stands = torch.ones_like(row, dtype=torch.bool)
+            unbroken = torch.ones_like(row, dtype=torch.bool)
         if refine:
             row = crossed.nonzero().squeeze(1)
             enough = torch.as_tensor(threat.eps).to(x).expand(len(x))[row] if stop_inside else None

@@ -51,25 +51,18 @@ def diversified_pgd(
     An example leaves as soon as any point of its way is misclassified. A run takes `initial_steps + steps` forward and
     backward passes and one more forward.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
-        threat: the ball, with one radius for all or one per example.
         steps: steps of the ascent, at least 1.
         initial_steps: steps of the way to its start, at least 1.
         rank: 1 for the other class of the highest logit at the random start, 2 for the next, ...; beyond the number of
             other classes the count begins again. 0 leans towards none.
         last_step: length of the last step as a share of eps.
         restarts: runs.
-        noise: stream of the random draws. Default: one keyed by the examples' positions.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: the first misclassified point; where there is none, that of the
         highest margin.
-
-    Raises:
-        ValueError: for settings outside these ranges.
     """
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("diversified_pgd")
     images, label = x.detach(), hard(y)
@@ -78,21 +71,21 @@ def diversified_pgd(
     shares += [last_step + (1 - last_step) * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
     with attacking(model, "eval"):
         for restart in range(restarts):
-            rows = found.standing.nonzero().squeeze(1)
+            rows = found.unbroken.nonzero().squeeze(1)
             if not len(rows):
                 break
             draws = noise[rows].child(restart)
-            at, lean = start_in(images[rows], threat[rows], draws), _Lean(rank, draws)
+            at, direction = start_in(images[rows], threat[rows], draws), _StartDirection(rank, draws)
             for step, share in enumerate(shares):
                 clean, ball, of_rows = images[rows], threat[rows], label[rows]
-                objective = lean.towards(of_rows) if step < initial_steps else _margin_of(of_rows)
+                objective = direction.towards(of_rows) if step < initial_steps else _margin_of(of_rows)
                 _, grad, logits = value_and_grad(model, at, objective)
-                lean.settle(logits, of_rows)
+                direction.settle(logits, of_rows)
                 stay = found.see(rows, at, logits)
                 at = move(at, clean, grad, ball, share * ball.eps)
                 if not stay.all():
                     rows, at = rows[stay], at[stay]
-                    lean.keep(stay)
+                    direction.keep(stay)
                     if not len(rows):
                         break
             if len(rows):
@@ -104,8 +97,8 @@ def _margin_of(label: Tensor) -> Objective:
     return lambda logits, piece: margin(logits, label[piece])
 
 
-class _Lean:
-    """The direction <w, logits> in which a run sets out, fixed by the logits at its start."""
+class _StartDirection:
+    """The direction <w, logits> in which a run begins, fixed by the logits at its start."""
 
     def __init__(self, rank: int, draws: Stream) -> None:
         self.rank, self.draws = rank, draws

@@ -23,7 +23,7 @@ from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Number, OpenShare, Share
-from toughen.threat import Threat, per_example, row_sum
+from toughen.threat import Threat, broadcastable, per_example, row_sum
 
 # Pixels whose weight in a plane is a smaller share of the largest stay where they are in L2: rounding makes it up.
 NO_WEIGHT = {"linf": 0.0, "l2": 1e-7}
@@ -35,7 +35,7 @@ def _step(point: Tensor, clean: Tensor, boundary: Boundary, threat: Threat, alph
     gap_at_clean = gap + row_sum(boundary.normal * (clean - point))
     weight = boundary.normal.abs()
     least = NO_WEIGHT[threat.norm] * weight.flatten(1).amax(1)
-    normal = boundary.normal.masked_fill(weight < least.reshape(-1, *[1] * (weight.ndim - 1)), 0)
+    normal = boundary.normal.masked_fill(weight < broadcastable(least, weight), 0)
     from_point = to_plane(point, normal, gap, threat)
     from_clean = to_plane(clean, normal, gap_at_clean, threat)
     near, far = (threat.size(way).clamp(min=1e-8) for way in (from_point, from_clean))
@@ -98,8 +98,8 @@ def fab(
     The nearest boundary is that of any class (`targets=None`: K - 1 backward passes a step), or that of one class at a
     time, the `targets` classes with the highest clean logits in turn (FAB-T: one backward pass).
 
-    Cost of a standing example, for each target (of one, without targets) and restart: a first pass (one forward, J
-    backwards; J = K - 1 or 1), then for every step but the last one forward and J backwards, and for the last one
+    Cost of an example not yet broken, for each target (of one, without targets) and restart: a first pass (one forward,
+    J backwards; J = K - 1 or 1), then for every step but the last one forward and J backwards, and for the last one
     forward. That is 1 + steps forwards and J steps backwards where no step crosses the boundary, against 2 steps
     forwards in the reference code. A step that crosses needs the gradient at another point, so it costs a forward more;
     and J backwards more, unless the step before crossed too: then the logits are asked for alone first, for which a
@@ -111,15 +111,11 @@ def fab(
     Deviations: the final search is not the paper's (three steps on the segment to x, of which the reference code has
     none) but goes along the boundary as well. In L2, pixels of next to no weight in a linearised boundary stay where
     they are, which the reference code has at another threshold: where the plane lies outside [0, 1] they would go all
-    the way, for nothing. The random starts of further
-    restarts are uniform in a ball instead of on its sphere, which in high dimension is the same; its radius is half of
-    threat.eps or of the distance found so far, if that is less (the reference code forgets what earlier runs found). A
-    component of the gradient that is not finite counts as zero.
+    the way, for nothing. The random starts of further restarts are uniform in a ball instead of on its sphere, which in
+    high dimension is the same; its radius is half of threat.eps or of the distance found so far, if that is less (the
+    reference code forgets what earlier runs found). A component of the gradient that is not finite counts as zero.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
+    Args (all else as for `pgd`):
         threat: its norm is the one minimised; the radius counts with `stop_inside` and for restarts alone.
         steps: steps of each run, at least 1.
         restarts: runs for each target; the first starts from the image, the others at random.
@@ -129,7 +125,6 @@ def fab(
         beta: how far to go back to after a success, a share of the way in (0, 1).
         refine: rounds of `refine.refined` at the end; with 0 the nearest iterate is returned as it is.
         stop_inside: an example leaves, finished, once one is found within the ball.
-        noise: stream of the random starts. Default: one keyed by the examples' positions.
 
     Returns:
         The nearest misclassified point found (N, C, H, W); the image itself where it is misclassified already, or
@@ -163,7 +158,7 @@ def fab(
         for step in range(steps):
             path.point = _step(path.point, path.clean, boundary, threat, alpha_max, eta)
             last = step + 1 == steps
-            # Whoever crossed in the last step probably does so again, and then wants no gradient here.
+            # What crossed in the last step probably does so again, and then needs no gradient here.
             asked = torch.ones_like(path.crosses) if last else path.crosses
             crossed = torch.zeros_like(asked)
             if asked.any():
@@ -194,11 +189,11 @@ def fab(
             model, x, labels, lambda logits, rows: ranked_others(logits, labels[rows])[:, aims], threat
         )
         others = ranked_others(full_precision(first.logits), labels)
-        standing = first.logits.argmax(1) == labels
+        correct = first.logits.argmax(1) == labels
         for target in range(1 if targets is None else min(targets, others.shape[1])):
             aims = slice(None) if targets is None else slice(target, target + 1)
             for restart in range(restarts):
-                row = (standing & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
+                row = (correct & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
                 if not len(row):
                     return best
                 images = clean[row]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import move, start_in
 from toughen.attacks.best_so_far import BestSoFar
 from toughen.attacks.contract import StepSize, attack, lengths
-from toughen.losses import full_precision, hard
-from toughen.models.batched import predict, value_and_grad
+from toughen.losses import hard, targeted_margin
+from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count
@@ -43,11 +43,8 @@ def multi_targeted(
     misclassified: at `x`, at any iterate (whose logits the gradient needs anyway), or at an end point. The first runs
     of "all" are those of "cycle".
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
-        threat: the ball, with one radius for all or one per example.
         steps: steps of each run, at least 1.
         step_size: in pixel units, a number or (N,), or a function of the step, counted from 0, that gives one of them.
             Default: eps (1 + cos(pi k / steps)) / 2 at step k. A deviation: the papers' text names no rule, the first
@@ -76,11 +73,23 @@ def multi_targeted(
         ranked = logits.scatter(1, label.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
         others = ranked.shape[1]
         for number in range(restarts * others if targets == "all" else restarts):
-            rows = found.standing.nonzero().squeeze(1)
+            rows = found.unbroken.nonzero().squeeze(1)
             if not len(rows):
                 break
-            start = start_in(images[rows], threat[rows], noise[rows].child(number))
-            _run(model, images, ranked[:, number % others], threat, length, steps, rows, start, found)
+            clean, ball, target = images[rows], threat[rows], ranked[rows, number % others]
+            at = start_in(clean, ball, noise[rows].child(number))
+            for step in range(steps):
+                _, grad, logits = value_and_grad(model, at, _towards(target, label[rows]))
+                stay = found.see(rows, at, logits)
+                if not stay.all():
+                    rows, at, grad, clean, target = rows[stay], at[stay], grad[stay], clean[stay], target[stay]
+                    ball = threat[rows]
+                    if not len(rows):
+                        break
+                here = length[step] if isinstance(length, list) else length
+                at = move(at, clean, grad, ball, here[rows] if isinstance(here, Tensor) and here.ndim else here)
+            if len(rows):
+                found.see(rows, at, predict(model, at))
         return found.best
 
 
@@ -88,34 +97,5 @@ def _cosine(eps: Radius, steps: int) -> Callable[[int], Radius]:
     return lambda step: eps * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def _run(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    threat: Threat,
-    length: Radius | list[Radius],
-    steps: int,
-    rows: Tensor,
-    start: Tensor,
-    found: BestSoFar,
-) -> None:
-    """The ascent of `rows` towards their target from `start`, which those that break leave on the way."""
-    at, images, ball = start, x[rows], threat[rows]
-    for step in range(steps):
-        classes = torch.stack([target[rows], found.label[rows]], 1)
-        _, grad, logits = value_and_grad(model, at, lambda logits, piece, classes=classes: _gap(logits, classes[piece]))
-        stay = found.see(rows, at, logits)
-        if not stay.all():
-            rows = rows[stay]
-            if not len(rows):
-                return
-            at, grad, images, ball = at[stay], grad[stay], images[stay], threat[rows]
-        here = length[step] if isinstance(length, list) else length
-        at = move(at, images, grad, ball, here[rows] if isinstance(here, Tensor) and here.ndim else here)
-    found.see(rows, at, predict(model, at))
-
-
-def _gap(logits: Tensor, classes: Tensor) -> Tensor:
-    """z_target - z_y, with both classes in a row (n, 2)."""
-    towards, away = full_precision(logits).gather(1, classes).unbind(1)
-    return towards - away
+def _towards(target: Tensor, label: Tensor) -> Objective:
+    return lambda logits, piece: targeted_margin(logits, label[piece], target[piece])

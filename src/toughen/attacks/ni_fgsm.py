@@ -47,27 +47,14 @@ def ni_fgsm(
     In the L2 ball, which the paper leaves out, the step is g / ||g||_2, and the look-ahead is divided by sqrt(C H W),
     so that where the entries of g are +-1 it is as long as a step in either ball.
 
-    Args:
-        model: as for `pgd`, like all but these.
-        x: see `pgd`.
-        y: see `pgd`.
-        threat: see `pgd`.
-        steps: at least 1; theirs are 10.
+    Args (all else as for `pgd`):
+        steps: theirs are 10.
         step_size: see `pgd`. Default: eps / steps, theirs.
         decay: mu, what is kept of the gradients gathered so far, at least 0; theirs is 1.
-        loss: see `pgd`.
-        attack_bn: see `pgd`.
     """
+    rule = nesterov(threat, decay)
     return from_image(
-        model,
-        x,
-        y,
-        threat=threat,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-        attack_bn=attack_bn,
-        rule=nesterov(threat, decay),
+        model, x, y, threat=threat, steps=steps, step_size=step_size, loss=loss, attack_bn=attack_bn, rule=rule
     )
 
 

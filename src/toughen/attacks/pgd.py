@@ -10,16 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import (
-    Start,
-    ascend,
-    default_step,
-    from_image,
-    from_starts,
-    momentum,
-    objective_of,
-    refuse_kl,
-)
+from toughen.attacks.ascent import Start, ascend, default_step, from_image, from_starts, momentum, objective_of
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
@@ -105,10 +96,7 @@ def fgsm(
 
     In the L2 ball it is the fast gradient method, x + eps grad / ||grad||. Arguments as for `pgd`.
     """
-    refuse_kl(loss)
-    with attacking(model, attack_bn):
-        objective = objective_of(model, x, y, loss)
-        return ascend(model, x, objective, threat=threat, steps=1, step_size=threat.eps, start=x)
+    return from_image(model, x, y, threat=threat, steps=1, step_size=threat.eps, loss=loss, attack_bn=attack_bn)
 
 
 @attack
@@ -125,17 +113,11 @@ def r_fgsm(
 ) -> Tensor:
     """R+FGSM: a random step of alpha, then a gradient step of eps - alpha (Tramer et al. 2018, section 4.1).
 
-    x' = clip(x + alpha sign(N(0, I))), x_adv = x' + (eps - alpha) sign(grad loss(model(x'), y)).
+    x' = clip(x + alpha sign(N(0, I))), x_adv = x' + (eps - alpha) sign(grad loss(model(x'), y)). In the L2 ball the
+    signs become normalised vectors.
 
-    Args:
-        model: as for `pgd`, like all but the next.
-        x: see `pgd`.
-        y: see `pgd`.
-        threat: see `pgd`; in the L2 ball the signs become normalised vectors.
+    Args (all else as for `pgd`):
         random_share: alpha / eps, in [0, 1]; the paper's is one half.
-        loss: see `pgd`.
-        attack_bn: see `pgd`.
-        noise: see `pgd`.
     """
     noise = fixed(len(x), device=x.device) if noise is None else noise
     direction = noise.child("r_fgsm").normal(tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
@@ -161,19 +143,14 @@ def rs_fgsm(
 ) -> Tensor:
     """FGSM from a random start in the ball, projected (Wong et al. 2020, algorithm 3): PGD with one step of 1.25 eps.
 
-    delta ~ U(-eps, eps), x_adv = x + project(delta + 1.25 eps sign(grad loss(model(x + delta), y))), in [0, 1].
-    Training on it can collapse (catastrophic overfitting), the more so the longer the step.
+    delta ~ U(-eps, eps), x_adv = x + project(delta + 1.25 eps sign(grad loss(model(x + delta), y))), in [0, 1]. In the
+    L2 ball the sign becomes the normalised gradient. Training on it can collapse (catastrophic overfitting), the more
+    so the longer the step.
 
-    Args:
-        model: as for `pgd`, like all but the next.
-        x: see `pgd`.
-        y: see `pgd`.
-        threat: see `pgd`; in the L2 ball the sign becomes the normalised gradient.
+    Args (all else as for `pgd`):
         step_share: length of the step / eps, positive; the paper's is 1.25.
         random_start: see `pgd`, whose draws these are. With false it is FGSM for any share from 1 on.
-        loss: see `pgd`.
         attack_bn: see `pgd`; the authors' code runs in "train".
-        noise: see `pgd`.
     """
     return from_starts(
         model,
@@ -228,25 +205,11 @@ def mi_fgsm(
     With a decay of 0 it is BIM. In the L2 ball the step is g / ||g||_2 (their equation 8). There is no random start.
     The IAAT paper ran Foolbox's with 40 steps of eps / 40.001.
 
-    Args:
-        model: as for `pgd`, like all but these.
-        x: see `pgd`.
-        y: see `pgd`.
-        threat: see `pgd`.
-        steps: at least 1.
+    Args (all else as for `pgd`):
         step_size: see `pgd`. Default: eps / steps.
         decay: mu, what is kept of the gradients gathered so far, at least 0; the paper's is 1.
-        loss: see `pgd`.
-        attack_bn: see `pgd`.
     """
+    rule = momentum(threat, decay)
     return from_image(
-        model,
-        x,
-        y,
-        threat=threat,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-        attack_bn=attack_bn,
-        rule=momentum(threat, decay),
+        model, x, y, threat=threat, steps=steps, step_size=step_size, loss=loss, attack_bn=attack_bn, rule=rule
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toughen.losses import margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.settings import NonNegativeCount
-from toughen.threat import Threat, row_sum
+from toughen.threat import Threat, broadcastable, row_sum
 
 Rounds = NonNegativeCount
 
@@ -134,10 +134,10 @@ def refined(
         for _ in range(probes):
             at = end - (1 - SHORT) * high * (end - start) / (high - low)
             at = torch.where(at.isfinite(), at, (start + end) / 2).clamp(start, end)
-            point = torch.lerp(clean, far, _as_images(at, far)).clamp(0, 1)
+            point = torch.lerp(clean, far, broadcastable(at, far)).clamp(0, 1)
             value = reached(point, label)
             success = value > 0
-            near = torch.where(_as_images(success, far), point, near)
+            near = torch.where(broadcastable(success, far), point, near)
             # Where one end stays twice, half its value draws the next probe towards it.
             side = torch.where(success, 1.0, -1.0).to(low)
             low = torch.where(success, torch.where(side == last, low / 2, low), value)
@@ -161,9 +161,9 @@ def refined(
         grad = grad.nan_to_num(0, 0, 0)
         gap_at_clean = value.to(x) + row_sum(grad * (clean - point))
         foot = clean + to_plane(clean, grad, gap_at_clean, threat)
-        aim = torch.lerp(point, foot, _as_images(share, foot)) - clean
+        aim = torch.lerp(point, foot, broadcastable(share, foot)) - clean
         onto = size / threat.size(aim).clamp(min=torch.finfo(x.dtype).tiny)
-        tried = (clean + aim * _as_images(onto.nan_to_num(0, 0, 0), aim)).clamp(0, 1)
+        tried = (clean + aim * broadcastable(onto.nan_to_num(0, 0, 0), aim)).clamp(0, 1)
         high = reached(tried, label)
         success = (high > 0).nonzero().squeeze(1)
         share = torch.where(high > 0, (share * GROW).clamp(max=1), share * SHRINK)
@@ -174,7 +174,3 @@ def refined(
         shorter = threat.size(moved - clean[success]) < size[success]
         point = point.index_copy(0, success[shorter], moved[shorter])
     return best
-
-
-def _as_images(values: Tensor, images: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (images.ndim - 1))

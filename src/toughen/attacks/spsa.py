@@ -80,17 +80,13 @@ def spsa(
     `delta`, `step_size` and `samples` default to Cleverhans's and AdverTorch's. These leave `steps` to the caller
     (Cleverhans) or at 1 (AdverTorch), with which nothing moves further than `step_size`; ours is 100.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
-        y: classes (N,) or probabilities (N, K).
+    Args (all else as for `pgd`):
         threat: the ball, with one radius for all or one per example. An example with a radius of 0 costs nothing.
         steps: steps of Adam at most; a broken example takes no more.
         samples: directions per step, each with two probes. Papers that rest a verdict on SPSA take thousands.
         delta: how far probes lie from the point, per pixel.
         step_size: Adam's learning rate, in pixel units.
         loss: "margin" (the paper's), another name, or (logits, y) -> (N,), row by row.
-        noise: stream of the directions. Default: one keyed by the examples' positions.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: misclassified, or else the point of the highest loss found.

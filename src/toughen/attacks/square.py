@@ -114,7 +114,7 @@ def _window(shape: torch.Size, side: int, like: Tensor) -> Window:
 
 
 @dataclass(frozen=True)
-class Walk:
+class PlaceOrder:
     """An order in which each example tries all places of a window: place k is (start + k stride) mod their number.
 
     With a stride that shares no divisor with that number, no place comes twice before all have come once.
@@ -123,7 +123,7 @@ class Walk:
         window: the squares.
         stride: (n,).
         start: (n,).
-        since: queries tried before the walk.
+        since: queries tried before it began.
     """
 
     window: Window
@@ -137,17 +137,17 @@ class Walk:
         place = (self.start + (tried - self.since) * self.stride) % (rows * columns)
         return place // columns, place % columns
 
-    def __getitem__(self, rows: Tensor) -> "Walk":
-        return Walk(self.window, self.stride[rows], self.start[rows], self.since)
+    def __getitem__(self, rows: Tensor) -> "PlaceOrder":
+        return PlaceOrder(self.window, self.stride[rows], self.start[rows], self.since)
 
 
-def _walk(window: Window, noise: Stream, since: int) -> Walk:
+def _place_order(window: Window, noise: Stream, since: int) -> PlaceOrder:
     count = math.prod(window.places)
     strides = torch.arange(1, count + 1)
     strides = strides[torch.gcd(strides, torch.tensor(count)) == 1]
     u = noise.uniform((2,))
-    device = window.cells.device
-    return Walk(window, strides[_pick(u[:, 0], len(strides)).cpu()].to(device), _pick(u[:, 1], count).to(device), since)
+    device, stride = window.cells.device, strides[_pick(u[:, 0], len(strides)).cpu()]
+    return PlaceOrder(window, stride.to(device), _pick(u[:, 1], count).to(device), since)
 
 
 def _stripes(x: Tensor, noise: Stream) -> Tensor:
@@ -234,8 +234,8 @@ def _moved(x: Tensor, x_adv: Tensor, eps: Tensor, corner: Corner, u: Tensor, win
 
 
 @dataclass(frozen=True)
-class Ball:
-    """How one norm starts and moves.
+class NormMoves:
+    """How the search starts and moves in balls of one norm.
 
     Attributes:
         start: (x, noise) -> the direction to start in, of the shape of x.
@@ -253,7 +253,7 @@ class Ball:
     propose: Callable[[Tensor, Tensor, Tensor, Corner, Tensor, Window], list[Change]]
 
 
-BALLS = {"linf": Ball(_stripes, _linf_side, 0, 0, _filled), "l2": Ball(_tiles, _l2_side, 3, 2, _moved)}
+MOVES = {"linf": NormMoves(_stripes, _linf_side, 0, 0, _filled), "l2": NormMoves(_tiles, _l2_side, 3, 2, _moved)}
 
 
 def _judge(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,34 +267,34 @@ def _search(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, queries: int, p_init: float, horizon: int, noise: Stream
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One run: the last accepted images (N, C, H, W), their margins (N,) and which are broken (N,)."""
-    ball, shape = BALLS[threat.norm], x.shape[1:]
-    direction = threat.steepest(ball.start(x, noise.child("start")))
+    moves, shape = MOVES[threat.norm], x.shape[1:]
+    direction = threat.steepest(moves.start(x, noise.child("start")))
     eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
-    eps = (eps - ball.slack * torch.finfo(x.dtype).eps).clamp(min=0)
+    eps = (eps - moves.slack * torch.finfo(x.dtype).eps).clamp(min=0)
     start = (x + eps.reshape(-1, 1, 1, 1) * direction).clamp(0, 1)
     highest, fooled = _judge(model, start, y)
 
     result, margins, broken = start.clone(), highest.clone(), fooled.clone()
     rows = slots = torch.arange(len(x), device=x.device)
     clean, x_adv = x.flatten(1).contiguous(), start.flatten(1).contiguous()
-    walk, numbers = None, clean
+    order, numbers = None, clean
     for tried in range(queries - 1):
         if fooled.any():
             stay, gone = (~fooled).nonzero().squeeze(1), rows[fooled]
             result[gone], margins[gone], broken[gone] = x_adv[fooled].reshape(-1, *shape), highest[fooled], True
             rows, slots, clean, x_adv, eps, y = (v[stay] for v in (rows, slots, clean, x_adv, eps, y))
-            highest, fooled, walk = highest[stay], fooled[stay], walk and walk[stay]
+            highest, fooled, order = highest[stay], fooled[stay], order and order[stay]
         if not len(rows):
             break
         if tried % BLOCK == 0:
             drawn = (
-                noise[rows].child("squares", tried).uniform((min(BLOCK, queries - 1 - tried), ball.numbers + shape[0]))
+                noise[rows].child("squares", tried).uniform((min(BLOCK, queries - 1 - tried), moves.numbers + shape[0]))
             )
             numbers, slots = drawn.transpose(0, 1).contiguous().to(x.device), torch.arange(len(rows), device=x.device)
-        side = min(ball.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
-        if walk is None or walk.window.side != side:
-            walk = _walk(_window(shape, side, x), noise[rows].child("walk", side), tried)
-        changes = ball.propose(clean, x_adv, eps, walk.corner(tried), numbers[tried % BLOCK][slots], walk.window)
+        side = min(moves.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
+        if order is None or order.window.side != side:
+            order = _place_order(_window(shape, side, x), noise[rows].child("walk", side), tried)
+        changes = moves.propose(clean, x_adv, eps, order.corner(tried), numbers[tried % BLOCK][slots], order.window)
         for at, _, new in changes:
             x_adv.scatter_(1, at, new)
         gain, fooled = _judge(model, x_adv.reshape(-1, *shape), y)
@@ -321,16 +321,13 @@ def square(
 ) -> Tensor:
     """Square Attack: random search over squares, without gradients (Andriushchenko et al. 2020, algorithms 1 to 3).
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
         threat: the ball, with one radius for all or one per example. An example with a radius of 0 costs nothing.
         queries: forward passes of each restart, the one at its start included. A broken example takes no more.
         p_init: share of the pixels that the first squares cover.
         stretch: stretch the schedule by which squares shrink to the number of queries; otherwise it is that for 10,000.
-        restarts: independent runs, each on the examples that still stand.
-        noise: stream of the squares. Default: one keyed by the examples' positions.
+        restarts: independent runs, each on the examples not yet broken.
 
     Returns:
         x_adv (N, C, H, W), in the ball and in [0, 1]: misclassified, or else the point of the highest margin found.

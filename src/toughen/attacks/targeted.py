@@ -38,10 +38,6 @@ def _random(label: Tensor, noise: Stream) -> Aims:
     return aims
 
 
-def _always(target: Tensor) -> Aims:
-    return lambda classes: target
-
-
 def _by_logits(model: nn.Module, x: Tensor, label: Tensor, kind: str) -> Tensor:
     """The least likely or the most confusing class other than the label, (N,)."""
     logits = predict(model, x)
@@ -84,18 +80,12 @@ def targeted_pgd(
 
     Any misclassification counts as success, be it the target or not.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W) in [0, 1].
+    Args (all else as for `pgd`):
         y: classes (N,) or probabilities (N, K), of which the most probable class counts.
-        threat: the ball, with one radius for all or one per example.
         target: "random": uniform over the classes other than `y`, drawn afresh at each restart; "least_likely" or
             "most_confusing": the other class with the lowest or highest logit at `x`, for which the clean images are
             run forward once (under attack_bn "train" this moves the running statistics too); or classes (N,).
         steps: steps of each restart, at least 1.
-        step_size: see `pgd`, as is its default.
-        random_start: true: start uniformly in the ball, clipped to [0, 1]; false: at the image; "unclipped" or
-            "gaussian": see `ascent.Start`.
         restarts: starts, of which the first that is misclassified is kept, after which the example is attacked no
             further; where none is, the end point of the highest margin.
         loss: "cross_entropy", "margin", "dlr" or (logits, target) -> (N,), to be descended.
@@ -126,7 +116,8 @@ def targeted_pgd(
         def run(rows: Tensor | None, restart: int) -> tuple[Tensor, Objective]:
             every = slice(None) if rows is None else rows
             images, labels, ball, draws = x[every], label[every], threat[every], noise[every].child(restart)
-            aims = _random(labels, draws.child("target")) if chosen is None else _always(chosen[every])
+            same = None if chosen is None else chosen[every]
+            aims = _random(labels, draws.child("target")) if same is None else lambda _: same
 
             def towards(logits: Tensor, piece: slice) -> Tensor:
                 classes = logits.shape[1]

@@ -203,7 +203,7 @@ def check(
     with plain_errors():
         from toughen import workflows
         from toughen.evaluation.audit.model_check import check as look
-        from toughen.evaluation.audit.model_check import sample
+        from toughen.evaluation.audit.model_check import choose_images
         from toughen.report import render
         from toughen.report.tables.model_check import describe_model_check
 
@@ -211,7 +211,7 @@ def check(
             opened = workflows.open(arguments.source_of(run_or_model, mean, std, data=data, size=size))
             if opened.said:
                 print(opened.said)
-            some = opened.test.take(sample(len(opened.test), limit))
+            some = opened.test.take(choose_images(len(opened.test), limit))
             found = look(opened.model, some.images, some.labels, classes=opened.classes, limit=limit)
         console().print(render(describe_model_check(found.summary())))
         if not found.fine:
@@ -242,7 +242,7 @@ def export(
         if public and push is None:
             raise ValueError("--public goes with --push; give --push OWNER/NAME")
         if push is not None:
-            hub.check(push)
+            hub.check_repository(push)
         wanted = arguments.parts_of(formats or ["safetensors"])
         made = write(run, out, checkpoint=checkpoint, weights=weights, formats=wanted, licence=licence)
         for name, size in made.files.items():

@@ -56,9 +56,9 @@ def run(
         from toughen.settings import known
         from toughen.studies import executors
         from toughen.studies.cost import cost_lines
-        from toughen.studies.create import begin
+        from toughen.studies.create import create_folder
         from toughen.studies.results import collect
-        from toughen.studies.status import watching
+        from toughen.studies.status import showing_status
         from toughen.studies.text import load
 
         known(executor, ("local", "slurm", "ray"), "executor")
@@ -68,9 +68,11 @@ def run(
         if executor != "local" and shard != "1/1":
             raise ValueError(f"--shard is for workers of this machine; leave it out with --executor {executor}")
         name = Path(study).stem
-        folder = begin(load(study), scale, out or Path("runs/studies") / f"{name}-{scale}", changes or (), name=name)
+        folder = create_folder(
+            load(study), scale, out or Path("runs/studies") / f"{name}-{scale}", changes or (), name=name
+        )
         if retry:
-            for task in folder.forgive():
+            for task in folder.clear_failures():
                 print(f"again: {task}")
         for line in cost_lines(folder, probe=not dry_run):
             print(line, flush=True)
@@ -81,7 +83,7 @@ def run(
             print("submitted: " + ", ".join(executors.run_on_slurm(folder, jobs=jobs, parameters=given)))
             print(f"next: {Command('study', 'status', folder.path)}")
             return
-        with watching(folder, console()) as watch:
+        with showing_status(folder, console()) as watch:
             if executor == "ray":
                 executors.run_on_ray(folder, jobs=jobs, address=given.get("address"), watch=watch)
             else:

@@ -20,7 +20,7 @@ from toughen.storage import files
 from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
 from toughen.workflows.run_folder import OpenedWeights, open_trained
 
-TARGETED = ("apgd_targeted", "multi_targeted")
+TARGETED_ATTACKS = ("apgd_targeted", "multi_targeted")
 BUDGET = 100
 """Steps that AutoAttack gives its gradient attacks (Croce & Hein 2020, section 6)."""
 
@@ -103,7 +103,7 @@ class RunFacts:
         return f"# Folders and files of another machine are named without their place: give your own\n{text}"
 
 
-def gather(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
+def collect_facts(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
     """Open a run and everything in its folder that was measured on the chosen weights.
 
     Raises:
@@ -113,13 +113,18 @@ def gather(folder: Path, *, checkpoint: str, weights: str | None) -> RunFacts:
         run = open_trained(folder, checkpoint=checkpoint, weights=weights)
     run.model.cpu().eval()
     source = latest_checkpoint(folder, warn=lambda _: None, clean=False)
-    if source is None or not source.has(run.weights) or not _equal(source.tensors(run.weights), run.model.state_dict()):
+    if (
+        source is None
+        or not source.has(run.weights)
+        or not same_tensors(source.tensors(run.weights), run.model.state_dict())
+    ):
         raise ValueError(f"{folder} has a new checkpoint since this command began; let the training end, or try again")
     summary = files.read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return RunFacts(run, source, summary, *_measured(run))
 
 
-def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -157,4 +162,4 @@ def is_strong(evaluation: Evaluation) -> bool:
         return True
     attacks = [settings for settings in evaluation.settings.values() if "threat" not in settings]
     names = {settings.get("name") for settings in attacks if settings.get("steps", 0) >= BUDGET}
-    return "apgd" in names and not names.isdisjoint(TARGETED)
+    return "apgd" in names and not names.isdisjoint(TARGETED_ATTACKS)

@@ -15,7 +15,7 @@ import torch
 from toughen.errors import Command
 from toughen.export import leaderboard, to_onnx
 from toughen.export.card import card
-from toughen.export.facts import RunFacts, gather
+from toughen.export.facts import RunFacts, collect_facts, same_tensors
 from toughen.export.staging import hashes, refuse_foreign, staged
 from toughen.models.exported import CONFIG, WEIGHTS, load_model, to_bytes
 from toughen.noise import generator
@@ -86,7 +86,7 @@ def export(
     if "onnx" in formats:
         to_onnx.require()
     refuse_foreign(out)
-    facts = gather(run_folder, checkpoint=checkpoint, weights=weights)
+    facts = collect_facts(run_folder, checkpoint=checkpoint, weights=weights)
     entry = leaderboard.entry(facts) if "robustbench" in formats else None
     difference = None
     with staged(out) as folder:
@@ -95,7 +95,7 @@ def export(
         if entry is not None:
             store.write_json(folder / ENTRY, entry)
         if "onnx" in formats:
-            difference = to_onnx.write(facts.run.model, folder / ONNX, _images(facts))
+            difference = to_onnx.write_onnx(facts.run.model, folder / ONNX, _images(facts))
         (folder / README).write_text(card(facts, licence=licence, onnx=difference), encoding="utf-8")
         store.write_json(folder / CONFIG, {**facts.config, "files": hashes(folder)})
         _read_back(folder, facts)
@@ -111,8 +111,7 @@ def _images(facts: RunFacts) -> torch.Tensor:
 def _read_back(folder: Path, facts: RunFacts) -> None:
     """What was written gives the very bits of what was exported."""
     again, images = load_model(folder), _images(facts)
-    state, found = facts.run.model.state_dict(), again.state_dict()
-    same = state.keys() == found.keys() and all(torch.equal(state[name], found[name]) for name in state)
+    same = same_tensors(facts.run.model.state_dict(), again.state_dict())
     with torch.no_grad():
         if not (same and torch.equal(facts.run.model(images), again(images))):
             raise store.Damaged(folder / WEIGHTS, f"{WEIGHTS} gives other logits than the run's model")

@@ -13,7 +13,7 @@ from toughen.models.exported import CONFIG, is_exported
 from toughen.storage import files as store
 
 
-def check(repository: str) -> None:
+def check_repository(repository: str) -> None:
     """Refuse what cannot be pushed to, before any work is done.
 
     Raises:
@@ -51,7 +51,7 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
 
     if not is_exported(folder):
         raise UsageError(f"{folder} is no exported model; give the ", Option("out"), " of a ", Command("export"))
-    check(repository)
+    check_repository(repository)
     files = sorted([CONFIG, *store.read_json(folder / CONFIG).get("files", {})])
     # The error's parents are what the client's own connection raises, which differs between its versions.
     parents = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception]

@@ -76,23 +76,23 @@ def entry(facts: RunFacts) -> dict[str, Any]:
 def other_images(facts: RunFacts) -> list[str]:
     """Sentences on images outside the data set that had a part in the training."""
     recipe = facts.run.recipe.model_dump(mode="json")
-    told = []
+    sentences = []
     if extra := recipe["data"].get("extra"):
         name, share = extra["source"].rstrip("/").rpartition("/")[2], 1 - extra["labelled"]
-        told.append(f"Extra, pseudo-labelled training images: {name}, {share:.0%} of each batch.")
+        sentences.append(f"Extra, pseudo-labelled training images: {name}, {share:.0%} of each batch.")
     if weights := recipe["model"].get("weights"):
-        told.append(f"Training began from the weights in {weights.rstrip('/').rpartition('/')[2]}.")
+        sentences.append(f"Training began from the weights in {weights.rstrip('/').rpartition('/')[2]}.")
     elif recipe["model"].get("pretrained"):
-        told.append("Training began from fetched weights.")
-    return told
+        sentences.append("Training began from fetched weights.")
+    return sentences
 
 
 def _footnote(facts: RunFacts, best: Evaluation) -> list[str]:
     total = facts.run.about.sizes["test"]
-    told = [] if best.n == total else [f"Measured on {best.n} of the {total} test images."]
+    sentences = [] if best.n == total else [f"Measured on {best.n} of the {total} test images."]
     if best.unreliable and best.audit is not None:
-        told.append(f"The audit found {', '.join(best.audit.codes)}.")
-    return [*told, f"Weights: {facts.run.weights} at step {facts.run.step}.", *other_images(facts)]
+        sentences.append(f"The audit found {', '.join(best.audit.codes)}.")
+    return [*sentences, f"Weights: {facts.run.weights} at step {facts.run.step}.", *other_images(facts)]
 
 
 def _percent(value: float) -> str:

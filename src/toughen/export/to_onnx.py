@@ -3,7 +3,7 @@
 The file takes `images`, (N, C, H, W) float32 in [0, 1] with any N, and gives `logits`, (N, K): normalisation is inside,
 as it is in the model.
 
-    difference = write(model, Path("model.onnx"), images)       # the largest difference of a logit
+    difference = write_onnx(model, Path("model.onnx"), images)       # the largest difference of a logit
 """
 
 import importlib
@@ -41,7 +41,7 @@ def require() -> None:
         raise ValueError(f"ONNX needs the package {' and '.join(missing)}; type: pip install 'toughen[onnx]'")
 
 
-def write(model: nn.Module, path: Path, images: Tensor) -> float:
+def write_onnx(model: nn.Module, path: Path, images: Tensor) -> float:
     """Write a model as ONNX and run the file on images, 8, 1 and 5 at a time.
 
     Args:

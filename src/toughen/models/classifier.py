@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+"""Means and standard deviations of the channels, in the unit of the images ([0, 1])."""
+
 
 class Normalize(nn.Module):
     """Channel-wise standardisation `(x - mean) / std`.

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
-from torch import Tensor
 
 from toughen import models
 from toughen.errors import Command, Option, UsageError
@@ -27,6 +26,7 @@ from toughen.models.classifier import Normalize, PerImageStandardize
 from toughen.models.pretrained.load import fitted
 from toughen.models.pretrained.timm_hub import PREFIXES
 from toughen.storage import files
+from toughen.storage.checkpoint import serialise
 from toughen.storage.limits import check_safetensors
 
 WEIGHTS = "model.safetensors"
@@ -58,19 +58,8 @@ def normalization(model: Classifier) -> dict[str, Any]:
 
 def to_bytes(model: Classifier, config: Config) -> bytes:
     """A model as a safetensors file that describes itself; equal bytes for equal weights and descriptions."""
-    from safetensors.torch import save
-
-    plain: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        value = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory
-        if value.untyped_storage().data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        plain[name] = value
     # One entry: the order of several would change from call to call.
-    return save(plain, metadata={"toughen": json.dumps(config, allow_nan=False)})
+    return serialise(model.state_dict(), {"toughen": json.dumps(config, allow_nan=False)})
 
 
 def is_exported(path: Path) -> bool:

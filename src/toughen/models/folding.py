@@ -34,7 +34,7 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
         x: a few images (n, C, H, W), on which the copy must agree.
 
     Returns:
-        The copy; the model itself where no BatchNorm follows a convolution directly, where somebody listens to one of
+        The copy; the model itself where no BatchNorm follows a convolution directly, where there is a hook on one of
         the two, where it cannot be copied, or where the copy does not agree, as that of a model whose convolution is
         also used elsewhere.
     """
@@ -111,15 +111,12 @@ def _sound(model: nn.Module, names: list[tuple[str, str]], x: Tensor, expected: 
     """The pairs that can be folded, by halves: a deep network has a hundred, of which few cannot."""
     if not names:
         return []
-    if _agree(_folded_logits(model, names, x), expected):
+    with Folding(_modules(model, names)).on():
+        found = model(x)
+    if _agree(found, expected):
         return names
     half = len(names) // 2
     return [*_sound(model, names[:half], x, expected), *_sound(model, names[half:], x, expected)] if half else []
-
-
-def _folded_logits(model: nn.Module, names: list[tuple[str, str]], x: Tensor) -> Tensor:
-    with Folding(_modules(model, names)).on():
-        return model(x)
 
 
 def _modules(model: nn.Module, names: list[tuple[str, str]]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -128,7 +125,7 @@ def _modules(model: nn.Module, names: list[tuple[str, str]]) -> list[tuple[nn.Co
 
 
 def _scramble(model: nn.Module) -> None:
-    """Give every BatchNorm statistics and weights that nobody could take for none."""
+    """Give every BatchNorm statistics and weights that are not those of a fresh one."""
     for number, module in enumerate(model.modules()):
         if isinstance(module, nn.BatchNorm2d):
             tensors = (module.running_mean, module.running_var, module.weight, module.bias)

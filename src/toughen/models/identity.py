@@ -3,7 +3,7 @@
     identity = identity_of(model=hash_model(net), data=hash_tensor(x, y), threat=threat_in_full(ball), seed=0)
     claim(folder / "identity.json", identity, of="an evaluation")      # or ValueError: EV271, with what differs
 
-A result is gone on with, or shown again, only for the identity that it was begun with.
+A result is continued, or shown again, only for the identity that it was begun with.
 """
 
 import functools

@@ -1,13 +1,13 @@
 """A user's model as the library works with it: checked, in inference mode, frozen and in pieces, on its device.
 
     y, index = check_examples(x, y, index, batch_size)
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            logits = subject.predict(subject.images(x[rows]), ids=index[rows], under="clean")
+            logits = classifier.predict(classifier.images(x[rows]), ids=index[rows], under="clean")
 
-What a stranger's model does and bears is found out once, by a probe of two images, when `subject.probe` is first asked
-for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout of its
-weights, BatchNorm folded into convolutions) is done here.
+What a user's model does and supports is found out once, by a probe of two images, when `classifier.probe` is first
+asked for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout
+of its weights, BatchNorm folded into convolutions) is done here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ from toughen.threat import Threat
 CHUNK = 4
 """Passes' worth of examples in a chunk from which some leave, so that the passes stay full."""
 
-Progress = Callable[[str, int, int], None]
+ProgressFunction = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is)"""
 
 T = TypeVar("T")
@@ -108,11 +108,12 @@ def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
         if handle is not None:
             handle.remove()
     returns, logits = _parts(out, len(x))
+    grad = logits is not None and _attempt(lambda: torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0])
     return {
         "returns": returns,
         "classes": None if logits is None else logits.shape[1],
         "dtype": None if logits is None else logits.dtype,
-        "gradient": logits is not None and bool(_attempt(lambda: _reaches(logits, leaf))),
+        "gradient": isinstance(grad, Tensor),
         "hooks": bool(called),
         "in_place": given._version > 0,
     }
@@ -132,10 +133,6 @@ def _parts(out: object, n: int) -> tuple[Returns, Tensor | None]:
     return kind, found if fits else None
 
 
-def _reaches(logits: Tensor, x: Tensor) -> bool:
-    return logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
-
-
 @contextmanager
 def _undrawn(device: torch.device) -> Iterator[None]:
     """The global random state restored: some networks draw in inference mode too."""
@@ -150,7 +147,7 @@ def inference(model: nn.Module, device: torch.device, *, fast: bool = True) -> I
     Args:
         model: the classifier.
         device: where it is.
-        fast: whether it is laid out for speed, which not every model bears.
+        fast: whether it is laid out for speed, which not every model supports.
     """
     with evaluating(model), frozen(model), channels_last(model) if fast else nullcontext(), float32(device):
         yield
@@ -249,9 +246,9 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
 @contextmanager
 def prepared(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[PreparedModel]:
     """The model as `prepare` gives it, and ready to run until the context ends."""
-    subject = prepare(model, x, y, batch_size)
-    with subject.ready():
-        yield subject
+    classifier = prepare(model, x, y, batch_size)
+    with classifier.ready():
+        yield classifier
 
 
 def check_logits(logits: Tensor, n: int) -> None:
@@ -269,9 +266,12 @@ def check_logits(logits: Tensor, n: int) -> None:
         )
 
 
-def chunks(n: int, size: int) -> Iterator[Tensor]:
-    """The numbers 0 to n - 1, `size` at a time."""
-    yield from torch.arange(n).split(size)
+def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: str = "") -> Iterator[Tensor]:
+    """The numbers 0 to n - 1, `size` at a time, each time reported as `what` when they are done with."""
+    for rows in torch.arange(n).split(size):
+        yield rows
+        if progress is not None:
+            progress(what, int(rows[-1]) + 1, n)
 
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:

@@ -27,7 +27,7 @@ class TableCell:
         text: what is shown.
         value: what is sorted by and written to CSV; the text by default.
         below: a second, smaller line.
-        tone: "good", "bad", "dim" or nothing.
+        tone: "good", "bad", "busy", "dim" or nothing.
         target: anchor of a section on the same page.
     """
 

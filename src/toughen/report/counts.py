@@ -13,7 +13,7 @@ from toughen.outcomes import CLEAN, Outcomes
 
 
 class WorstCase(NamedTuple):
-    """What became of each example under all attacks together, (N,) each; attacks aside are left out.
+    """What became of each example under all attacks together, (N,) each; side attacks are left out.
 
     Attributes:
         label: true class.

@@ -254,19 +254,19 @@ def _refuse_non_finite(group: str, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"CK322 {group}: {name} holds NaN or infinity, so no checkpoint is written.")
 
 
-def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
+def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors as a safetensors file; equal bytes for equal tensors, and metadata of one entry at most."""
     from safetensors.torch import save
 
     plain: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
         # safetensors refuses tensors that share memory (tied weights, views of one buffer)
-        if value.untyped_storage().data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        plain[name] = value
-    return save(plain)
+        plain[name] = value.clone() if place in storages else value
+        storages.add(place)
+    return save(plain, metadata)
 
 
 def _encode_state(state: Mapping[str, Any]) -> bytes:
@@ -378,7 +378,7 @@ def save_checkpoint(
         store.point("before the folder")
         temporary.mkdir()
         for group, members in tensors.items():
-            data = _serialise(members)
+            data = serialise(members)
             store.write_new(temporary / f"{group}.safetensors", data)
             files[f"{group}.safetensors"] = _entry(data)
         outlived = _outlived(folder, step - 1, keep - 1)

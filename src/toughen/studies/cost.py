@@ -50,11 +50,11 @@ def _step_seconds(text: str, known: dict[str, float]) -> float:
     recipe = build(parse_yaml(text, "study.json"))
     key = f"{recipe.model.model_dump_json()} {recipe.batch_size} {recipe.data.source} {recipe.data.view}"
     if key not in known:
-        known[key] = probe(recipe)
+        known[key] = time_natural_step(recipe)
     return known[key]
 
 
-def probe(recipe: Recipe) -> float:
+def time_natural_step(recipe: Recipe) -> float:
     """Seconds of a natural step on images of the recipe's shape; the first step is left out."""
     device = chosen_device(recipe.device)
     data = load_data(recipe)

@@ -10,7 +10,7 @@ from importlib import resources
 
 from toughen.recipes.text import parse_yaml
 from toughen.settings import Settings
-from toughen.studies.published import PublishedNumber, cells, check_filter, find
+from toughen.studies.published import PublishedNumber, cells, check_filter, find_cells
 from toughen.studies.text import load, shipped
 
 
@@ -51,7 +51,7 @@ def coverage() -> dict[str, list[Place]]:
             for column in row.columns or study.columns:
                 spec = study.columns[column]
                 for wanted in row.cells if spec.metric else ():
-                    for cell in find({**study.reproduces, **wanted}, metric=spec.metric or "", eps=spec.eps):
+                    for cell in find_cells({**study.reproduces, **wanted}, metric=spec.metric or "", eps=spec.eps):
                         found.setdefault(cell.id, []).append(Place(name, key, column))
     return found
 

@@ -13,12 +13,14 @@ from toughen.models.cost import Passes
 from toughen.recipes import Recipe
 from toughen.storage import files
 from toughen.studies.folder import STUDY, StudyFolder
-from toughen.studies.grid import Measure, Plan, PlannedRow, expand
+from toughen.studies.grid import PlannedMeasure, PlannedRow, StudyPlan, expand
 from toughen.studies.schema import Study
 from toughen.studies.text import StudyError
 
+_PRINTED = ("id", "value", "unit", "std", "raw")
 
-def begin(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, name: str = "") -> StudyFolder:
+
+def create_folder(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, name: str = "") -> StudyFolder:
     """The study's folder, made or found as it was left.
 
     Args:
@@ -50,7 +52,7 @@ def begin(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, n
     return StudyFolder(out)
 
 
-def resolved(plan: Plan, name: str) -> dict[str, Any]:
+def resolved(plan: StudyPlan, name: str) -> dict[str, Any]:
     """The plan in JSON's types."""
     size = plan.study.size(plan.scale)
     notes = [plan.study.note, size.note]
@@ -87,21 +89,13 @@ def _row(row: PlannedRow) -> dict[str, Any]:
     }
 
 
-def _figure(measure: Measure) -> dict[str, Any]:
+def _figure(measure: PlannedMeasure) -> dict[str, Any]:
     return {
         "column": measure.column.model_dump(mode="json"),
         "limit": measure.limit,
         "folder": measure.folder,
         "published": [
-            {
-                "id": cell.id,
-                "value": cell.value,
-                "unit": cell.unit,
-                "std": cell.std,
-                "raw": cell.raw,
-                "note": cell.record.get("note"),
-            }
-            for cell in measure.cells
+            {**{key: getattr(cell, key) for key in _PRINTED}, "note": cell.record.get("note")} for cell in measure.cells
         ],
     }
 

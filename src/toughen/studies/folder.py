@@ -48,7 +48,7 @@ class StudyTask:
 Name = Annotated[str, StringConstraints(pattern=r"^[\w+-][\w.+-]*$", max_length=255)]
 """A folder's name, and nothing that leads elsewhere."""
 
-Suite = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
+SuiteName = Annotated[str, StringConstraints(pattern=r"^[\w+-]+$")]
 """A name in the list of suites. A user may name a file with a suite of their own; a study's file may not."""
 
 
@@ -58,7 +58,7 @@ class _StrictRecord(BaseModel):
 
 class _Column(_StrictRecord):
     what: str
-    suite: Suite | None = None
+    suite: SuiteName | None = None
     attack: str | None = None
     source: str | None = None
 
@@ -96,7 +96,7 @@ class _Asked(_StrictRecord):
     trainings: dict[Name, _Training]
 
 
-def check(asked: object, path: Path) -> None:
+def check_study(asked: object, path: Path) -> None:
     """Refuse what `begin` does not write: its names become folders, and its suites are run.
 
     Args:
@@ -130,7 +130,7 @@ class StudyFolder:
         if not (path / STUDY).is_file():
             raise UsageError(f"{path} holds no study; give the folder of a ", Command("study", "run"))
         self.asked: dict[str, Any] = files.read_json(path / STUDY)
-        check(self.asked, path / STUDY)
+        check_study(self.asked, path / STUDY)
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:
@@ -148,6 +148,19 @@ class StudyFolder:
             *(StudyTask(TRAIN, name) for name in dict.fromkeys(wanted)),
             *(StudyTask(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
         ]
+
+    def state(self, name: str) -> tuple[str, str | None]:
+        """How far a row is: faulty or failed and why, done, running and on which kind of task, or waiting."""
+        row = self.rows[name]
+        if row["error"] is not None:
+            return "faulty", row["error"]
+        tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
+        if failure := next(filter(None, map(self.failure, tasks)), None):
+            return "failed", failure["reason"]
+        if all(map(self.done, tasks)):
+            return "done", None
+        busy = next(filter(self.is_claimed, tasks), None)
+        return ("running", busy.kind) if busy else ("waiting", None)
 
     def done(self, task: StudyTask) -> bool:
         """Whether nothing is left to do for a task."""
@@ -193,7 +206,7 @@ class StudyFolder:
         """Whether what a task builds on is there."""
         return all(self.done(StudyTask(TRAIN, training)) for training in self.needed(task))
 
-    def hopeless(self, task: StudyTask) -> bool:
+    def is_blocked(self, task: StudyTask) -> bool:
         """Whether a task waits for one that failed."""
         return any(self.failure(StudyTask(TRAIN, training)) for training in self.needed(task))
 
@@ -209,7 +222,7 @@ class StudyFolder:
             self.path / "failed" / f"{task.file}.json", {"task": str(task), "reason": reason, "trace": trace}
         )
 
-    def forgive(self) -> list[str]:
+    def clear_failures(self) -> list[str]:
         """Forget all failures, so that their tasks are tried again; which they were."""
         paths = sorted((self.path / "failed").glob("*.json"))
         names = [files.read_json(path)["task"] for path in paths]

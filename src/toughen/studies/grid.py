@@ -18,11 +18,11 @@ from toughen.optim.ema import average_name
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import build, change, read, with_value
 from toughen.settings import known
-from toughen.studies.published import PublishedNumber, find
+from toughen.studies.published import PublishedNumber, find_cells
 from toughen.studies.schema import Row, Scale, Study, StudyColumn
 from toughen.studies.text import StudyError
 
-TELLS_CLEAN = ("robust", "corruptions", "mce")
+WITH_CLEAN = ("robust", "corruptions", "mce")
 """Figures whose evaluation holds clean accuracy too."""
 
 SHARED = {"robust": "", "mce": "corruptions", "gradient_mean": "gradients", "gradient_max": "gradients"}
@@ -30,7 +30,7 @@ SHARED = {"robust": "", "mce": "corruptions", "gradient_mean": "gradients", "gra
 
 
 @dataclass(frozen=True)
-class Measure:
+class PlannedMeasure:
     """One figure of a row.
 
     Attributes:
@@ -66,13 +66,13 @@ class PlannedRow:
     trainings: tuple[str, ...] = ()
     pick: str = "best"
     weights: str | None = None
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, PlannedMeasure] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: str | None = None
 
 
 @dataclass
-class Plan:
+class StudyPlan:
     """What a study asks for at a scale.
 
     Attributes:
@@ -80,7 +80,7 @@ class Plan:
         scale: toy, small or paper.
         changes: the user's, on every recipe.
         rows: by key, in the table's order.
-        trainings: run folder -> recipe; equal recipes stand once.
+        trainings: run folder -> recipe; equal recipes are there once.
     """
 
     study: Study
@@ -90,7 +90,7 @@ class Plan:
     trainings: dict[str, Recipe]
 
 
-def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> Plan:
+def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> StudyPlan:
     """The plan of a study.
 
     Args:
@@ -104,7 +104,7 @@ def expand(study: Study, scale: str = "paper", changes: Iterable[str] = ()) -> P
     """
     size = study.size(scale)
     places, others = _places(changes := tuple(changes))
-    plan = Plan(study, scale, changes, {}, {})
+    plan = StudyPlan(study, scale, changes, {}, {})
     keys: dict[str, str] = {}
     for key in (*size.rows, *size.columns):
         if key not in study.all_rows() and key not in study.columns:
@@ -174,21 +174,21 @@ def _key(recipe: Recipe, keys: dict[str, str]) -> str:
     return keys.setdefault(digest, f"{recipe.name}-{digest}")
 
 
-def _measures(study: Study, row: Row, size: Scale) -> dict[str, Measure]:
+def _measures(study: Study, row: Row, size: Scale) -> dict[str, PlannedMeasure]:
     found = {key: _measure(study, row, key, size) for key in row.columns or study.columns}
-    told = next((m.folder for m in found.values() if m.column.what in TELLS_CLEAN), "")
-    return {key: replace(m, folder=told) if m.column.what == "clean" else m for key, m in found.items()}
+    shared = next((m.folder for m in found.values() if m.column.what in WITH_CLEAN), "")
+    return {key: replace(m, folder=shared) if m.column.what == "clean" else m for key, m in found.items()}
 
 
-def _measure(study: Study, row: Row, key: str, size: Scale) -> Measure:
+def _measure(study: Study, row: Row, key: str, size: Scale) -> PlannedMeasure:
     published = study.columns[key]
     column = size.column(key, published)
     cells = []
-    # What is measured in place of something else stands beside no number of that.
+    # What is measured in place of something else is compared with no published number.
     if published.metric is not None and column.what == published.what:
         for wanted in row.cells:
-            cells += find({**study.reproduces, **wanted}, metric=published.metric, eps=published.eps)
-    return Measure(column, size.limit, tuple(cells), folder_name(column, size.limit, row.weights))
+            cells += find_cells({**study.reproduces, **wanted}, metric=published.metric, eps=published.eps)
+    return PlannedMeasure(column, size.limit, tuple(cells), folder_name(column, size.limit, row.weights))
 
 
 def folder_name(column: StudyColumn, limit: int | None, weights: str | None) -> str:

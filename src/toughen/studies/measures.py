@@ -19,18 +19,18 @@ Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 """(folder, row, training, the measure as in study.json, where it goes)"""
 
 
-def robust(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+def measure_attacked(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under a suite, or under a single one of its attacks."""
     chosen = {key: asked["column"][key] for key in ("suite", "attack", "threat", "step_size")}
     evaluate(_source(folder, row, training), EvaluationSettings(**chosen, limit=asked["limit"]), out=out)
 
 
-def corruptions(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+def measure_corrupted(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under the 19 corruptions."""
     measure_corruptions(_source(folder, row, training), limit=asked["limit"], out=out)
 
 
-def gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+def measure_gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """The input gradient's magnitude on the test images (Bilateral, supplement, table 4)."""
     run = _opened(folder, row, training)
     test, index, _ = limited(run.data.test, asked["limit"])
@@ -39,7 +39,7 @@ def gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, 
     found.write(out / "result.json")
 
 
-def transferred(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
+def measure_transfer(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy on adversarial examples made on another training (IAAT, tables 1 and 2, "Transfer").
 
     Raises:
@@ -85,10 +85,10 @@ def _opened(folder: StudyFolder, row: str, training: str) -> OpenedRun:
 
 
 MEASURES: dict[str, Measure] = {
-    "robust": robust,
-    "transfer": transferred,
-    "corruptions": corruptions,
-    "mce": corruptions,
-    "gradient_mean": gradients,
-    "gradient_max": gradients,
+    "robust": measure_attacked,
+    "transfer": measure_transfer,
+    "corruptions": measure_corrupted,
+    "mce": measure_corrupted,
+    "gradient_mean": measure_gradients,
+    "gradient_max": measure_gradients,
 }

@@ -1,4 +1,4 @@
-"""The published numbers: 793 cells of the papers' tables, each with where it stands and what it is.
+"""The published numbers: 793 cells of the papers' tables, each with its place and what it is.
 
     cells = find({"paper": "001", "table": "Table 1", "method": "Free", "params": {"m": 8}}, metric="PGD-20")
     cells[0].value                                   # 46.82, in the cell's unit
@@ -65,13 +65,10 @@ def cells() -> tuple[PublishedNumber, ...]:
 
 
 def _cell(record: Mapping[str, Any]) -> PublishedNumber:
-    for key, unit in (("value_percent", "%"), ("minutes", "minutes"), ("value", record.get("unit", ""))):
-        if key in record:
-            value = record[key]
-            return PublishedNumber(
-                record["id"], record["metric"], value, unit, record.get("std"), record["raw"], record
-            )
-    return PublishedNumber(record["id"], record["metric"], None, "", None, record["raw"], record)
+    units = {"value_percent": "%", "minutes": "minutes", "value": record.get("unit", "")}
+    key = next(key for key in units if key in record)
+    given = record[key], units[key], record.get("std"), record["raw"]
+    return PublishedNumber(record["id"], record["metric"], *given, record)
 
 
 @functools.cache
@@ -95,8 +92,8 @@ def check_filter(wanted: Mapping[str, Any]) -> None:
         known(str(wanted["paper"]), _by_paper(), "paper")
 
 
-def find(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[PublishedNumber]:
-    """The cells that a filter, a metric and a radius stand for; in the order of the file."""
+def find_cells(wanted: Mapping[str, Any], *, metric: str, eps: str | None = None) -> list[PublishedNumber]:
+    """The cells that a filter, a metric and a radius select, in the order of the file."""
     asked = {**wanted, **({"eps": eps} if eps is not None else {})}
     pool = _by_paper().get(asked["paper"], ()) if "paper" in asked else cells()
     return [cell for cell in pool if cell.metric == metric and cell.matches(asked)]

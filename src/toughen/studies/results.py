@@ -13,10 +13,9 @@ from typing import Any
 
 from toughen.outcomes import interval
 from toughen.report.alarms import read_alarms
+from toughen.report.blocks import JsonObject
 from toughen.storage import files
-from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
-
-Figure = dict[str, Any]
+from toughen.studies.folder import StudyFolder
 
 
 def collect(folder: StudyFolder) -> dict[str, Any]:
@@ -36,10 +35,7 @@ def collect(folder: StudyFolder) -> dict[str, Any]:
 def _collected(folder: StudyFolder) -> dict[str, Any]:
     asked = folder.asked
     return {
-        "name": asked["name"],
-        "title": asked["title"],
-        "scale": asked["scale"],
-        "notes": asked["notes"],
+        **{key: asked[key] for key in ("name", "title", "scale", "notes")},
         "columns": list(asked["columns"]),
         "rows": {name: _row(folder, name) for name in folder.rows},
     }
@@ -47,12 +43,12 @@ def _collected(folder: StudyFolder) -> dict[str, Any]:
 
 def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
     row = folder.rows[name]
-    state, reason = _state(folder, name)
+    state, why = folder.state(name)
     counted = folder.counted(name) or []
     return {
         "label": row["label"],
         "state": state,
-        "reason": reason,
+        "reason": why if state in ("faulty", "failed") else None,
         "trainings": len(row["trainings"]),
         "counted": [str(Path("runs") / training) for training in counted],
         "figures": {key: _figure(folder, counted, measure) for key, measure in row["measures"].items()},
@@ -62,25 +58,11 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
     }
 
 
-def _state(folder: StudyFolder, name: str) -> tuple[str, str | None]:
-    """done, failed, faulty, running or waiting; and why, of the first two that went wrong."""
-    row = folder.rows[name]
-    if row["error"] is not None:
-        return "faulty", row["error"]
-    tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
-    for task in tasks:
-        if failure := folder.failure(task):
-            return "failed", failure["reason"]
-    if all(folder.done(task) for task in tasks):
-        return "done", None
-    return ("running" if any(folder.is_claimed(task) for task in tasks) else "waiting"), None
-
-
-def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any]) -> Figure:
+def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any]) -> JsonObject:
     """One cell: the mean of its trainings, and an interval where it is one."""
     found = [value for training in counted if (value := _measured(folder, training, measure))]
     published = next((cell for cell in measure["published"] if cell["value"] is not None), None)
-    cell: Figure = {"what": measure["column"]["what"], "published": published, "measured": None, "n": 0}
+    cell: dict[str, Any] = {"what": measure["column"]["what"], "published": published, "measured": None, "n": 0}
     if not found:
         return cell
     values = [value["value"] for value in found]
@@ -101,7 +83,7 @@ def _joined(findings: list[list[str] | None]) -> list[str] | None:
     return list(dict.fromkeys(code for codes in audited for code in codes)) if audited else None
 
 
-def _measured(folder: StudyFolder, training: str, measure: Mapping[str, Any]) -> Figure | None:
+def _measured(folder: StudyFolder, training: str, measure: Mapping[str, Any]) -> JsonObject | None:
     """What one training says."""
     run, column = folder.run(training), measure["column"]
     if column["what"] == "minutes":
@@ -116,44 +98,44 @@ def _read(path: Path) -> dict[str, Any] | None:
     return files.read_json(path) if path.is_file() else None
 
 
-def _share(accuracy: float, bounds: Any, **more: Any) -> Figure:
+def _share(accuracy: float, bounds: Any, **more: Any) -> JsonObject:
     return {"value": 100 * accuracy, "unit": "%", "interval": [100 * bound for bound in bounds], **more}
 
 
-def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     audit = result["audit"]
     more = {"unreliable": result["unreliable"], "findings": audit and [found["code"] for found in audit["findings"]]}
     if column["attack"] is None:
         return _share(result["robust_accuracy"], result["robust_interval"], **more)
     (attack,) = (row for row in result["attacks"] if row["attack"] == column["attack"])
-    # An attack that ran by itself met everybody who was right, unless nobody was.
+    # An attack that ran by itself met every correctly classified example, unless there was none.
     alone = attack["alone"] or 0.0
     return _share(alone, interval(round(alone * result["n"]), result["n"]), **more)
 
 
-def _clean(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+def _clean(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     return _share(result["clean_accuracy"], result["clean_interval"])
 
 
-def _transfer(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+def _transfer(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     (shown,) = result["summary"]["transfer"]
     return _share(shown["accuracy"], shown["interval"])
 
 
-def _corruptions(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+def _corruptions(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     # All 19 at five severities are measured here, so that there is a mean and its interval.
     mean = result["mean_19"]
     return _share(mean["accuracy"], mean["interval"])
 
 
-def _mce(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure | None:
+def _mce(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject | None:
     # Without 1,000 classes there is no baseline to divide by.
     value = result["mce"]["value"]
     return None if value is None else {"value": value, "unit": "%"}
 
 
 def _gradient(which: str) -> Any:
-    def read(result: Mapping[str, Any], column: Mapping[str, Any]) -> Figure:
+    def read(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
         (row,) = (m for m in result["summary"]["magnitudes"] if m["pixel_range"] == 255 and not m["squared"])
         return {"value": row[which], "unit": ""}
 

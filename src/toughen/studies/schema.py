@@ -48,7 +48,7 @@ class StudyColumn(Settings, frozen=True):
         source: for "transfer", the row whose model the adversarial examples are made on; by default another training
             of the same row, which then needs two seeds.
         metric: what the papers call it; null for a column that none has.
-        eps: the radius of the published cells, where one metric stands there at several.
+        eps: the radius of the published cells, where one metric is printed at several.
         note: said below the table, like how it differs from what was published.
     """
 

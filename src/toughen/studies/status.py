@@ -1,6 +1,6 @@
 """How far a study is, from what lies in its folder: one table, live in a terminal. No torch.
 
-with watching(folder, Console()) as watch:
+with showing_status(folder, Console()) as watch:
     run_here(folder, jobs=2, watch=watch)
 """
 
@@ -13,27 +13,24 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from toughen.errors import Option
-from toughen.studies.folder import MEASURE, TRAIN, StudyFolder, StudyTask
+from toughen.report.blocks import Paragraph, Table, TableCell
+from toughen.report.tables.study import STATE_TONES
+from toughen.report.terminal.renderer import render
+from toughen.studies.folder import TRAIN, StudyFolder, StudyTask
 
 TAIL = 4096
-"""Bytes at the end of a log in which its last line stands."""
+"""Bytes at the end of a log that hold its last line."""
 
 
 def status_table(folder: StudyFolder) -> Group:
     """One line a row: its trainings, its figures, and what is wrong."""
-    asked = folder.asked
-    table = Table(title=Text(f"{asked['title']} · scale {asked['scale']}"))
-    for column in ("row", "training", "figures", "state"):
-        table.add_column(column)
+    caption = f"{folder.asked['title']} · scale {folder.asked['scale']}"
+    table = Table("status", caption, ("row", "training", "figures", "state"))
     for name, row in folder.rows.items():
-        table.add_row(
-            Text(row["label"]), Text(_trainings(folder, row)), Text(_figures(folder, name)), _state(folder, name)
-        )
-    return Group(table, Text(summary(folder)))
+        table.add(row["label"], _trainings(folder, row), _figures(folder, name), _state(folder, name))
+    return render([table, Paragraph(summary(folder), "")])
 
 
 def summary(folder: StudyFolder) -> str:
@@ -87,22 +84,15 @@ def _figures(folder: StudyFolder, name: str) -> str:
     return f"{found}/{len(places) * len(counted)}"
 
 
-def _state(folder: StudyFolder, name: str) -> Text:
-    row = folder.rows[name]
-    if row["error"]:
-        return Text(row["error"], style="bold red")
-    tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
-    for task in tasks:
-        if failure := folder.failure(task):
-            return Text(failure["reason"], style="bold red")
-    if all(folder.done(task) for task in tasks):
-        return Text("done", style="green")
-    busy = next((task for task in tasks if folder.is_claimed(task)), None)
-    return Text("" if busy is None else "training" if busy.kind == TRAIN else "measuring", style="cyan")
+def _state(folder: StudyFolder, name: str) -> TableCell:
+    state, what = folder.state(name)
+    if state == "running":
+        return TableCell("training" if what == TRAIN else "measuring", tone="busy")
+    return TableCell({"done": "done", "waiting": ""}.get(state, str(what)), tone=STATE_TONES.get(state, ""))
 
 
 @contextmanager
-def watching(folder: StudyFolder, console: Console) -> Iterator[Callable[[], None]]:
+def showing_status(folder: StudyFolder, console: Console) -> Iterator[Callable[[], None]]:
     """Shows how far a study is: a live table in a terminal, else a line when a task is done, or each half minute."""
     if console.is_terminal:
         with Live(status_table(folder), console=console, refresh_per_second=2, transient=True) as live:

@@ -47,7 +47,7 @@ def _belongs(folder: StudyFolder, task: StudyTask, mine: set[str]) -> bool:
 
 
 def _settled(folder: StudyFolder, task: StudyTask) -> bool:
-    return folder.done(task) or folder.failure(task) is not None or folder.hopeless(task)
+    return folder.done(task) or folder.failure(task) is not None or folder.is_blocked(task)
 
 
 def _attempt(folder: StudyFolder, task: StudyTask, note: Callable[[str], None]) -> bool:
@@ -62,7 +62,7 @@ def _attempt(folder: StudyFolder, task: StudyTask, note: Callable[[str], None]) 
         try:
             perform(folder, task)
         except Locked:
-            # A row that shares an evaluation with this one is being measured, or somebody trains there by hand.
+            # A row that shares an evaluation with this one is being measured, or a training runs there.
             return False
         except Exception as error:  # noqa: BLE001  # one bad row must not stop the others; it is listed with its reason
             folder.fail(task, f"{type(error).__name__}: {in_shell(error)}", traceback.format_exc())
@@ -81,10 +81,10 @@ def perform(folder: StudyFolder, task: StudyTask) -> None:
     row = folder.rows[task.name]
     for training in folder.counted(task.name) or ():
         for key in row["measures"]:
-            measure(folder, task.name, training, key)
+            measure_figure(folder, task.name, training, key)
 
 
-def measure(folder: StudyFolder, row: str, training: str, key: str) -> None:
+def measure_figure(folder: StudyFolder, row: str, training: str, key: str) -> None:
     """One figure of a training, unless it is there, or comes with the run or with another figure."""
     from toughen.studies import measures
 

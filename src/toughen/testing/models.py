@@ -96,8 +96,8 @@ def logits(one: ModelUnderTest) -> None:
 def no_softmax(one: ModelUnderTest) -> None:
     """The output is logits, not probabilities or their logarithms."""
     found = _logits(one.build(), one.images())
-    expect(not statistics.probabilities(found), "every row is nowhere negative and adds up to 1")
-    expect(not statistics.log_probabilities(found), "the exponentials of every row add up to 1")
+    expect(not statistics.are_probabilities(found), "every row is nowhere negative and adds up to 1")
+    expect(not statistics.are_log_probabilities(found), "the exponentials of every row add up to 1")
 
 
 @models.promise("flatten with x.flatten(1), and let no layer squeeze the batch away")
@@ -111,7 +111,7 @@ def batch_sizes(one: ModelUnderTest) -> None:
 @models.promise("use the input, and leave the last layers some weights: constant outputs cannot be attacked")
 def looks_at_the_image(one: ModelUnderTest) -> None:
     """Other images have other logits."""
-    expect(not statistics.constant(_logits(one.build(), one.images())), "eight images have the same logits")
+    expect(not statistics.are_constant(_logits(one.build(), one.images())), "eight images have the same logits")
 
 
 @models.promise("take nn.Dropout and the like, which rest in inference mode, for whatever is random")
@@ -162,7 +162,7 @@ def input_gradients(one: ModelUnderTest) -> None:
     y = _logits(model, x).argmax(1)
     _, grad, _ = value_and_grad(model, x, lambda logits, rows: cross_entropy(logits, y[rows]))
     expect(grad.isfinite().all(), "it is not finite")
-    zeros = statistics.zero(grad)
+    zeros = statistics.all_zero(grad)
     expect(not zeros.any(), f"it is zero for {int(zeros.sum())} of {len(x)} images")
     wrong = [item for item in check(model, x, y).wrong if item.what == "gradients"]
     expect(not wrong, "; ".join(item.evidence for item in wrong))

@@ -17,7 +17,7 @@ from toughen.errors import Option, Part, UsageError, naming
 from toughen.evaluation import EpsSweep
 from toughen.evaluation.runner import memory_explained
 from toughen.models.identity import claim, hash_model, hash_tensor, identity_of
-from toughen.models.prepared import Progress
+from toughen.models.prepared import ProgressFunction
 from toughen.modes import plain
 from toughen.settings import known
 from toughen.storage import files
@@ -62,7 +62,7 @@ def analyse(
     batch_size: int = 250,
     seed: int = 0,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Analysed:
     """Compute what a page draws, into a folder from which the same call goes on.

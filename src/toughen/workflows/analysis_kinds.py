@@ -29,7 +29,7 @@ from toughen.evaluation.analyses.landscape import loss_surface, weakly_bounded
 from toughen.evaluation.analyses.sweeps import eps_sweep, step_sweep
 from toughen.methods.instance_adaptive import InstanceAdaptive
 from toughen.methods.wrapper import nested
-from toughen.models.prepared import Progress
+from toughen.models.prepared import ProgressFunction
 from toughen.recipes import Recipe
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.threat import L2, Linf, Threat
@@ -59,10 +59,10 @@ def _last(test: Examples, n: int) -> tuple[Tensor, Tensor, Tensor]:
 class Told:
     """Progress of a file, whatever parts its work has, as images done of those that it is of."""
 
-    def __init__(self, name: str, progress: Progress) -> None:
+    def __init__(self, name: str, progress: ProgressFunction) -> None:
         self._name, self._progress, self._n = name, progress, 1
 
-    def over(self, n: int, parts: int = 1) -> Progress:
+    def over(self, n: int, parts: int = 1) -> ProgressFunction:
         """What an analysis of `n` images calls that goes through them so many times, each time under another name."""
         self._n, shares = n, {}
 

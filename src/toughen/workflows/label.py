@@ -16,7 +16,7 @@ from toughen.data import ImageData, ResizeCrop, find, load
 from toughen.data.base import Examples
 from toughen.data.decode import apply_view, make_lazy_split
 from toughen.data.pseudo_labelling import build
-from toughen.data.pseudo_labelling.build import THRESHOLD, Progress
+from toughen.data.pseudo_labelling.build import THRESHOLD, ProgressFunction
 from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
 from toughen.training.setup import chosen_device
@@ -47,7 +47,7 @@ def label(
     soft: bool = False,
     foreign: bool = False,
     batch_size: int = 256,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Build an extra training set from named things.

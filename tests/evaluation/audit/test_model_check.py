@@ -14,9 +14,9 @@ from conftest import few
 from frozen_models import trained
 from oracles import linear_problem
 from toughen.data import load
-from toughen.evaluation.audit.check_result import WHATS
+from toughen.evaluation.audit.check_result import CHECKED
 from toughen.evaluation.audit.messages import CODES
-from toughen.evaluation.audit.model_check import ModelCheck, check, sample
+from toughen.evaluation.audit.model_check import ModelCheck, check, choose_images
 from toughen.evaluation.audit.preprocessing import CUSTOMARY
 from toughen.models.classifier import Classifier, normalised
 from toughen.models.cost import counted
@@ -81,7 +81,7 @@ def test_digit_models_are_fine_on_images_they_were_not_chosen_for(name):
     images, labels = digits()
     found = check(trained(name), images, labels, classes=tuple("0123456789"))
     assert found.fine, found.wrong
-    assert [item.what for item in found.items] == list(WHATS)
+    assert [item.what for item in found.items] == list(CHECKED)
     assert {item.what for item in found.items if item.verdict == "not checked"} == {"channel order"}
     assert found["pixel range"].evidence == "0..1 (uint8, divided by 255)"
     assert found["classes"].evidence == "10 logits, labels 0..9, 10 classes"
@@ -362,11 +362,11 @@ def test_the_batch_size_changes_nothing_and_the_sample_is_spread():
     images, labels = digits()
     model = trained("standard").double()
     assert check(model, images, labels, batch_size=128).items == check(model, images, labels, batch_size=30).items
-    rows = sample(1000, 100)
+    rows = choose_images(1000, 100)
     assert len(rows.unique()) == 100
-    assert torch.equal(rows, sample(1000, 100))
+    assert torch.equal(rows, choose_images(1000, 100))
     assert len(torch.arange(10).repeat_interleave(100)[rows].unique()) == 10
-    assert torch.equal(sample(5), torch.arange(5))
+    assert torch.equal(choose_images(5), torch.arange(5))
 
 
 def test_a_normalisation_in_front_keeps_the_mode():
@@ -395,6 +395,6 @@ def test_bad_input_is_refused(images, labels, settings, says):
 
 
 def test_every_code_belongs_to_one_item():
-    codes = [code for some in WHATS.values() for code in some]
+    codes = [code for some in CHECKED.values() for code in some]
     assert len(codes) == len(set(codes))
     assert set(codes) <= set(CODES)

@@ -6,7 +6,7 @@ import torch
 from models import published
 from models.published import DEEPMIND, TRADES
 from toughen.models import build, identify
-from toughen.models.pretrained.key_names import described
+from toughen.models.pretrained.key_names import describe_network
 
 OURS: list[tuple[str, dict[str, Any], str]] = [
     ("resnet18", {}, "resnet18 with 10 classes"),
@@ -31,7 +31,7 @@ def test_every_network_here_knows_itself(name: str, options: dict[str, Any], wor
         state = build(name, **{"num_classes": 10, **options}).net.state_dict()
         found, given, share = identify(state)[0]
         assert (found, share) == (name, 1.0)
-        assert described(found, given) == words
+        assert describe_network(found, given) == words
         again = build(found, **given).net.state_dict()
     assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
 

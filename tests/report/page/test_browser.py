@@ -14,7 +14,7 @@ from report.page.payloads import PAYLOADS, every_block
 from tiny_study import write_tiny_study
 from toughen.report.blocks import PageEntry, Section, Table, TableCell
 from toughen.report.page.page import build_entries, render_page
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.results import collect
 from toughen.studies.text import load
 from toughen.studies.worker import work
@@ -86,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two rows that was trained and measured, with its runs."""
     folder = tmp_path_factory.mktemp("study")
-    begun = begin(load(str(write_tiny_study(folder))), "toy", folder / "out")
+    begun = create_folder(load(str(write_tiny_study(folder))), "toy", folder / "out")
     work(begun.path, note=lambda _: None)
     runs = sorted(path.parent for path in begun.path.rglob("summary.json"))
     assert len(runs) == 2

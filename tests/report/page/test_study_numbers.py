@@ -15,7 +15,7 @@ import pytest
 
 from report.page.page_run import Read
 from toughen.report.page.page import build_entries, write_figures, write_page
-from toughen.studies.create import begin
+from toughen.studies.create import create_folder
 from toughen.studies.folder import StudyFolder
 from toughen.studies.results import collect
 from toughen.studies.text import load
@@ -109,7 +109,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     for name, method in methods.items():
         (folder / f"{name}.yaml").write_text(f"{RECIPE}method: {method}\n")
     (folder / "tiny.yaml").write_text(STUDY.format(folder=folder))
-    found = begin(load(str(folder / "tiny.yaml")), "paper", folder / "out")
+    found = create_folder(load(str(folder / "tiny.yaml")), "paper", folder / "out")
     work(found.path)
     return found
 

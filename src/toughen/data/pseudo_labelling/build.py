@@ -45,7 +45,7 @@ from toughen.data.pseudo_labelling.files import (
 from toughen.models.batched import predict
 from toughen.models.identity import hash_model, hash_tensor
 from toughen.models.inputs import check_takes, placement
-from toughen.models.prepared import PreparedModel, Progress, prepare
+from toughen.models.prepared import PreparedModel, ProgressFunction, prepare
 from toughen.storage import files as store
 
 Labels = Literal["hard", "probabilities"]
@@ -72,7 +72,7 @@ def label(
     labeller: nn.Module | None = None,
     foreign: bool = False,
     batch_size: int = 256,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> dict[str, Any]:
     """Build an extra training set in a folder.
 
@@ -145,7 +145,7 @@ class _Job:
         batch_size: int,
         request: dict[str, Any],
         out: Path,
-        progress: Progress | None,
+        progress: ProgressFunction | None,
     ) -> None:
         self.pool, self.models, self.batch_size, self.request = pool, models, batch_size, request
         self.classes, self.soft = len(request["classes"]), request["labels"] == "probabilities"

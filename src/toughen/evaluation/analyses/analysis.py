@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_origin
 
 import numpy as np
 
@@ -34,12 +34,20 @@ DAMAGE = (
 class Analysis:
     """The base of all results: fields of JSON's types and arrays, checked, written and read.
 
+    Wherever they occur, `index` is the example ids (N,), `label` the classes (N,), `threat` the threat model as text
+    and `seed` that of the random draws.
+
     Raises:
         ValueError: arrays whose shapes do not fit each other.
     """
 
     ARRAYS: ClassVar[dict[str, tuple[str, str]]] = {}
-    """Type and dimensions of every array field; a letter stands for one size throughout a result."""
+    """Type and dimensions of every array field, from its annotation: a letter is one size throughout a result."""
+
+    def __init_subclass__(cls) -> None:
+        """Find the arrays: a field `radii: Annotated[np.ndarray, "float64", "R"]` is one."""
+        hints = cls.__annotations__.items()
+        cls.ARRAYS = {name: hint.__metadata__ for name, hint in hints if get_origin(hint) is Annotated}
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
@@ -130,7 +138,15 @@ def _unpacked(path: Path) -> dict[str, Any]:
     return {**record, **found} if isinstance(record, dict) else {}
 
 
-def share(correct: np.ndarray) -> dict[str, Any]:
+def accuracy(correct: np.ndarray) -> float:
+    """Share of a boolean array (N,) that is true.
+
+    Raises:
+        ZeroDivisionError: it is empty.
+    """
+    return int(correct.sum()) / len(correct)
+
+
+def accuracy_with_interval(correct: np.ndarray) -> dict[str, Any]:
     """Accuracy and its 95 % Wilson interval of a boolean array (N,)."""
-    k, n = int(correct.sum()), len(correct)
-    return {"accuracy": k / n, "interval": list(interval(k, n))}
+    return {"accuracy": accuracy(correct), "interval": list(interval(int(correct.sum()), len(correct)))}

@@ -7,7 +7,7 @@ Source: Bilateral adversarial training (Wang & Zhang 2019), supplement, section 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from toughen.evaluation.analyses.analysis import Analysis
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import Progress, chunks, prepared
+from toughen.models.prepared import ProgressFunction, chunks, prepared
 from toughen.threat import safe_norm
 
 
@@ -25,15 +25,12 @@ from toughen.threat import safe_norm
 class GradientMagnitude(Analysis):
     """The loss's gradient at every image (see `gradient_magnitude`).
 
-    Args:
-        index: example ids (N,).
+    Args (all else as for `Analysis`):
         norm: ||grad_x CE||_2 of each example, (N,), for pixels in [0, 1].
     """
 
-    ARRAYS: ClassVar = {"index": ("int64", "N"), "norm": ("float64", "N")}
-
-    index: np.ndarray
-    norm: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    norm: Annotated[np.ndarray, "float64", "N"]
 
     def values(self, *, pixel_range: int = 1, squared: bool = False) -> np.ndarray:
         """The magnitudes (N,) for pixels in [0, pixel_range], 1 or 255: L2 norms, or their squares.
@@ -62,7 +59,7 @@ def gradient_magnitude(
     *,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> GradientMagnitude:
     """||grad_x CE(model(x), y)||_2 of every clean image (Bilateral, supplement, table 4).
 
@@ -71,12 +68,7 @@ def gradient_magnitude(
     the norm and not for its square (that would take 127.5 squared). Both readings are therefore given, on the scales of
     [0, 1] and [0, 255]. The norm is taken in float64.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        batch_size: examples per pass, at least 1.
-        index: example ids (N,), each once. Default: 0 to N - 1.
+    Args (all else as for `evaluate`):
         progress: called with ("gradient", examples done, N).
 
     Raises:
@@ -85,12 +77,12 @@ def gradient_magnitude(
     """
     y, ids = check_examples(x, y, index, batch_size)
     norms = []
-    with prepared(model, x, y, batch_size) as subject:
-        for rows in chunks(len(x), batch_size):
-            labels = y[rows].to(subject.device)
+    with prepared(model, x, y, batch_size) as classifier:
+        for rows in chunks(len(x), batch_size, progress, "gradient"):
+            labels = y[rows].to(classifier.device)
             _, grad, _ = value_and_grad(
-                subject.model,
-                subject.images(x[rows]),
+                classifier.model,
+                classifier.images(x[rows]),
                 lambda logits, piece, labels=labels: cross_entropy(logits, labels[piece]),
             )
             norm = safe_norm(grad.double()).cpu()
@@ -102,6 +94,4 @@ def gradient_magnitude(
                     "mean; try the model in float64."
                 )
             norms.append(norm)
-            if progress is not None:
-                progress("gradient", int(rows[-1]) + 1, len(x))
     return GradientMagnitude(index=ids.numpy(), norm=torch.cat(norms).numpy())

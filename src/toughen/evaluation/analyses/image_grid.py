@@ -8,7 +8,7 @@ What is kept is what was measured and classified: the images after rounding.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from toughen.evaluation.referee import measure
 from toughen.evaluation.suites import step_size
 from toughen.evaluation.work_unit import attacked
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import Progress, ball_of, chunks, prepared
+from toughen.models.prepared import ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf, Threat, per_example
@@ -30,12 +30,10 @@ from toughen.threat import Linf, Threat, per_example
 class Pictures(Analysis):
     """Images and adversarial examples of them (see `pictures`).
 
-    Args:
+    Args (all else as for `Analysis`):
         title: what they are, for a heading.
         variants: for each kind of example the ball that it lies in, like "linf:8/255" or "own radius"; V of them.
         classes: the classes' names, in the order of the labels.
-        index: example ids (N,).
-        label: classes (N,).
         radius: of each example, in pixel units (N,); 0 where none belongs to it.
         image: the images themselves, (N, C, H, W) in 0 to 255.
         clean_prediction: class predicted on `image`, (N,).
@@ -46,26 +44,16 @@ class Pictures(Analysis):
         ValueError: as for `Analysis`; or there are not as many names as variants, or one stands twice.
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "radius": ("float64", "N"),
-        "image": ("uint8", "NCHW"),
-        "clean_prediction": ("int64", "N"),
-        "adversarial": ("uint8", "VNCHW"),
-        "prediction": ("int64", "VN"),
-    }
-
     title: str
     variants: list[str]
     classes: list[str]
-    index: np.ndarray
-    label: np.ndarray
-    radius: np.ndarray
-    image: np.ndarray
-    clean_prediction: np.ndarray
-    adversarial: np.ndarray
-    prediction: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    radius: Annotated[np.ndarray, "float64", "N"]
+    image: Annotated[np.ndarray, "uint8", "NCHW"]
+    clean_prediction: Annotated[np.ndarray, "int64", "N"]
+    adversarial: Annotated[np.ndarray, "uint8", "VNCHW"]
+    prediction: Annotated[np.ndarray, "int64", "VN"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,24 +82,17 @@ def pictures(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Pictures:
     """Images beside PGD examples of them in one ball or several.
 
     Every image is attacked, correctly classified or not. PGD starts at random and takes the suites' step size. The
     examples are rounded to the 256 grey levels, so that they stay in the ball, and measured and classified after that.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
+    Args (all else as for `evaluate` and `Pictures`):
         x: images (N, C, H, W), uint8.
-        y: classes (N,).
         threats: the ball of each variant by its name, with one radius for all or one per example.
-        title: see `Pictures`.
-        classes: see `Pictures`.
-        radius: see `Pictures`.
         steps: of PGD, at least 1.
-        seed: of the random starts.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random starts belong. Default: 0 to N - 1.
         progress: called with (name of the variant, examples done, N).
 
@@ -127,23 +108,21 @@ def pictures(
         check_examples(x, y, index, batch_size, ball)
     y, ids = check_examples(x, y, index, batch_size)
     label, clean, rounded, predictions = f"pgd-{steps}", [], [], []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         for rows in chunks(len(x), batch_size):
-            clean.append(subject.predict(subject.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
+            clean.append(classifier.predict(classifier.images(x[rows]), ids=ids[rows], under=CLEAN).argmax(1).cpu())
         for name, threat in threats.items():
             attack = AttackSpec(name="pgd", steps=steps, step_size=step_size(threat, steps, max(x.shape[2:])))
-            for rows in chunks(len(x), batch_size):
-                images, ball = subject.images(x[rows]), ball_of(threat, rows, subject.device)
+            for rows in chunks(len(x), batch_size, progress, name):
+                images, ball = classifier.images(x[rows]), ball_of(threat, rows, classifier.device)
                 noise = Stream(("pictures", seed, name), rows=ids[rows])
-                labels = y[rows].to(subject.device)
-                found = attacked(attack, subject.model, images, labels, label=label, threat=ball, noise=noise)
-                levels = grey_levels(found, x[rows].to(subject.device), ball)
-                seen = subject.images(levels)
+                labels = y[rows].to(classifier.device)
+                found = attacked(attack, classifier.model, images, labels, label=label, threat=ball, noise=noise)
+                levels = grey_levels(found, x[rows].to(classifier.device), ball)
+                seen = classifier.images(levels)
                 measure(seen, images, ball, attack=f"{label}, rounded", ids=ids[rows])
-                predictions.append(subject.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
+                predictions.append(classifier.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
                 rounded.append(levels.cpu())
-                if progress is not None:
-                    progress(name, int(rows[-1]) + 1, len(x))
     variants = len(threats)
     return Pictures(
         title=title,

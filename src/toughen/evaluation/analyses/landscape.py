@@ -7,7 +7,7 @@ Source: Adversarial training for free (Shafahi et al. 2019), section 6, figures 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from toughen.evaluation.referee import measure
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import PreparedModel, Progress, chunks, prepared
+from toughen.models.prepared import PreparedModel, ProgressFunction, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Linf
@@ -31,12 +31,9 @@ Directions = Literal["adversarial", "rademacher"]
 class LossSurface(Analysis):
     """Cross-entropy on a plane through each image (see `loss_surface`).
 
-    Args:
+    Args (all else as for `Analysis`):
         directions: "adversarial" or "rademacher", which the second direction is.
         radius: half the side of the plane, in pixel units.
-        seed: of the random directions.
-        index: example ids (N,).
-        label: classes (N,).
         offsets: (P,), from -radius to radius, exactly 0 in the middle: the values of e1 and of e2.
         first: the first direction of each image, random signs (N, C, H, W).
         second: its second, signs of the gradient or random ones (N, C, H, W).
@@ -44,26 +41,16 @@ class LossSurface(Analysis):
         prediction: the class predicted there, (N, P, P).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "offsets": ("float64", "P"),
-        "first": ("int8", "NCHW"),
-        "second": ("int8", "NCHW"),
-        "loss": ("float64", "NPP"),
-        "prediction": ("int64", "NPP"),
-    }
-
     directions: str
     radius: float
     seed: int
-    index: np.ndarray
-    label: np.ndarray
-    offsets: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    loss: np.ndarray
-    prediction: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    offsets: Annotated[np.ndarray, "float64", "P"]
+    first: Annotated[np.ndarray, "int8", "NCHW"]
+    second: Annotated[np.ndarray, "int8", "NCHW"]
+    loss: Annotated[np.ndarray, "float64", "NPP"]
+    prediction: Annotated[np.ndarray, "int64", "NPP"]
 
     def summary(self) -> dict[str, Any]:
         """For each image the loss in the middle, and the lowest and the highest."""
@@ -91,7 +78,7 @@ def loss_surface(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> LossSurface:
     """CE(model(x + e1 d1 + e2 d2), y) on a square grid of (e1, e2) in [-radius, radius]^2 (Free, figure 3).
 
@@ -104,14 +91,11 @@ def loss_surface(
     - Points are not clipped to [0, 1]: a plane that is bent at the box would show kinks that the model does not have.
       Towards the rim the model is thus asked about pixels slightly outside [0, 1].
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
+    Args (all else as for `evaluate`):
         x: images (N, C, H, W), floats in [0, 1] or uint8; each costs points^2 forward passes.
-        y: classes (N,).
         radius: half the side of the square, in pixel units, positive.
         directions: what d2 is, "adversarial" or "rademacher".
         points: points along a side, odd and at least 3, so that the image itself is one.
-        seed: of the random directions.
         batch_size: grid points per pass, at least 1.
         index: example ids (N,), each once, to which the random directions belong. Default: 0 to N - 1.
         progress: called with ("loss surface", images done, N).
@@ -129,21 +113,19 @@ def loss_surface(
     half = points // 2
     offsets = torch.arange(-half, half + 1, dtype=torch.float64) / half * radius
     losses, predictions, firsts, seconds = [], [], [], []
-    with prepared(model, x, y, batch_size) as subject:
-        for row in range(len(x)):
-            image, label, number = subject.images(x[row : row + 1]), y[row : row + 1], ids[row : row + 1]
+    with prepared(model, x, y, batch_size) as classifier:
+        for row in chunks(len(x), 1, progress, "loss surface"):
+            image, label, number = classifier.images(x[row]), y[row], ids[row]
             noise = Stream(("loss-surface", seed), rows=number)
             first = _signs(noise.child("first"), image)
             second = _signs(noise.child("second"), image)
             if directions == "adversarial":
-                second = _uphill(subject, image, label)
-            loss, prediction = _on_grid(subject, image, label, number, first, second, offsets)
+                second = _uphill(classifier, image, label)
+            loss, prediction = _on_grid(classifier, image, label, number, first, second, offsets)
             losses.append(loss.reshape(points, points))
             predictions.append(prediction.reshape(points, points))
             firsts.append(first[0])
             seconds.append(second[0])
-            if progress is not None:
-                progress("loss surface", row + 1, len(x))
     return LossSurface(
         directions=directions,
         radius=float(radius),
@@ -163,20 +145,28 @@ def _signs(noise: Stream, image: Tensor) -> Tensor:
     return (noise.integers(2, tuple(image.shape[1:])) * 2 - 1).to(image)
 
 
-def _uphill(subject: PreparedModel, image: Tensor, label: Tensor) -> Tensor:
-    there = label.to(subject.device)
-    _, grad, _ = value_and_grad(subject.model, image, lambda logits, rows: cross_entropy(logits, there[rows]))
+def _uphill(classifier: PreparedModel, image: Tensor, label: Tensor) -> Tensor:
+    there = label.to(classifier.device)
+    _, grad, _ = value_and_grad(classifier.model, image, lambda logits, rows: cross_entropy(logits, there[rows]))
     return Linf(1.0).steepest(grad)
 
 
 def _on_grid(
-    subject: PreparedModel, image: Tensor, label: Tensor, number: Tensor, first: Tensor, second: Tensor, offsets: Tensor
+    classifier: PreparedModel,
+    image: Tensor,
+    label: Tensor,
+    number: Tensor,
+    first: Tensor,
+    second: Tensor,
+    offsets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and prediction at every point of the grid, (P^2,), a pass's worth of images at a time."""
     grid, parts = torch.cartesian_prod(offsets, offsets), []
-    for rows in chunks(len(grid), subject.model.size):
+    for rows in chunks(len(grid), classifier.model.size):
         e1, e2 = grid[rows].to(image).reshape(-1, 2, 1, 1, 1).unbind(1)
-        logits = subject.predict(image + e1 * first + e2 * second, ids=number.expand(len(rows)), under="loss surface")
+        logits = classifier.predict(
+            image + e1 * first + e2 * second, ids=number.expand(len(rows)), under="loss surface"
+        )
         parts.append((cross_entropy(logits, label.to(logits.device).expand(len(rows))), logits.argmax(1)))
     loss, prediction = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return loss.double(), prediction
@@ -186,12 +176,10 @@ def _on_grid(
 class WeaklyBounded(Analysis):
     """Largely perturbed examples to look at (see `weakly_bounded`).
 
-    Args:
+    Args (all else as for `Analysis`):
         eps: Linf radius in pixel units.
         steps: of BIM.
         step_size: of BIM, in pixel units.
-        index: example ids (N,).
-        label: classes (N,).
         clean: the images themselves, (N, C, H, W) in [0, 1].
         images: the examples, (N, C, H, W) in [0, 1].
         images_uint8: the examples in 0 to 255, likewise in the ball.
@@ -202,32 +190,19 @@ class WeaklyBounded(Analysis):
         distance_uint8: that of `images_uint8`, (N,).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "clean": ("float32", "NCHW"),
-        "images": ("float32", "NCHW"),
-        "images_uint8": ("uint8", "NCHW"),
-        "clean_prediction": ("int64", "N"),
-        "prediction": ("int64", "N"),
-        "prediction_uint8": ("int64", "N"),
-        "distance": ("float64", "N"),
-        "distance_uint8": ("float64", "N"),
-    }
-
     eps: float
     steps: int
     step_size: float
-    index: np.ndarray
-    label: np.ndarray
-    clean: np.ndarray
-    images: np.ndarray
-    images_uint8: np.ndarray
-    clean_prediction: np.ndarray
-    prediction: np.ndarray
-    prediction_uint8: np.ndarray
-    distance: np.ndarray
-    distance_uint8: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    clean: Annotated[np.ndarray, "float32", "NCHW"]
+    images: Annotated[np.ndarray, "float32", "NCHW"]
+    images_uint8: Annotated[np.ndarray, "uint8", "NCHW"]
+    clean_prediction: Annotated[np.ndarray, "int64", "N"]
+    prediction: Annotated[np.ndarray, "int64", "N"]
+    prediction_uint8: Annotated[np.ndarray, "int64", "N"]
+    distance: Annotated[np.ndarray, "float64", "N"]
+    distance_uint8: Annotated[np.ndarray, "float64", "N"]
 
     def summary(self) -> dict[str, Any]:
         """How many images are misclassified: as they are, and as either kind of example."""
@@ -246,7 +221,7 @@ def weakly_bounded(
     step_size: float = 2 / 255,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> WeaklyBounded:
     """BIM examples of a large radius, whose look tells what a model has learnt (Free, section 6, figure 2).
 
@@ -255,15 +230,10 @@ def weakly_bounded(
     pixel moved to the nearest of the 256 grey levels that lies in the ball, in uint8; what is kept is what was measured
     and classified.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
+    Args (all else as for `evaluate`):
         eps: Linf radius, at least half a grey level (0.5/255), below which the ball may hold no uint8 image.
         steps: of BIM, at least 1.
         step_size: of BIM, in pixel units.
-        batch_size: examples per pass, at least 1.
-        index: example ids (N,), each once. Default: 0 to N - 1.
         progress: called with ("bim", examples done, N).
 
     Raises:
@@ -274,22 +244,20 @@ def weakly_bounded(
         raise ValueError(f"eps is {eps}; give at least 0.5/255, so that an image of 256 grey levels lies in the ball")
     attack, ball = AttackSpec(name="bim", steps=steps, step_size=step_size), Linf(eps)
     parts = []
-    with prepared(model, x, y, batch_size) as subject:
-        for rows in chunks(len(x), batch_size):
-            images = subject.images(x[rows])
+    with prepared(model, x, y, batch_size) as classifier:
+        for rows in chunks(len(x), batch_size, progress, "bim"):
+            images = classifier.images(x[rows])
             # Kept in float32, so judged in float32, whatever the model computes in.
-            found = attack(subject.model, images, y[rows].to(subject.device), threat=ball).float()
+            found = attack(classifier.model, images, y[rows].to(classifier.device), threat=ball).float()
             levels = _grey_levels(found, images, eps)
-            seen = {CLEAN: images, "bim": found, "bim, uint8": subject.images(levels)}
-            logits = [subject.predict(seen[under], ids=ids[rows], under=under) for under in seen]
+            seen = {CLEAN: images, "bim": found, "bim, uint8": classifier.images(levels)}
+            logits = [classifier.predict(seen[under], ids=ids[rows], under=under) for under in seen]
             distances = [
                 measure(seen[under].to(images), images, ball, attack=under, ids=ids[rows])[0]
                 for under in ("bim", "bim, uint8")
             ]
             predictions = [column.argmax(1) for column in logits]
             parts.append((images.float(), found, levels, *predictions, *distances))
-            if progress is not None:
-                progress("bim", int(rows[-1]) + 1, len(x))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     names = ("clean", "images", "images_uint8", "clean_prediction", "prediction", "prediction_uint8", "distance")
     arrays = dict(zip((*names, "distance_uint8"), columns, strict=True))

@@ -8,14 +8,15 @@ Source: Instance Adaptive Adversarial Training (IAAT; Balaji, Goldstein & Hoffma
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import ascend, start_in
-from toughen.evaluation.analyses.analysis import Analysis, share
+from toughen.evaluation.analyses.analysis import Analysis, accuracy, accuracy_with_interval
 from toughen.evaluation.evaluate import evaluate
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.suites import Suite
@@ -24,7 +25,7 @@ from toughen.evaluation.time_left import Status
 from toughen.losses import LOSSES, Loss
 from toughen.models.batched import Objective
 from toughen.models.inputs import check_examples, check_labels
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
+from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.settings import known
@@ -35,45 +36,35 @@ from toughen.threat import THREATS, Threat
 class EpsSweep(Analysis):
     """Robust accuracy over the radius of the ball (see `eps_sweep`).
 
-    Args:
+    Args (all else as for `Analysis`):
         norm: of the ball, such as "linf".
         suite: name of the suite, or "custom".
         settings: for each radius, every attack of the suite by label with its settings.
-        seed: of the attacks' random draws.
         radii: (R,), ascending, in pixel units.
-        index: example ids (N,).
         clean_correct: whether the image itself is classified correctly, (N,).
         survived: whether an example is robust at a radius, (R, N); False where the image itself is misclassified.
         marginal: whether rounding may turn a verdict on the example at a radius, (R, N).
     """
 
-    ARRAYS: ClassVar = {
-        "radii": ("float64", "R"),
-        "index": ("int64", "N"),
-        "clean_correct": ("bool", "N"),
-        "survived": ("bool", "RN"),
-        "marginal": ("bool", "RN"),
-    }
-
     norm: str
     suite: str
     settings: list[dict[str, Any]]
     seed: int
-    radii: np.ndarray
-    index: np.ndarray
-    clean_correct: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    radii: Annotated[np.ndarray, "float64", "R"]
+    index: Annotated[np.ndarray, "int64", "N"]
+    clean_correct: Annotated[np.ndarray, "bool", "N"]
+    survived: Annotated[np.ndarray, "bool", "RN"]
+    marginal: Annotated[np.ndarray, "bool", "RN"]
 
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy at each radius, as the suite found it there."""
-        return [share(row)["accuracy"] for row in self.survived]
+        return list(map(accuracy, self.survived))
 
     @property
     def nested_accuracies(self) -> list[float]:
         """Robust accuracy when what broke at a radius counts as broken at all larger ones, whose balls hold it too."""
-        return [share(row)["accuracy"] for row in np.logical_and.accumulate(self.survived, axis=0)]
+        return list(map(accuracy, np.logical_and.accumulate(self.survived, axis=0)))
 
     @property
     def rises(self) -> list[dict[str, Any]]:
@@ -109,8 +100,11 @@ class EpsSweep(Analysis):
         rows = zip(self.radii.tolist(), self.survived, self.nested_accuracies, strict=True)
         return {
             "n": len(self.index),
-            "clean": share(self.clean_correct),
-            "radii": [{"radius": radius, **share(row), "nested_accuracy": nested} for radius, row, nested in rows],
+            "clean": accuracy_with_interval(self.clean_correct),
+            "radii": [
+                {"radius": radius, **accuracy_with_interval(row), "nested_accuracy": nested}
+                for radius, row, nested in rows
+            ],
             "rises": self.rises,
             "warning": self.warning,
         }
@@ -127,7 +121,7 @@ def eps_sweep(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> EpsSweep:
     """Robust accuracy at several test radii (IAAT, figure 4).
 
@@ -135,16 +129,10 @@ def eps_sweep(
     is therefore a setting; PGD-20 is our choice. Every radius is evaluated by itself, so that an accuracy that rises
     with the radius, which shows an attack that is too weak, can be seen; `EpsSweep.warning` says so.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
+    Args (all else as for `evaluate`):
         radii: radii in pixel units, at least 0 and each once; they are sorted.
         norm: "linf", "l2" or the class of a threat model.
         suite: see `evaluate`; a suite's name may stand for other step sizes at other radii, which are recorded.
-        seed: see `evaluate`.
-        batch_size: see `evaluate`.
-        index: see `evaluate`.
         progress: called with ("pgd-20 at linf:8/255", examples done, examples attempted).
 
     Raises:
@@ -156,23 +144,8 @@ def eps_sweep(
     balls = [kind(radius) for radius in sorted(radii)]
     if not balls or len(set(radii)) < len(balls):
         raise ValueError(f"radii are {list(radii)}; give at least one, each once")
-    found = []
-    for ball in balls:
-        report = None if progress is None else _at(progress, ball)
-        found.append(
-            evaluate(
-                model,
-                x,
-                y,
-                threat=ball,
-                suite=suite,
-                seed=seed,
-                batch_size=batch_size,
-                index=index,
-                progress=report,
-                audit=False,
-            )
-        )
+    run = partial(evaluate, model, x, y, suite=suite, seed=seed, batch_size=batch_size, index=index, audit=False)
+    found = [run(threat=ball, progress=progress and _at(progress, ball)) for ball in balls]
     tables = [evaluation.outcomes for evaluation in found]
     clean = tables[0]
     return EpsSweep(
@@ -188,7 +161,7 @@ def eps_sweep(
     )
 
 
-def _at(progress: Progress, ball: Threat) -> Callable[[Status], None]:
+def _at(progress: ProgressFunction, ball: Threat) -> Callable[[Status], None]:
     return lambda status: progress(f"{status.attack} at {ball}", status.done, status.attempted)
 
 
@@ -201,58 +174,48 @@ def _holds(table: Outcomes, ids: Tensor, rows: np.ndarray) -> np.ndarray:
 class StepSweep(Analysis):
     """Robust accuracy over the number of PGD steps (see `step_sweep`).
 
-    Args:
-        threat: the threat model as text.
+    Args (all else as for `Analysis`):
         loss: name of what was ascended.
         step_size: in pixel units.
         random_start: whether the run started from a random point of the ball.
-        seed: of the random draws.
         steps: (K,), ascending.
-        index: example ids (N,).
         clean_correct: whether the image itself is classified correctly, (N,).
         target: the class that the attack aimed at, (N,); -1 where it aimed at none.
         survived: whether image and end point of k steps are classified correctly, (K, N).
         marginal: whether rounding may turn the verdict on an end point, (K, N).
     """
 
-    ARRAYS: ClassVar = {
-        "steps": ("int64", "K"),
-        "index": ("int64", "N"),
-        "clean_correct": ("bool", "N"),
-        "target": ("int64", "N"),
-        "survived": ("bool", "KN"),
-        "marginal": ("bool", "KN"),
-    }
-
     threat: str
     loss: str
     step_size: float
     random_start: bool
     seed: int
-    steps: np.ndarray
-    index: np.ndarray
-    clean_correct: np.ndarray
-    target: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    steps: Annotated[np.ndarray, "int64", "K"]
+    index: Annotated[np.ndarray, "int64", "N"]
+    clean_correct: Annotated[np.ndarray, "bool", "N"]
+    target: Annotated[np.ndarray, "int64", "N"]
+    survived: Annotated[np.ndarray, "bool", "KN"]
+    marginal: Annotated[np.ndarray, "bool", "KN"]
 
     @property
     def accuracies(self) -> list[float]:
         """Robust accuracy of an attack of exactly k steps, which is judged by its end point, for each k."""
-        return [share(row)["accuracy"] for row in self.survived]
+        return list(map(accuracy, self.survived))
 
     @property
     def worst_accuracies(self) -> list[float]:
         """Robust accuracy when a break after any of the asked step counts up to k counts: it never rises."""
-        return [share(row)["accuracy"] for row in np.logical_and.accumulate(self.survived, axis=0)]
+        return list(map(accuracy, np.logical_and.accumulate(self.survived, axis=0)))
 
     def summary(self) -> dict[str, Any]:
         """Clean accuracy, and for each number of steps accuracy, interval and accuracy at the worst so far."""
         rows = zip(self.steps.tolist(), self.survived, self.worst_accuracies, strict=True)
         return {
             "n": len(self.index),
-            "clean": share(self.clean_correct),
-            "steps": [{"steps": steps, **share(row), "worst_accuracy": worst} for steps, row, worst in rows],
+            "clean": accuracy_with_interval(self.clean_correct),
+            "steps": [
+                {"steps": steps, **accuracy_with_interval(row), "worst_accuracy": worst} for steps, row, worst in rows
+            ],
         }
 
 
@@ -270,32 +233,26 @@ def step_sweep(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> StepSweep:
     """Robust accuracy after k steps of PGD, for several k, from one run of the longest (IAAT, appendix C, figure 9).
 
     With one step size for all of them, the run of k steps is the beginning of that of 2000, so all together cost 2000
     passes of the correctly classified examples and one verification for each k; an accuracy equals that of a run of
-    its own. Nobody leaves early, since a run of k steps is judged by its end point. An image that is misclassified
+    its own. No example leaves early, since a run of k steps is judged by its end point. An image that is misclassified
     without an attack counts as broken and is not attacked, as in an evaluation.
 
     The paper states ImageNet, eps 16/255, up to 2000 steps and, for its ImageNet evaluations, random targets; neither
     the step size, nor the counts between, nor whether there is a random start. Those are settings, and their defaults
     our choice.
 
-    Args:
-        model: classifier of images in [0, 1]; left as it was found.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
+    Args (all else as for `evaluate`):
         steps: numbers of steps, at least 1 and each once; they are sorted.
         step_size: in pixel units. Default: that of the suites for the largest number of steps (`suites.step_size`).
         random_start: start uniformly in the ball, with the draws of `pgd` (`targeted_pgd` when there is a target).
         loss: any in `LOSSES` but "kl", or (logits, y) -> (N,) on any rows of the examples; ascended, or towards a
             target descended.
         target: None; "random", uniform over the classes other than `y`; or classes (N,).
-        seed: of the random draws.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random draws belong. Default: 0 to N - 1.
         progress: called with ("pgd", steps times examples done, all of them).
 
@@ -313,21 +270,21 @@ def step_sweep(
         raise ValueError("loss kl needs the clean probabilities, which a step sweep does not keep; use cross_entropy")
     function = LOSSES[known(loss, LOSSES, "loss")] if isinstance(loss, str) else loss
     n, columns = len(x), []
-    with prepared(model, x, y, batch_size) as subject:
+    with prepared(model, x, y, batch_size) as classifier:
         noise = Stream(("step-sweep", seed), rows=ids)
-        aims = _aims(target, y, noise, subject.classes)
+        aims = _aims(target, y, noise, classifier.classes)
         for rows in chunks(n, CHUNK * batch_size):
-            clean = subject.predict(subject.images(x[rows]), ids=ids[rows], under=CLEAN)
+            clean = classifier.predict(classifier.images(x[rows]), ids=ids[rows], under=CLEAN)
             correct = clean.argmax(1).cpu() == y[rows]
             survived, marginal = torch.zeros(2, len(counts), len(rows), dtype=torch.bool)
             those = rows[correct]
-            images, ball = subject.images(x[those]), ball_of(threat, those, subject.device)
+            images, ball = classifier.images(x[those]), ball_of(threat, those, classifier.device)
             start = images
             if random_start:
                 drawn = noise.child("pgd", 0) if aims is None else noise.child("targeted_pgd", 0, "start")
                 start = start_in(images, ball, drawn[those])
-            objective = _objective(function, y[those], None if aims is None else aims[those], subject.device)
-            points = _points(subject, images, objective, ball, counts, length, start, ids[those])
+            objective = _objective(function, y[those], None if aims is None else aims[those], classifier.device)
+            points = _points(classifier, images, objective, ball, counts, length, start, ids[those])
             for at, logits in enumerate(points) if len(those) else ():
                 survived[at, correct] = logits.argmax(1).cpu() == y[those]
                 marginal[at, correct] = (gap(logits) < MARGINAL).cpu()
@@ -372,7 +329,7 @@ def _objective(loss: Loss, y: Tensor, aims: Tensor | None, device: torch.device)
 
 
 def _points(
-    subject: PreparedModel,
+    classifier: PreparedModel,
     images: Tensor,
     objective: Objective,
     ball: Threat,
@@ -384,6 +341,8 @@ def _points(
     """The logits of the end point of each number of steps, measured and classified like any attack's."""
     x_adv = start
     for done, steps in zip([0, *counts], counts, strict=False):
-        x_adv = ascend(subject.model, images, objective, threat=ball, steps=steps - done, step_size=length, start=x_adv)
+        x_adv = ascend(
+            classifier.model, images, objective, threat=ball, steps=steps - done, step_size=length, start=x_adv
+        )
         measure(x_adv, images, ball, attack="pgd", ids=ids)
-        yield subject.predict(x_adv, ids=ids, under="pgd")
+        yield classifier.predict(x_adv, ids=ids, under="pgd")

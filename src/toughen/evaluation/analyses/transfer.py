@@ -9,20 +9,20 @@ Source: Instance Adaptive Adversarial Training (IAAT; Balaji, Goldstein & Hoffma
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
-from toughen.evaluation.analyses.analysis import Analysis, share
+from toughen.evaluation.analyses.analysis import Analysis, accuracy, accuracy_with_interval
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.result import describe
 from toughen.evaluation.suites import check, find
 from toughen.evaluation.work_unit import attacked
 from toughen.models.inputs import check_examples
-from toughen.models.prepared import CHUNK, PreparedModel, Progress, ball_of, chunks, prepared
+from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -35,14 +35,10 @@ Models = nn.Module | Mapping[str, nn.Module]
 class Transfer(Analysis):
     """Examples made on surrogates, shown to other models (see `transfer`).
 
-    Args:
-        threat: the threat model as text.
+    Args (all else as for `Analysis`):
         attack: the attack and its settings.
-        seed: of its random draws.
         surrogates: names of the S models that the examples were made on.
         targets: names of the T models that they were shown to.
-        index: example ids (N,).
-        label: classes (N,).
         surrogate_clean: whether a surrogate classifies the image itself correctly, (S, N).
         surrogate_survived: whether it classifies image and example correctly, (S, N).
         distance: ||x_adv - x|| in the threat's norm, (S, N), in float64.
@@ -51,30 +47,19 @@ class Transfer(Analysis):
         marginal: whether rounding may turn that verdict, (S, T, N).
     """
 
-    ARRAYS: ClassVar = {
-        "index": ("int64", "N"),
-        "label": ("int64", "N"),
-        "surrogate_clean": ("bool", "SN"),
-        "surrogate_survived": ("bool", "SN"),
-        "distance": ("float64", "SN"),
-        "clean_correct": ("bool", "TN"),
-        "survived": ("bool", "STN"),
-        "marginal": ("bool", "STN"),
-    }
-
     threat: str
     attack: dict[str, Any]
     seed: int
     surrogates: list[str]
     targets: list[str]
-    index: np.ndarray
-    label: np.ndarray
-    surrogate_clean: np.ndarray
-    surrogate_survived: np.ndarray
-    distance: np.ndarray
-    clean_correct: np.ndarray
-    survived: np.ndarray
-    marginal: np.ndarray
+    index: Annotated[np.ndarray, "int64", "N"]
+    label: Annotated[np.ndarray, "int64", "N"]
+    surrogate_clean: Annotated[np.ndarray, "bool", "SN"]
+    surrogate_survived: Annotated[np.ndarray, "bool", "SN"]
+    distance: Annotated[np.ndarray, "float64", "SN"]
+    clean_correct: Annotated[np.ndarray, "bool", "TN"]
+    survived: Annotated[np.ndarray, "bool", "STN"]
+    marginal: Annotated[np.ndarray, "bool", "STN"]
 
     def robust(self, surrogate: str, target: str) -> np.ndarray:
         """Whether a target classifies both the image and the surrogate's example correctly, (N,)."""
@@ -88,17 +73,18 @@ class Transfer(Analysis):
         "accuracy_on_examples" is that on the adversarial examples alone. "broken" is the share of the correctly
         classified images that the attack broke; None where there are none.
         """
+        rows = zip(self.surrogates, self.surrogate_clean, self.surrogate_survived, strict=True)
         made = [
-            {"surrogate": name, **share(stood), "broken": _broken(clean, stood)}
-            for name, clean, stood in zip(self.surrogates, self.surrogate_clean, self.surrogate_survived, strict=True)
+            {"surrogate": name, **accuracy_with_interval(survived), "broken": _broken(clean, survived)}
+            for name, clean, survived in rows
         ]
         shown = [
             {
                 "surrogate": surrogate,
                 "target": target,
-                **share(self.robust(surrogate, target)),
-                "accuracy_on_examples": share(self.survived[row, column])["accuracy"],
-                "clean_accuracy": share(self.clean_correct[column])["accuracy"],
+                **accuracy_with_interval(self.robust(surrogate, target)),
+                "accuracy_on_examples": accuracy(self.survived[row, column]),
+                "clean_accuracy": accuracy(self.clean_correct[column]),
                 "broken": _broken(self.clean_correct[column], self.robust(surrogate, target)),
             }
             for row, surrogate in enumerate(self.surrogates)
@@ -107,8 +93,8 @@ class Transfer(Analysis):
         return {"n": len(self.index), "white_box": made, "transfer": shown}
 
 
-def _broken(clean: np.ndarray, stood: np.ndarray) -> float | None:
-    return 1 - int(stood.sum()) / int(clean.sum()) if clean.any() else None
+def _broken(clean: np.ndarray, survived: np.ndarray) -> float | None:
+    return 1 - int(survived.sum()) / int(clean.sum()) if clean.any() else None
 
 
 def transfer(
@@ -122,7 +108,7 @@ def transfer(
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFunction | None = None,
 ) -> Transfer:
     """Accuracy of models on adversarial examples that were made on others (IAAT, tables 1 and 2, "Transfer").
 
@@ -133,15 +119,10 @@ def transfer(
     classified or not, and re-verified: an example outside the ball or outside [0, 1] stops the analysis. The random
     draws belong to an example's id and are the same on every surrogate.
 
-    Args:
+    Args (all else as for `evaluate`):
         target: the model shown the examples, or several by name; "target" is the name of a single one.
         surrogate: the model that they are made on, or several by name; "surrogate" is the name of a single one.
-        x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
         attack: how they are made; with BatchNorm in inference mode. Default: the attack of the suite "pgd-1000-r2".
-        seed: of the attack's random draws.
-        batch_size: examples per pass, at least 1.
         index: example ids (N,), each once, to which the random draws belong. Default: 0 to N - 1.
         progress: called with (surrogate's name, examples done, N).
 
@@ -169,7 +150,7 @@ def transfer(
         shown = [stack.enter_context(prepared(model, x, y, batch_size)) for model in targets.values()]
         sources = [stack.enter_context(prepared(model, x, y, batch_size)) for model in surrogates.values()]
         for rows in chunks(len(x), CHUNK * batch_size):
-            clean = torch.stack([_verdict(subject, x[rows], y[rows], ids[rows], CLEAN)[0] for subject in shown])
+            clean = torch.stack([_verdict(classifier, x[rows], y[rows], ids[rows], CLEAN)[0] for classifier in shown])
             columns = []
             for name, source in zip(surrogates, sources, strict=True):
                 ball = ball_of(threat, rows, source.device)
@@ -199,9 +180,9 @@ def _named(models: Models, name: str) -> dict[str, nn.Module]:
     return found
 
 
-def _verdict(subject: PreparedModel, x: Tensor, y: Tensor, ids: Tensor, under: str) -> tuple[Tensor, Tensor]:
+def _verdict(classifier: PreparedModel, x: Tensor, y: Tensor, ids: Tensor, under: str) -> tuple[Tensor, Tensor]:
     """Whether images (N, C, H, W) are classified correctly, and whether rounding may turn that, (N,) on the CPU."""
-    logits = subject.predict(subject.images(x), ids=ids, under=under)
+    logits = classifier.predict(classifier.images(x), ids=ids, under=under)
     return logits.argmax(1).cpu() == y, (gap(logits) < MARGINAL).cpu()
 
 
@@ -219,6 +200,6 @@ def _column(
     x_adv = attacked(attack, source.model, images, y.to(source.device), label=attack.name, threat=threat, noise=noise)
     distance, _ = measure(x_adv, images, threat, attack=attack.name, ids=ids)
     clean, _ = _verdict(source, x, y, ids, CLEAN)
-    stood, _ = _verdict(source, x_adv, y, ids, attack.name)
-    survived, marginal = zip(*(_verdict(subject, x_adv, y, ids, attack.name) for subject in shown), strict=True)
-    return clean, clean & stood, distance.cpu(), torch.stack(survived), torch.stack(marginal)
+    correct, _ = _verdict(source, x_adv, y, ids, attack.name)
+    survived, marginal = zip(*(_verdict(classifier, x_adv, y, ids, attack.name) for classifier in shown), strict=True)
+    return clean, clean & correct, distance.cpu(), torch.stack(survived), torch.stack(marginal)

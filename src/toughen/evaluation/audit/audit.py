@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toughen.evaluation.audit.attack_checks import AttackChecks
 from toughen.evaluation.audit.clean_checks import as_given, undisturbed
 from toughen.evaluation.audit.findings import Audit, Finding, finding
-from toughen.evaluation.audit.statistics import Watched
+from toughen.evaluation.audit.statistics import WatchedModel
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.inputs import as_input, out_of_unit, placement
@@ -28,6 +28,7 @@ from toughen.noise import Stream
 from toughen.threat import Threat
 
 EXAMPLES = 128
+"""How many are looked at; in a check, unless more are asked for."""
 
 
 def check_range(x: Tensor, threat: Threat | None) -> Finding | None:
@@ -76,9 +77,9 @@ def audit(
     with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])
         with inference(model, device), counted(model) as passes:
-            watched = Watched(model)
+            watched = WatchedModel(model)
             pieces = Batched(watched, batch_size)
-            examination = AttackChecks(
+            checks = AttackChecks(
                 model=pieces,
                 watched=watched,
                 x=images,
@@ -89,14 +90,14 @@ def audit(
                 passes=passes,
                 spent=int(given is not None),
             )
-            examination.run(given)
+            checks.run(given)
     return Audit(
-        findings=tuple(examination.findings),
-        not_checked=tuple(examination.not_checked),
+        findings=tuple(checks.findings),
+        not_checked=tuple(checks.not_checked),
         examples=n,
         forwards=passes.example_forwards + (0 if given is None else len(given.logits)),
         backwards=passes.example_backwards,
         ids=tuple(ids.tolist()),
-        standing_pgd=tuple(ids[examination.standing_pgd.cpu()].tolist()),
-        standing=tuple(ids[examination.standing.cpu()].tolist()),
+        standing_pgd=tuple(ids[checks.unbroken_by_pgd.cpu()].tolist()),
+        standing=tuple(ids[checks.unbroken.cpu()].tolist()),
     )

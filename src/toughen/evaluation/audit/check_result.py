@@ -1,10 +1,10 @@
-"""What a check-up says of each thing that was looked at: whether it is fine, by which evidence, what to write if not.
+"""What a check says of each thing that it looked at: whether it is fine, by which evidence, what to write if not.
 
-checking = Checking()
-checking.fine("pixel range", "0..1")
-checking.wrong("EV224", "All 128 rows ...", "return logits")
-checking.rest("the output is random")
-checking.done(128, passes).items
+log = CheckLog()
+log.fine("pixel range", "0..1")
+log.wrong("EV224", "All 128 rows ...", "return logits")
+log.rest("the output is random")
+log.done(128, passes).items
 """
 
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ from toughen.models.cost import Passes
 Verdict = Literal["fine", "wrong", "not checked"]
 
 # What is looked at, in the order of the table, and the findings that each may make.
-WHATS: dict[str, tuple[str, ...]] = {
+CHECKED: dict[str, tuple[str, ...]] = {
     "pixel range": ("EV221",),
     "input": ("EV226",),
     "classes": ("EV227",),
@@ -46,7 +46,7 @@ class CheckItem:
     """One thing that was looked at.
 
     Attributes:
-        what: a key of `WHATS`.
+        what: a key of `CHECKED`.
         verdict: "fine", "wrong" or "not checked".
         evidence: what was seen, in figures; or why it was not looked at.
         remedy: what to write; empty where nothing is wrong.
@@ -65,7 +65,7 @@ class ModelCheck:
     """What is right and what is wrong.
 
     Attributes:
-        items: in the order of `WHATS`; several of one name where several things are wrong.
+        items: in the order of `CHECKED`; several of one name where several things are wrong.
         examples: images that were looked at.
         forwards: forward passes times images in them.
         backwards: backward passes likewise.
@@ -96,7 +96,7 @@ class ModelCheck:
         return next(item for item in self.items if item.what == what)
 
     def summary(self) -> dict[str, Any]:
-        """Everything, in JSON's types; `report.checkup` makes a table of it."""
+        """Everything, in JSON's types; `report.tables.model_check` makes a table of it."""
         return {**asdict(self), "items": [asdict(item) for item in self.items], "fine": self.fine}
 
 
@@ -111,12 +111,12 @@ class CheckLog:
         self.items.append(CheckItem(what, "fine", evidence))
 
     def unknown(self, what: str, why: str) -> None:
-        """This was not looked at, or could not be told."""
+        """This was not looked at, or could not be decided."""
         self.items.append(CheckItem(what, "not checked", why))
 
     def wrong(self, code: str, evidence: str, remedy: str) -> None:
         """This is a finding."""
-        what = next(what for what, codes in WHATS.items() if code in codes)
+        what = next(what for what, codes in CHECKED.items() if code in codes)
         self.items.append(CheckItem(what, "wrong", evidence, remedy, code))
 
     def has(self, what: str) -> bool:
@@ -125,12 +125,12 @@ class CheckLog:
 
     def rest(self, why: str) -> None:
         """Whatever was not looked at."""
-        for what in WHATS:
+        for what in CHECKED:
             if not self.has(what):
                 self.unknown(what, why)
 
     def done(self, examples: int, passes: Passes) -> ModelCheck:
-        """The check-up with these items."""
-        order = list(WHATS)
+        """The check with these items."""
+        order = list(CHECKED)
         items = tuple(sorted(self.items, key=lambda item: order.index(item.what)))
         return ModelCheck(items, examples, passes.example_forwards, passes.example_backwards)

@@ -1,16 +1,16 @@
-"""The part of an examination that needs no threat model: what the model says of clean images, and its gradient there.
+"""The checks of an audit that need no threat model: of the logits of clean images, their preprocessing and gradients.
 
-    inspection = Inspection(Batched(watched, 256), watched, x, y, ids, noise, passes)
-    inspection.outputs(given)
-    inspection.feeding()
-    inspection.slope(rows)
-    inspection.findings
+    checks = CleanChecks(model=Batched(watched, 256), watched=watched, x=x, y=y, ids=ids, noise=noise, passes=passes)
+    checks.check_outputs(given)
+    checks.check_preprocessing()
+    checks.check_gradients(rows)
+    checks.findings
 
-What each stage costs an example at most (forward and backward passes) and what it may find:
+What each costs an example at most (forward and backward passes) and what it may find:
 
-    outputs      4.5  logits of the clean images, twice and in another company     EV203, EV209, EV211-214, EV224, EV225
-    feeding     17    other preprocessings, channel orders and namings of classes  EV222, EV223, EV228
-    slope        4    the gradient against the change of the output                EV201, EV202, EV204-EV207
+    outputs         4.5  logits, twice and in another batch                        EV203, EV209, EV211-214, EV224, EV225
+    preprocessing  17    other preprocessings, channel orders, orders of classes   EV222, EV223, EV228
+    gradients       4    the gradient against the change of the output             EV201, EV202, EV204-EV207
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -28,7 +28,7 @@ from toughen.models.batched import Batched, Objective, out_of_memory, predict, v
 from toughen.models.cost import Passes
 from toughen.noise import Stream
 
-# A symptom on at most 2 % of the examples moves the accuracy by at most 2 points.
+# What concerns at most 2 % of the examples moves the accuracy by at most 2 points.
 FEW = 0.02
 
 # A pixel's change that is far above rounding and far below one grey level.
@@ -36,8 +36,8 @@ TINY = 1e-5
 
 
 @dataclass(frozen=True)
-class AsGiven:
-    """A model in the mode in which it was given, where that is not inference mode.
+class LogitsAsGiven:
+    """What a model returns in the mode in which it was given, where that is not inference mode.
 
     Attributes:
         logits: of the first examples, (M, K); NaN where it then returns no logits.
@@ -56,7 +56,7 @@ def undisturbed(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
+def as_given(model: nn.Module, x: Tensor) -> LogitsAsGiven | None:
     """The model's logits in the mode in which it was given, where that is not inference mode; buffers are restored."""
     training = {name or "the model": module for name, module in model.named_modules() if module.training}
     if not training:
@@ -76,8 +76,8 @@ def as_given(model: nn.Module, x: Tensor) -> AsGiven | None:
         return as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
     if not isinstance(logits, Tensor):
         # As of networks with outputs for training alone.
-        return AsGiven(torch.full((len(x), 1), torch.nan), names)
-    return AsGiven(full_precision(logits[: len(x)]).clone(), names)
+        return LogitsAsGiven(torch.full((len(x), 1), torch.nan), names)
+    return LogitsAsGiven(full_precision(logits[: len(x)]).clone(), names)
 
 
 @dataclass(kw_only=True)
@@ -97,12 +97,12 @@ class CleanChecks:
         findings: what was found.
         not_checked: what was not looked at.
         logits: of the clean images, (N, K), and `grad`, the cross-entropy's gradient there.
-        fed: the trial of the images as they were given; `trials`, those of other preprocessings; `upright`, the one
-            that explains the model; `turned`, the same with red and blue exchanged; `best`, the better of these two.
+        as_is: the trial of the images as they were given; `trials`, those of other preprocessings; `unswapped`, the
+            one that explains the model; `swapped`, the same with red and blue exchanged; `best`, the better of these.
     """
 
     model: Batched
-    watched: statistics.Watched
+    watched: statistics.WatchedModel
     x: Tensor
     y: Tensor
     ids: Tensor
@@ -112,7 +112,7 @@ class CleanChecks:
     spent: int = 0
     findings: list[Finding] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
-    turned: Trial | None = None
+    swapped: Trial | None = None
 
     @property
     def n(self) -> int:
@@ -129,16 +129,16 @@ class CleanChecks:
     def _which(self, mask: Tensor) -> str:
         return f"examples ({first_ids(self.ids[mask.cpu()].tolist())})"
 
-    def outputs(self, given: AsGiven | None) -> None:
-        """What the model says of the clean images, and whether it says it again."""
+    def check_outputs(self, given: LogitsAsGiven | None) -> None:
+        """The logits of the clean images, and whether they are the same again."""
         with FirstNorm(self.watched.model) as norm:
             _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))
         with statistics.Operations() as seen:
             again = full_precision(predict(self.model, self.x))
         self.logits = logits = full_precision(raw)
         self.low_precision = seen.low_precision
-        self.fed = self.best = Trial.of(None, self.x, logits, norm.mismatch(), self.y)
-        lost = statistics.lost(logits)
+        self.as_is = self.best = Trial.of(None, self.x, logits, norm.mismatch(), self.y)
+        lost = statistics.not_finite(logits)
         if lost.any():
             self._find("EV203", lost=int(lost.sum()), examples=self.n, which=self._which(lost))
         if given is not None and mostly(statistics.differ(given.logits, logits[: len(given.logits)], 1e-3)):
@@ -154,50 +154,47 @@ class CleanChecks:
             # TF32 does a tenth of a per cent between two kernels; batch statistics do several per cent.
             order = torch.arange(0, self.n, 2, device=self.x.device).flip(0)
             elsewhere = full_precision(predict(self.model, self.x[order]))
-            company = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
-            if mostly(company):
-                self._find("EV213", differ=int(company.sum()), examples=len(order))
-        if statistics.constant(logits) and not self._same_images():
+            elsewhere_differs = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
+            if mostly(elsewhere_differs):
+                self._find("EV213", differ=int(elsewhere_differs.sum()), examples=len(order))
+        if statistics.are_constant(logits) and not (self.x == self.x[:1]).all():
             self._find("EV209", examples=self.n)
-        if statistics.probabilities(logits):
+        if statistics.are_probabilities(logits):
             self._find("EV224", examples=self.n)
-        elif statistics.log_probabilities(logits):
+        elif statistics.are_log_probabilities(logits):
             self._find("EV225", examples=self.n)
 
-    def _same_images(self) -> bool:
-        return bool((self.x == self.x[:1]).all())
-
-    def feeding(self) -> None:
+    def check_preprocessing(self) -> None:
         """Whether another preprocessing, order of channels or naming of the classes explains more of the predictions.
 
         One fault must not pass for another: what a renaming explains better than any preprocessing is a renaming, and
         whatever is left is looked for after it.
         """
-        targets, renamed = self.y, self._renamed(self.fed)
+        targets, renamed = self.y, self._renamed(self.as_is)
         trials = self._trials(self._others(), targets)
-        best = self._best(trials, self.fed, targets)
+        best = self._best(trials, self.as_is, targets)
         if renamed is not None and renamed.right.float().mean() > best.accuracy:
-            self._report_renamed(renamed, self.fed)
+            self._report_renamed(renamed, self.as_is)
             targets = self._targets(renamed)
-            fed, trials = self._again(self.fed, targets), [self._again(trial, targets) for trial in trials]
-            best = self._best(trials, fed, targets)
-            self._report_best(best, fed, trials)
+            as_is, trials = self._again(self.as_is, targets), [self._again(trial, targets) for trial in trials]
+            best = self._best(trials, as_is, targets)
+            self._report_best(best, as_is, trials)
         else:
-            self._report_best(best, self.fed, trials)
+            self._report_best(best, self.as_is, trials)
             renamed = self._renamed(best) if best.how is not None else renamed
             if renamed is not None:
                 self._report_renamed(renamed, best)
                 targets = self._targets(renamed)
                 best = self._again(best, targets)
-        self.trials, self.upright = trials, best
+        self.trials, self.unswapped = trials, best
         self.best = self._channels(best, targets)
 
     def _others(self) -> list[Preprocessing]:
         others = coarse(self.watched.model, self.x.shape[1])
-        if self.fed.mismatch is not None and self.fed.mismatch > MISMATCHED:
+        if self.as_is.mismatch is not None and self.as_is.mismatch > MISMATCHED:
             return others
         # Nothing can be more than 5 points better than 95 %.
-        return [how for how in others if self.fed.accuracy + how.points < 1]
+        return [how for how in others if self.as_is.accuracy + how.points < 1]
 
     def _trials(self, hows: Sequence[Preprocessing], targets: Tensor) -> list[Trial]:
         """What the model says under other preprocessings; those that it refuses are left out."""
@@ -209,36 +206,36 @@ class CleanChecks:
                     logits = full_precision(predict(self.model, x))
                 except (RuntimeError, ValueError, AssertionError):
                     continue
-            if not statistics.lost(logits).any():
+            if not statistics.not_finite(logits).any():
                 found.append(Trial.of(how, x, logits, norm.mismatch(), targets))
         return found
 
     def _again(self, trial: Trial, targets: Tensor) -> Trial:
         return Trial.of(trial.how, trial.x, trial.logits, trial.mismatch, targets)
 
-    def _best(self, trials: list[Trial], fed: Trial, targets: Tensor) -> Trial:
+    def _best(self, trials: list[Trial], as_is: Trial, targets: Tensor) -> Trial:
         """The best of the trials that beat the images as they were given, else that; relatives of it are added."""
         if not trials:
-            return fed
+            return as_is
         nearest = min(trials, key=Trial.rank)
         assert nearest.how is not None
         # What is meant may be a relative that is far better where this one is only a little so.
-        if nearest.rank() < fed.rank():
+        if nearest.rank() < as_is.rank():
             tried = {trial.how.change for trial in trials if trial.how is not None}
             left = [
                 how for how in finer(self.watched.model, nearest.how.family, self.x.shape[1]) if how.change not in tried
             ]
             trials += self._trials(left, targets)
-        beating = [trial for trial in trials if trial.beats(fed, targets, len(trials))]
-        return min(beating, key=Trial.rank, default=fed)
+        beating = [trial for trial in trials if trial.beats(as_is, targets, len(trials))]
+        return min(beating, key=Trial.rank, default=as_is)
 
-    def _report_best(self, best: Trial, fed: Trial, trials: Sequence[Trial]) -> None:
+    def _report_best(self, best: Trial, as_is: Trial, trials: Sequence[Trial]) -> None:
         if best.how is None:
             return
         said = [best.how.remedy + "."]
-        if best.mismatch is not None and fed.mismatch is not None:
+        if best.mismatch is not None and as_is.mismatch is not None:
             said.append(
-                f"The first BatchNorm is {fed.mismatch:.2g} away from what it was trained on as fed, "
+                f"The first BatchNorm is {as_is.mismatch:.2g} away from what it was trained on as fed, "
                 f"{best.mismatch:.2g} {best.how.change} (divergence; 0 is the same)."
             )
         like = [
@@ -251,7 +248,7 @@ class CleanChecks:
             said.append(f"These images do not tell it apart from {', '.join(like)}; take that of the training.")
         # Images that shrink to nothing, or that saturate the network, look all the same to it.
         self.findings = [found for found in self.findings if found.code != "EV209"]
-        self._find("EV222", accuracy=fed.accuracy, other=best.accuracy, change=best.how.change, remedy=" ".join(said))
+        self._find("EV222", accuracy=as_is.accuracy, other=best.accuracy, change=best.how.change, remedy=" ".join(said))
 
     def _renamed(self, trial: Trial) -> statistics.Renaming | None:
         found = statistics.relabelling(trial.logits.argmax(1), self.y, trial.logits.shape[1], self.names)
@@ -278,22 +275,23 @@ class CleanChecks:
             return best
         how = best.how or Preprocessing("", "channels", lambda x: x, 0, "")
         flipped = replace(how, change="with red and blue exchanged", apply=lambda x: how.apply(x.flip(1)))
-        turned = next(iter(self._trials([flipped], targets)), None)
-        self.turned = turned
-        if turned is None:
+        swapped = next(iter(self._trials([flipped], targets)), None)
+        self.swapped = swapped
+        if swapped is None:
             return best
-        nearer = cross_entropy(turned.logits, targets) < cross_entropy(best.logits, targets)
-        gain = turned.accuracy - best.accuracy
-        if gain > FEW and turned.loss < best.loss and statistics.better(nearer, ~nearer, 0.1, 1e-4):
-            figures = {"accuracy": best.accuracy, "other": turned.accuracy, "nearer": int(nearer.sum())}
+        nearer = cross_entropy(swapped.logits, targets) < cross_entropy(best.logits, targets)
+        gain = swapped.accuracy - best.accuracy
+        if gain > FEW and swapped.loss < best.loss and statistics.better(nearer, ~nearer, 0.1, 1e-4):
+            figures = {"accuracy": best.accuracy, "other": swapped.accuracy, "nearer": int(nearer.sum())}
             self._find("EV228", examples=self.n, remedy="images = images.flip(1).", **figures)
-            return turned
+            return swapped
         return best
 
-    def slope(self, rows: Tensor) -> None:
+    def check_gradients(self, rows: Tensor) -> None:
         """The gradient at the clean images, by itself and against what a tiny change does to the output."""
         x, y, logits, n = self.x[rows], self.y[rows], self.logits[rows], len(rows)
-        lost, zeros, full = statistics.lost(self.grad), statistics.zero(self.grad)[rows], statistics.one_hot(logits)
+        lost, zeros = statistics.not_finite(self.grad), statistics.all_zero(self.grad)[rows]
+        full = statistics.one_hot(logits)
         if lost.any():
             self._find("EV202", lost=int(lost.sum()), examples=self.n, which=self._which(lost))
         if (zeros & full).sum() > FEW * n:
@@ -312,8 +310,8 @@ class CleanChecks:
         kept = margin(above.double(), y) - margin(below.double(), y)
         # 200 units in the last place: what is promised is then known to a per cent.
         digits = 200 * torch.finfo(torch.float16 if self.low_precision else logits.dtype).eps
-        judged = ~statistics.lost(grad) & (promised > digits * logits.abs().amax(1))
-        still = (above == below).all(1) & (above == logits).all(1) & (judged | statistics.zero(grad))
+        judged = ~statistics.not_finite(grad) & (promised > digits * logits.abs().amax(1))
+        still = (above == below).all(1) & (above == logits).all(1) & (judged | statistics.all_zero(grad))
         # Few pixels of a quantised image lie within 1e-5 of a threshold, and no other model has the same output twice.
         if mostly(still, 0.1) and not self.low_precision:
             self._find("EV206", still=int(still.sum()), examples=n)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from toughen.evaluation.audit.messages import CODES, MESSAGES
+from toughen.evaluation.audit.messages import CODES, MESSAGES, UPPER_BOUND
 from toughen.outcomes import CLEAN, Outcomes, interval
 
 GAP = 0.03
@@ -47,7 +47,7 @@ class Finding:
 
 def finding(code: str, **figures: float | str) -> Finding:
     """A finding with the sentence of its code."""
-    return Finding(code, MESSAGES[code].format(**figures), figures)
+    return Finding(code, MESSAGES[code].format(upper_bound=UPPER_BOUND, **figures), figures)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Audit:
         forwards: forward passes times examples in them.
         backwards: backward passes likewise.
         ids: the examples' ids.
-        standing_pgd: ids of those that are classified correctly and that PGD-20 did not break.
-        standing: ids of those that are classified correctly and that nothing in the audit broke, remedies included.
+        standing_pgd: ids of those that are classified correctly and not broken by PGD-20.
+        standing: ids of those that are classified correctly and not broken by anything in the audit, remedies included.
     """
 
     findings: tuple[Finding, ...]
@@ -110,15 +110,15 @@ class Audit:
         return cls(**{**values, "findings": tuple(Finding(**found) for found in stored["findings"])})
 
     def after(self, outcomes: Outcomes) -> Self:
-        """The audit with what shows only beside the evaluation: which attacks broke what others left standing.
+        """The audit with what shows only beside the evaluation: which attacks broke what others had not broken.
 
         Args:
             outcomes: the table of the evaluation, of the same examples under the same ids.
         """
         found, unchecked = list(self.findings), list(self.not_checked)
-        clean = outcomes.index[outcomes.attack == CLEAN]
-        attacks = [name for name in outcomes.attacks if name != CLEAN and _counts(outcomes, name).any()]
-        final, n = _standing(outcomes, attacks), int(np.isin(clean, self.ids).sum())
+        clean, counts = outcomes.index[outcomes.attack == CLEAN], ~outcomes.aside
+        attacks = [name for name in outcomes.attacks if name != CLEAN and (counts & (outcomes.attack == name)).any()]
+        final, n = _unbroken(outcomes, attacks), int(np.isin(clean, self.ids).sum())
         if not n:
             unchecked.append("The evaluation was not compared with the audit, because they share no example.")
         elif any(name.startswith(STRONG) for name in attacks):
@@ -135,7 +135,7 @@ class Audit:
         blind = [name for name in attacks if not outcomes.backwards[outcomes.attack == name].sum()]
         led = [name for name in attacks if name not in blind]
         if blind and led:
-            lost = len(_standing(outcomes, led)) - len(final)
+            lost = len(_unbroken(outcomes, led)) - len(final)
             # Random search finds an occasional example that gradients miss on sound models too.
             if exceeds(lost, len(clean), 0.01):
                 found.append(finding("EV287", attacks=", ".join(blind), lost=lost, examples=len(clean)))
@@ -149,13 +149,8 @@ def first_ids(ids: Sequence[int]) -> str:
     return "ids " + ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
 
 
-def _counts(outcomes: Outcomes, attack: str) -> np.ndarray:
-    """The rows of an attack that count towards the worst case."""
-    return (outcomes.attack == attack) & ~outcomes.aside
-
-
-def _standing(outcomes: Outcomes, attacks: Sequence[str]) -> np.ndarray:
-    """Ids that are classified correctly and that none of these attacks broke."""
+def _unbroken(outcomes: Outcomes, attacks: Sequence[str]) -> np.ndarray:
+    """Ids that are classified correctly and not broken by any of these attacks."""
     chosen = np.isin(outcomes.attack, [CLEAN, *attacks]) & ~outcomes.aside
     return np.setdiff1d(outcomes.index[outcomes.attack == CLEAN], outcomes.index[chosen & ~outcomes.survived])
 

@@ -20,7 +20,7 @@ DOUBLE = "float64"
 MARGIN = "the margin loss"
 
 # Functions with a derivative that is zero wherever it exists.
-STEPS = {
+STEP_FUNCTIONS = {
     *(getattr(torch, name) for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")),
     *(getattr(Tensor, name) for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside")),
 }
@@ -49,7 +49,7 @@ class _Gradients(TorchFunctionMode):
                 type(arg)(map(_repaired, arg)) if type(arg) in (list, tuple) else _repaired(arg) for arg in args
             )
         result = func(*args, **(kwargs or {}))
-        if self.straight and func in STEPS and args and args[0].requires_grad:
+        if self.straight and func in STEP_FUNCTIONS and args and args[0].requires_grad:
             # The difference is exactly zero, so that the value is the step's to the last bit.
             return result.detach() + (args[0] - args[0].detach())
         return result

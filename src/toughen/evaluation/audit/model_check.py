@@ -1,22 +1,22 @@
-"""A check-up: within a minute, what is right and what is wrong with how a model is fed. No attack is run.
+"""The check of a model: within a minute, what is right and what is wrong with how it is fed. No attack is run.
 
     found = check(model, images, labels, classes=("plane", "car", ...))
     found.fine                               # True if nothing is wrong
     for item in found.items:
         print(item.what, item.verdict, item.evidence, item.remedy)
 
-It is the part of the audit that needs no threat model, and says of everything that it looked at how that stands.
+It is the part of the audit that needs no threat model, and has a verdict on everything that it looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from toughen.evaluation.audit import statistics
-from toughen.evaluation.audit.audit import check_range
+from toughen.evaluation.audit.audit import EXAMPLES, check_range
 from toughen.evaluation.audit.check_result import REMEDIES, CheckItem, CheckLog, ModelCheck, Verdict
-from toughen.evaluation.audit.clean_checks import AsGiven, CleanChecks, as_given, undisturbed
+from toughen.evaluation.audit.clean_checks import CleanChecks, LogitsAsGiven, as_given, undisturbed
 from toughen.evaluation.audit.messages import MESSAGES
 from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
 from toughen.models.batched import Batched
@@ -27,13 +27,10 @@ from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
 
-__all__ = ["EXAMPLES", "CheckItem", "ModelCheck", "check", "sample"]
-
-EXAMPLES = 128
-"""Images that are looked at unless more are asked for."""
+__all__ = ["EXAMPLES", "CheckItem", "ModelCheck", "check", "choose_images"]
 
 
-def sample(n: int, limit: int = EXAMPLES) -> Tensor:
+def choose_images(n: int, limit: int = EXAMPLES) -> Tensor:
     """Which of n images are looked at: `limit` of them (or all), drawn the same way each time, ascending.
 
     Not the first ones, which in a folder are of one class.
@@ -64,7 +61,7 @@ def check(
         classes: the classes' names in the order of the labels, which tell how many logits there should be and whether
             the model knows the classes in the order of their names.
         batch_size: images in a pass, at least 1.
-        limit: how many images are looked at, at least 1; more are drawn from (see `sample`).
+        limit: how many images are looked at, at least 1; more are drawn from (see `choose_images`).
 
     Returns:
         An item for each thing looked at, or several where several things are wrong.
@@ -73,28 +70,28 @@ def check(
         ValueError: images or labels that are none, or a number below 1.
     """
     labels = _checked(images, labels, batch_size, limit)
-    rows = sample(len(images), limit)
+    rows = choose_images(len(images), limit)
     x, y = images[rows.to(images.device)], labels[rows.to(labels.device)].cpu()
-    checking, passes, model = CheckLog(), Passes(), plain(model)
-    x = _in_range(x, checking)
+    log, passes, model = CheckLog(), Passes(), plain(model)
+    x = _in_range(x, log)
     if x is None:
-        checking.rest("the images are not in [0, 1]")
-        return checking.done(len(rows), passes)
+        log.rest("the images are not in [0, 1]")
+        return log.done(len(rows), passes)
     device, dtype = placement(model, x)
     x = as_input(x, device, dtype)
     with undisturbed(device, 0), torch.no_grad(), inference(model, device, fast=False):
-        k = _takes(model, x, checking)
+        k = _takes(model, x, log)
         # Not by `counted`, which relies on what is found out here: that the model returns logits.
         passes.example_forwards += min(len(x), 2)
-        y = None if k is None else _numbered(y, k, classes, checking)
+        y = None if k is None else _numbered(y, k, classes, log)
     if k is None or y is None:
-        checking.rest("the model does not take the images" if k is None else "labels and logits do not fit")
-        return checking.done(len(rows), passes)
+        log.rest("the model does not take the images" if k is None else "labels and logits do not fit")
+        return log.done(len(rows), passes)
     with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
-        given = _given(model, x[:batch_size], checking)
+        given = _given(model, x[:batch_size], log)
     with undisturbed(device, 0), torch.no_grad(), inference(model, device), counted(model, passes):
-        watched = statistics.Watched(model)
-        inspection = CleanChecks(
+        watched = statistics.WatchedModel(model)
+        checks = CleanChecks(
             model=Batched(watched, batch_size),
             watched=watched,
             x=x,
@@ -104,8 +101,8 @@ def check(
             passes=passes,
             names=classes,
         )
-        _inspect(inspection, given, checking)
-    return checking.done(len(rows), passes)
+        _run_checks(checks, given, log)
+    return log.done(len(rows), passes)
 
 
 def _checked(images: Tensor, labels: Tensor, batch_size: int, limit: int) -> Tensor:
@@ -123,34 +120,34 @@ def _checked(images: Tensor, labels: Tensor, batch_size: int, limit: int) -> Ten
     return labels.long()
 
 
-def _in_range(x: Tensor, checking: CheckLog) -> Tensor | None:
+def _in_range(x: Tensor, log: CheckLog) -> Tensor | None:
     """The images in [0, 1], where it is known how they get there."""
     whole = x.float() / 255 if x.dtype == torch.uint8 else x
     found, span = check_range(whole, None), f"{whole.amin().item():.3g}..{whole.amax().item():.3g}"
     if found is None and whole.amax() == whole.amin():
-        checking.wrong("EV221", f"All pixels of all images are {whole.amax().item():.3g}.", "look at how they are read")
+        log.wrong("EV221", f"All pixels of all images are {whole.amax().item():.3g}.", "look at how they are read")
         return None
     if found is None:
         kind = "uint8, divided by 255" if x.dtype == torch.uint8 else str(x.dtype).removeprefix("torch.")
-        checking.fine("pixel range", f"{span} ({kind})")
+        log.fine("pixel range", f"{span} ({kind})")
         return x
     if "divide the images" in found.message:
-        checking.wrong("EV221", found.message, "images = images / 255")
+        log.wrong("EV221", found.message, "images = images / 255")
         return whole / 255
     if "divided by 255 twice" in found.message:
         text = "images = images * 255" if x.is_floating_point() else "images = (images * 255).to(torch.uint8)"
-        checking.wrong("EV221", found.message, text)
+        log.wrong("EV221", found.message, text)
         return whole * 255
     origin = undone(whole)
     if origin is None:
-        checking.wrong("EV221", found.message, "give the images as uint8, and Classifier(net, mean=..., std=...)")
+        log.wrong("EV221", found.message, "give the images as uint8, and Classifier(net, mean=..., std=...)")
         return None
     name, pixels, text = origin
-    checking.wrong("EV221", f"{found.message} With {name} normalisation taken back they are whole grey levels.", text)
+    log.wrong("EV221", f"{found.message} With {name} normalisation taken back they are whole grey levels.", text)
     return pixels
 
 
-def _takes(model: nn.Module, x: Tensor, checking: CheckLog) -> int | None:
+def _takes(model: nn.Module, x: Tensor, log: CheckLog) -> int | None:
     """The number of logits, if the model takes such images and returns logits."""
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
     shape, said = "x".join(map(str, x.shape[1:])), ""
@@ -160,20 +157,18 @@ def _takes(model: nn.Module, x: Tensor, checking: CheckLog) -> int | None:
         said = first_line(error)
         seen = f"The model does not take images of {shape} in {_type_of(x)}: {said}"
         if len(devices) > 1:
-            checking.wrong("EV226", f"{seen} (parameters on {', '.join(sorted(devices))})", "model.to(device)")
+            log.wrong("EV226", f"{seen} (parameters on {', '.join(sorted(devices))})", "model.to(device)")
         else:
-            checking.wrong("EV226", seen, _instead(model, x))
+            log.wrong("EV226", seen, _instead(model, x))
         return None
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]):
         gave = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         # What a network with several outputs or of another library returns.
         inner = ".logits" if hasattr(logits, "logits") else "[0]" if isinstance(logits, (tuple, list)) else ""
         text = f"return output{inner}" if inner else "return logits (N, K)"
-        checking.wrong(
-            "EV226", f"The model returns {gave} for {len(x[:2])} images; it must return logits (N, K).", text
-        )
+        log.wrong("EV226", f"The model returns {gave} for {len(x[:2])} images; it must return logits (N, K).", text)
         return None
-    checking.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}")
+    log.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}")
     return logits.shape[1]
 
 
@@ -197,7 +192,8 @@ def _instead(model: nn.Module, x: Tensor) -> str:
     if runs(x[:1].double() if x.dtype == torch.float32 else x[:1].float()):
         return "model.float()" if x.dtype == torch.float32 else "images.float()"
     if runs(255 * x[:1]):
-        return "it takes images in 0..255: " + _write_255(c)
+        zeros, std = ", ".join(["0"] * c), ", ".join(["1 / 255"] * c)
+        return f"it takes images in 0..255: Classifier(net, mean=({zeros},), std=({std},))"
     for channels in (c, 4 - c) if c in (1, 3) else (c, 3, 1):
         for side in dict.fromkeys((h, *SIDES)):
             tried = (channels, h if side == h else side, w if side == h else side)
@@ -206,164 +202,155 @@ def _instead(model: nn.Module, x: Tensor) -> str:
     return "look at what its first layer expects"
 
 
-def _write_255(channels: int) -> str:
-    std = ", ".join(["1 / 255"] * channels)
-    return f"Classifier(net, mean=({', '.join(['0'] * channels)},), std=({std},))"
-
-
-def _numbered(y: Tensor, k: int, classes: Sequence[str] | None, checking: CheckLog) -> Tensor | None:
+def _numbered(y: Tensor, k: int, classes: Sequence[str] | None, log: CheckLog) -> Tensor | None:
     """The labels as the model may know them, or None where they do not fit its logits."""
     low, high = int(y.min()), int(y.max())
     n = None if classes is None else len(classes)
     if high >= k:
         seen = f"Labels go from {low} to {high}, but the model has {k} logits."
         if low >= 1 and high == k and n in (None, k):
-            checking.wrong("EV227", f"{seen} They seem to start at 1.", "labels = labels - 1")
+            log.wrong("EV227", f"{seen} They seem to start at 1.", "labels = labels - 1")
             return y - 1
-        checking.wrong("EV227", seen, f"give the network a head of {max(high + 1, n or 0)} classes")
+        log.wrong("EV227", seen, f"give the network a head of {max(high + 1, n or 0)} classes")
         return None
     if n is not None and k < n:
-        checking.wrong(
-            "EV227", f"The data has {n} classes, but the model {k} logits.", f"give it a head of {n} classes"
-        )
+        log.wrong("EV227", f"The data has {n} classes, but the model {k} logits.", f"give it a head of {n} classes")
         return y
     if n is None or k == n:
-        checking.fine("classes", f"{k} logits, labels {low}..{high}" + (f", {n} classes" if n else ""))
+        log.fine("classes", f"{k} logits, labels {low}..{high}" + (f", {n} classes" if n else ""))
     return y
 
 
-def _given(model: nn.Module, x: Tensor, checking: CheckLog) -> AsGiven | None:
+def _given(model: nn.Module, x: Tensor, log: CheckLog) -> LogitsAsGiven | None:
     try:
         return as_given(model, x)
     except REFUSALS as error:
         said = first_line(error)
-        checking.wrong("EV211", f"In training mode, in which it was given, the model fails: {said}", "model.eval()")
+        log.wrong("EV211", f"In training mode, in which it was given, the model fails: {said}", "model.eval()")
         return None
 
 
-def _inspect(inspection: CleanChecks, given: AsGiven | None, checking: CheckLog) -> None:
-    inspection.outputs(given)
-    inspection.feeding()
-    refed = inspection.has(("EV222",))
-    dead = (inspection.has(("EV209",)) or bool(statistics.lost(inspection.logits).all())) and not refed
-    if not dead and not refed:
-        rows = inspection.fed.right.nonzero().squeeze(1)
-        inspection.slope(rows if len(rows) else torch.arange(inspection.n, device=inspection.x.device))
-    for found in inspection.findings:
-        if not (found.code == "EV211" and checking.has("train mode")):
-            checking.wrong(found.code, found.message, found.remedy or REMEDIES.get(found.code, ""))
-    if not checking.has("classes"):
-        _unused(inspection, checking)
-    looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
-        "train mode": lambda: _train_mode(given),
-        "randomness": lambda: ("fine", f"two passes over {inspection.n} images are the same"),
-        "batch": lambda: _company(inspection),
-        "output": lambda: ("fine", "logits, finite"),
-        "gradients": lambda: ("fine", f"finite, not zero, and the slope of the output on {inspection.n} images"),
+def _run_checks(checks: CleanChecks, given: LogitsAsGiven | None, log: CheckLog) -> None:
+    checks.check_outputs(given)
+    checks.check_preprocessing()
+    badly_fed = checks.has(("EV222",))
+    uninformative = not badly_fed and (checks.has(("EV209",)) or not checks.logits.isfinite().all(1).any())
+    if not uninformative and not badly_fed:
+        rows = checks.as_is.right.nonzero().squeeze(1)
+        checks.check_gradients(rows if len(rows) else torch.arange(checks.n, device=checks.x.device))
+    for found in checks.findings:
+        if not (found.code == "EV211" and log.has("train mode")):
+            log.wrong(found.code, found.message, found.remedy or REMEDIES.get(found.code, ""))
+    if not log.has("classes"):
+        _unused(checks, log)
+    seen: dict[str, tuple[Verdict, str]] = {
+        "train mode": _train_mode(given),
+        "randomness": ("fine", f"two passes over {checks.n} images are the same"),
+        "batch": _batch_dependence(checks),
+        "output": ("fine", "logits, finite"),
     }
-    if not dead:
-        looks |= {
-            "normalisation": lambda: _normalisation(inspection),
-            "channel order": lambda: _channels(inspection),
-            "label order": lambda: _order(inspection),
-        }
-        _accuracy(inspection, checking)
-    for what, look in looks.items():
-        if not checking.has(what) and not (what == "gradients" and (dead or refed)):
-            verdict, evidence = look()
-            checking.items.append(CheckItem(what, verdict, evidence))
-    checking.rest("feed the images as they should be first" if refed else "the output says nothing of the images")
+    if not uninformative:
+        seen |= {"normalisation": _normalisation(checks), "channel order": _channels(checks)}
+        seen |= {"label order": _order(checks)}
+        _accuracy(checks, log)
+        if not badly_fed:
+            seen["gradients"] = "fine", f"finite, not zero, and the slope of the output on {checks.n} images"
+    log.items += [CheckItem(what, *verdict) for what, verdict in seen.items() if not log.has(what)]
+    log.rest("feed the images as they should be first" if badly_fed else "the output says nothing of the images")
 
 
-def _unused(inspection: CleanChecks, checking: CheckLog) -> None:
+def _unused(checks: CleanChecks, log: CheckLog) -> None:
     """More logits than classes: fine as a class for foreign images, wrong as a head for other data."""
-    k, n = inspection.logits.shape[1], len(inspection.names or ())
-    outside = int((inspection.best.logits.argmax(1) >= n).sum())
-    seen = f"The model has {k} logits, the data {n} classes; {outside} of {inspection.n} predictions are none of these."
-    if outside > 0.1 * inspection.n:
-        checking.wrong("EV227", seen, f"give it a head of {n} classes, or pick their logits: logits[:, indices]")
+    k, n = checks.logits.shape[1], len(checks.names or ())
+    outside = int((checks.best.logits.argmax(1) >= n).sum())
+    seen = f"The model has {k} logits, the data {n} classes; {outside} of {checks.n} predictions are none of these."
+    if outside > 0.1 * checks.n:
+        log.wrong("EV227", seen, f"give it a head of {n} classes, or pick their logits: logits[:, indices]")
     else:
-        checking.fine("classes", seen)
+        log.fine("classes", seen)
 
 
-def _train_mode(given: AsGiven | None) -> tuple[Verdict, str]:
+def _train_mode(given: LogitsAsGiven | None) -> tuple[Verdict, str]:
     if given is None:
         return "fine", "all modules in inference mode"
     return "fine", f"{len(given.names)} modules are in training mode, which does not change the output"
 
 
-def _company(inspection: CleanChecks) -> tuple[Verdict, str]:
-    if inspection.n < 2:
+def _batch_dependence(checks: CleanChecks) -> tuple[Verdict, str]:
+    if checks.n < 2:
         return "not checked", "it takes two images"
-    if inspection.has(("EV212",)):
+    if checks.has(("EV212",)):
         return "not checked", "the output is random"
     return "fine", "the same outputs in another batch"
 
 
-def _normalisation(inspection: CleanChecks) -> tuple[Verdict, str]:
+def _normalisation(checks: CleanChecks) -> tuple[Verdict, str]:
     """Whether the way in which the images are fed was confirmed: by the first BatchNorm, or by the labels."""
-    fed, tried = inspection.fed, len(inspection.trials)
-    as_fed = f"accuracy {fed.accuracy:.1%} as fed"
+    as_is, tried = checks.as_is, len(checks.trials)
+    as_fed = f"accuracy {as_is.accuracy:.1%} as fed"
     if tried:
-        best = max(inspection.trials, key=lambda trial: trial.accuracy)
+        best = max(checks.trials, key=lambda trial: trial.accuracy)
         assert best.how is not None
         as_fed += f", at most {best.accuracy:.1%} under {tried} other preprocessings ({best.how.change})"
-    if fed.mismatch is not None and fed.mismatch <= MISMATCHED:
-        return "fine", f"{as_fed}; the first BatchNorm meets what it was trained on (divergence {fed.mismatch:.2g})"
-    if _guesses(inspection):
-        return "not checked", f"{as_fed}, which {inspection.n} images do not tell from guessing"
-    if fed.mismatch is not None:
-        seen = f"the first BatchNorm is {fed.mismatch:.2g} away from its training, and nothing tried is far nearer"
+    if as_is.mismatch is not None and as_is.mismatch <= MISMATCHED:
+        return (
+            "fine",
+            f"{as_fed}; the first BatchNorm meets what it was trained on (divergence {as_is.mismatch:.2g})",
+        )
+    if _guesses(checks):
+        return "not checked", f"{as_fed}, which {checks.n} images do not tell from guessing"
+    if as_is.mismatch is not None:
+        seen = f"the first BatchNorm is {as_is.mismatch:.2g} away from its training, and nothing tried is far nearer"
         return "not checked", f"{as_fed}; {seen}"
     return "fine", as_fed
 
 
-def _channels(inspection: CleanChecks) -> tuple[Verdict, str]:
-    turned = inspection.turned
-    if inspection.x.shape[1] != 3:
-        return "not checked", f"the images have {inspection.x.shape[1]} channel(s)"
-    if turned is None:
-        same = bool((inspection.x[:, 0] == inspection.x[:, 2]).all())
+def _channels(checks: CleanChecks) -> tuple[Verdict, str]:
+    swapped = checks.swapped
+    if checks.x.shape[1] != 3:
+        return "not checked", f"the images have {checks.x.shape[1]} channel(s)"
+    if swapped is None:
+        same = bool((checks.x[:, 0] == checks.x[:, 2]).all())
         if same:
             return "not checked", "the images are grey"
         return "fine", "every image is classified correctly as fed"
-    before = inspection.upright
-    seen = f"accuracy {before.accuracy:.1%} as fed, {turned.accuracy:.1%} with red and blue exchanged"
-    if _guesses(inspection):
+    before = checks.unswapped
+    seen = f"accuracy {before.accuracy:.1%} as fed, {swapped.accuracy:.1%} with red and blue exchanged"
+    if _guesses(checks):
         return "not checked", seen
-    sure = statistics.better(before.right, turned.right, 0, 0.05) or before.loss < turned.loss
+    sure = statistics.better(before.right, swapped.right, 0, 0.05) or before.loss < swapped.loss
     return ("fine" if sure else "not checked"), seen
 
 
-def _order(inspection: CleanChecks) -> tuple[Verdict, str]:
-    k = inspection.logits.shape[1]
-    if _guesses(inspection):
-        return "not checked", f"no order of {k} classes stands out on {inspection.n} images"
+def _order(checks: CleanChecks) -> tuple[Verdict, str]:
+    k = checks.logits.shape[1]
+    if _guesses(checks):
+        return "not checked", f"no order of {k} classes stands out on {checks.n} images"
     return "fine", f"no other order of {k} classes fits the predictions far better"
 
 
-def _guesses(inspection: CleanChecks) -> bool:
+def _guesses(checks: CleanChecks) -> bool:
     """Whether the accuracy, as well as it can be explained, may be that of always giving the commonest label."""
-    right = int(inspection.best.right.sum())
-    return right == 0 or interval(right, inspection.n, 0.99)[0] <= _chance(inspection)
+    right = int(checks.best.right.sum())
+    return right == 0 or interval(right, checks.n, 0.99)[0] <= _chance(checks)
 
 
-def _chance(inspection: CleanChecks) -> float:
-    counts = inspection.y.bincount()
-    return max(int(counts.max()) / inspection.n, 1 / inspection.logits.shape[1])
+def _chance(checks: CleanChecks) -> float:
+    counts = checks.y.bincount()
+    return max(int(counts.max()) / checks.n, 1 / checks.logits.shape[1])
 
 
-def _accuracy(inspection: CleanChecks, checking: CheckLog) -> None:
-    fed, best, chance = inspection.fed, inspection.best, _chance(inspection)
-    seen = f"{fed.accuracy:.1%} on {inspection.n} images"
-    if best is not fed:
-        checking.fine("accuracy", f"{seen} as fed, {best.accuracy:.1%} with what is wrong put right")
-    elif not _guesses(inspection):
-        checking.fine("accuracy", f"{seen} ({chance:.1%} by always giving the commonest label)")
-    elif inspection.has(("EV212",)):
-        checking.unknown("accuracy", f"{seen}: the output is random")
-    elif interval(int(fed.right.sum()), inspection.n, 0.99)[1] < chance + 0.2 * (1 - chance):
-        figures = {"accuracy": fed.accuracy, "examples": inspection.n, "chance": chance}
-        checking.wrong("EV229", MESSAGES["EV229"].format(**figures), "toughen.models.load_weights(net, path)")
+def _accuracy(checks: CleanChecks, log: CheckLog) -> None:
+    as_is, best, chance = checks.as_is, checks.best, _chance(checks)
+    seen = f"{as_is.accuracy:.1%} on {checks.n} images"
+    if best is not as_is:
+        log.fine("accuracy", f"{seen} as fed, {best.accuracy:.1%} with what is wrong put right")
+    elif not _guesses(checks):
+        log.fine("accuracy", f"{seen} ({chance:.1%} by always giving the commonest label)")
+    elif checks.has(("EV212",)):
+        log.unknown("accuracy", f"{seen}: the output is random")
+    elif interval(int(as_is.right.sum()), checks.n, 0.99)[1] < chance + 0.2 * (1 - chance):
+        figures = {"accuracy": as_is.accuracy, "examples": checks.n, "chance": chance}
+        log.wrong("EV229", MESSAGES["EV229"].format(**figures), "toughen.models.load_weights(net, path)")
     else:
-        checking.unknown("accuracy", f"{seen}: too few to tell from guessing")
+        log.unknown("accuracy", f"{seen}: too few to tell from guessing")

@@ -1,9 +1,9 @@
 """How a model may have been meant to be fed: customary preprocessings, and what speaks for one of them.
 
-Two witnesses are heard. Labels say which preprocessing classifies better, where there are enough of them. The first
-BatchNorm of a network remembers the mean and variance of what it met in training; images that are fed as then meet
-these again. That needs no label and few images: on four photographs it tells two normalisations apart that give the
-same classes.
+There are two kinds of evidence. Labels say which preprocessing classifies better, where there are enough of them. The
+first BatchNorm of a network remembers the mean and variance of what it met in training; images that are fed as then
+meet these again. That needs no label and few images: on four photographs it tells two normalisations apart that give
+the same classes.
 
     with FirstNorm(model) as norm:
         logits = model(how.apply(x))
@@ -23,9 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from toughen.evaluation.audit import statistics
 from toughen.losses import cross_entropy
-from toughen.models.classifier import PerImageStandardize
-
-MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+from toughen.models.classifier import MeanStd, PerImageStandardize
 
 # Means and standard deviations by number of channels. Of each number the first two are far apart and are tried first;
 # the others are near relatives of theirs.
@@ -80,7 +78,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a model says of the examples under a preprocessing.
+    """What a model predicts on the examples under a preprocessing.
 
     Attributes:
         how: the preprocessing; None for images as they were given.
@@ -102,14 +100,14 @@ class Trial:
     def of(cls, how: Preprocessing | None, x: Tensor, logits: Tensor, mismatch: float | None, y: Tensor) -> Self:
         """The trial with these logits, judged by labels y (N,)."""
         loss = float(cross_entropy(logits, y).mean())
-        return cls(how, x, logits, mismatch, (logits.argmax(1) == y) & ~statistics.lost(logits), loss)
+        return cls(how, x, logits, mismatch, (logits.argmax(1) == y) & ~statistics.not_finite(logits), loss)
 
     @property
     def accuracy(self) -> float:
         """Share of the examples that are right."""
         return self.right.float().mean().item()
 
-    def beats(self, fed: "Trial", y: Tensor, tried: int) -> bool:
+    def beats(self, as_is: "Trial", y: Tensor, tried: int) -> bool:
         """Whether this preprocessing explains the model far better than the images as they were given.
 
         By statistics: the first BatchNorm is at least four times nearer to its training than it was, from where it
@@ -117,21 +115,21 @@ class Trial:
         thousand for all that was tried, and a BatchNorm that does not object.
 
         Args:
-            fed: the trial of the images as they were given.
+            as_is: the trial of the images as they were given.
             y: classes (N,).
             tried: number of preprocessings.
         """
         assert self.how is not None
-        if self.mismatch is not None and fed.mismatch is not None:
-            if fed.mismatch > MISMATCHED and self.mismatch < fed.mismatch / 4 and self.loss <= fed.loss:
+        if self.mismatch is not None and as_is.mismatch is not None:
+            if as_is.mismatch > MISMATCHED and self.mismatch < as_is.mismatch / 4 and self.loss <= as_is.loss:
                 return self.mismatch < MISMATCHED
-            if self.mismatch > min(fed.mismatch, MISMATCHED):
+            if self.mismatch > min(as_is.mismatch, MISMATCHED):
                 return False
         chance = 1e-3 / tried
-        if statistics.better(self.right, fed.right, self.how.points, chance):
+        if statistics.better(self.right, as_is.right, self.how.points, chance):
             return True
-        ahead = int(self.right.sum()) - int(fed.right.sum())
-        unlike = statistics.log_odds(self.logits, fed.logits, y) > -math.log(chance)
+        ahead = int(self.right.sum()) - int(as_is.right.sum())
+        unlike = statistics.log_likelihood_ratio(self.logits, as_is.logits, y) > -math.log(chance)
         return ahead >= 3 and ahead > self.how.points * len(y) and unlike
 
     def rank(self) -> tuple[float, ...]:
@@ -157,7 +155,8 @@ class FirstNorm:
     handles: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self.forget()
+        self.first: _BatchNorm | None = None
+        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
         for module in self.model.modules():
             if isinstance(module, _BatchNorm) and _trained(module):
                 self.handles.append(module.register_forward_pre_hook(self._see))
@@ -168,11 +167,6 @@ class FirstNorm:
     ) -> None:
         while self.handles:
             self.handles.pop().remove()
-
-    def forget(self) -> None:
-        """Look anew."""
-        self.first: _BatchNorm | None = None
-        self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, _BatchNorm)
@@ -246,18 +240,10 @@ def coarse(model: nn.Module, channels: int) -> list[Preprocessing]:
     own = declared(model, channels)
     if own is not None:
         mean, std = (values.tolist() for values in own)
-        found += [
-            _back(
-                "without the model's normalisation", "own", (mean, std), 0.05, "Classifier(net), without mean and std"
-            ),
-            _front(
-                "with the model's normalisation twice",
-                "own",
-                (mean, std),
-                0.05,
-                f"nn.Sequential(Normalize({_numbers(mean)}, {_numbers(std)}), model)",
-            ),
-        ]
+        left_out, twice = "without the model's normalisation", "with the model's normalisation twice"
+        again = f"nn.Sequential(Normalize({_numbers(mean)}, {_numbers(std)}), model)"
+        found.append(_back(left_out, "own", (mean, std), 0.05, "Classifier(net), without mean and std"))
+        found.append(_front(twice, "own", (mean, std), 0.05, again))
     whole_image = next((module for module in model.modules() if isinstance(module, PerImageStandardize)), None)
     if whole_image is not None:
         text = "Classifier(net), without per_image"
@@ -270,29 +256,14 @@ def coarse(model: nn.Module, channels: int) -> list[Preprocessing]:
     whole: MeanStd = ((0.0,) * channels, (1 / 255,) * channels)
     tiny: MeanStd = ((0.0,) * channels, (255.0,) * channels)
     zeros, scales = _numbers((0,) * channels), _numbers((255,) * channels)
+    to_255 = f"Classifier(net, mean={zeros}, std=({', '.join(['1 / 255'] * channels)}{',' * (channels == 1)}))"
+    from_255 = f"leave out what multiplies by 255, or write Classifier(net, mean={zeros}, std={scales})"
+    alone, by_itself = "Classifier(net, per_image=True)", "with every image standardised by itself"
     return [
         *found,
-        Preprocessing(
-            "with every image standardised by itself",
-            "in front",
-            PerImageStandardize(),
-            0.2,
-            "Classifier(net, per_image=True)",
-        ),
-        _front(
-            "with images in 0..255",
-            "0..255",
-            whole,
-            0.2,
-            f"Classifier(net, mean={zeros}, std=({', '.join(['1 / 255'] * channels)}{',' * (channels == 1)}))",
-        ),
-        _front(
-            "with images divided by 255 once more",
-            "0..1/255",
-            tiny,
-            0.2,
-            f"leave out what multiplies by 255, or write Classifier(net, mean={zeros}, std={scales})",
-        ),
+        Preprocessing(by_itself, "in front", PerImageStandardize(), 0.2, alone),
+        _front("with images in 0..255", "0..255", whole, 0.2, to_255),
+        _front("with images divided by 255 once more", "0..1/255", tiny, 0.2, from_255),
     ]
 
 
@@ -322,7 +293,7 @@ def undone(x: Tensor) -> tuple[str, Tensor, str] | None:
         off = (levels - levels.round()).abs()
         if off.mean() < 0.02 and levels.min() > -0.5 and levels.max() < 255.5:
             text = f"leave Normalize({_numbers(means)}, {_numbers(stds)}) out of the data and write "
-            text += f"Classifier(net, mean={_numbers(means)}, std={_numbers(stds)})"
+            text += _classifier(means, stds)
             return name, (levels.round() / 255).to(x.dtype), text
     return None
 
@@ -332,8 +303,7 @@ def _customary(name: str, channels: int, family: str) -> Preprocessing:
     mean, std = constants
     change = f"with {name} normalisation {family}"
     if family == "in front":
-        text = f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
-        return _front(change, family, constants, 0.2, text)
+        return _front(change, family, constants, 0.2, _classifier(mean, std))
     text = f"Leave out one Normalize(mean={_numbers(mean)}, std={_numbers(std)}) in front of the network"
     return _back(change, family, constants, 0.2, text)
 
@@ -343,20 +313,18 @@ def _instead(name: str, channels: int, own: tuple[Tensor, Tensor]) -> Preprocess
     mean, std = CUSTOMARY[channels][name]
     m, s = (values.tolist() for values in own)
     family = "instead of the model's"
-    return Preprocessing(
-        f"with {name} normalisation {family}",
-        family,
-        lambda x: (x - _shaped(mean, x)) / _shaped(std, x) * _shaped(s, x) + _shaped(m, x),
-        0.2,
-        f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})",
-    )
+
+    def apply(x: Tensor) -> Tensor:
+        return (x - _shaped(mean, x)) / _shaped(std, x) * _shaped(s, x) + _shaped(m, x)
+
+    return Preprocessing(f"with {name} normalisation {family}", family, apply, 0.2, _classifier(mean, std))
 
 
 def _scaled(name: str, channels: int) -> Preprocessing:
     """A customary normalisation of images that something else multiplies by 255."""
     mean, std = CUSTOMARY[channels][name]
     constants = mean, tuple(255 * value for value in std)
-    text = f"leave out what multiplies by 255, and write Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
+    text = f"leave out what multiplies by 255, and write {_classifier(mean, std)}"
     change = f"with images divided by 255 once more and {name} normalisation"
     return _front(change, "0..1/255", constants, 0.2, text)
 
@@ -373,6 +341,11 @@ def _back(change: str, family: str, constants: tuple[Sequence[float], ...], poin
 
 def _shaped(values: Sequence[float], x: Tensor) -> Tensor:
     return torch.tensor(values, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+
+
+def _classifier(mean: Sequence[float], std: Sequence[float]) -> str:
+    """A classifier with this normalisation, as one writes it."""
+    return f"Classifier(net, mean={_numbers(mean)}, std={_numbers(std)})"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""Symptoms of a result that cannot be trusted, as functions of tensors: what the model returned, and its gradients.
+"""Signs of a result that cannot be trusted, as functions of tensors: what the model returned, and its gradients.
 
 Each of them compares with what chance or rounding would do, because a false alarm costs as much trust as a miss; the
 comments say where a threshold comes from.
@@ -65,8 +65,8 @@ class Operations(TorchFunctionMode):
         return result
 
 
-class Watched(nn.Module):
-    """A model whose passes are looked at.
+class WatchedModel(nn.Module):
+    """A model that counts the logits and gradients that are not finite.
 
     Where its logits do not depend on the images in autograd's eyes, their gradient is zero instead of an error.
 
@@ -74,8 +74,8 @@ class Watched(nn.Module):
         model: the classifier.
 
     Attributes:
-        logits: rows of logits that held NaN or infinity, since the last `forget`.
-        gradients: likewise of input gradients.
+        nonfinite_logits: rows of logits that held NaN or infinity, since the last `forget`.
+        nonfinite_gradients: likewise of input gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,28 +85,28 @@ class Watched(nn.Module):
 
     def forget(self) -> None:
         """Count anew."""
-        self.logits: Tensor | int = 0
-        self.gradients: Tensor | int = 0
+        self.nonfinite_logits: Tensor | int = 0
+        self.nonfinite_gradients: Tensor | int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         logits = self.model(x)
-        self.logits = self.logits + lost(logits.detach()).sum()
+        self.nonfinite_logits = self.nonfinite_logits + not_finite(logits.detach()).sum()
         if torch.is_grad_enabled() and x.requires_grad:
             x.register_hook(self._see)
             return logits + (0 * x.flatten(1).sum(1, keepdim=True)).to(logits.dtype)
         return logits
 
     def _see(self, grad: Tensor) -> None:
-        self.gradients = self.gradients + lost(grad).sum()
+        self.nonfinite_gradients = self.nonfinite_gradients + not_finite(grad).sum()
 
 
-def lost(values: Tensor) -> Tensor:
+def not_finite(values: Tensor) -> Tensor:
     """Which rows of (N, ...) hold NaN or infinity, (N,)."""
     return ~values.flatten(1).isfinite().all(1)
 
 
-def zero(grad: Tensor) -> Tensor:
+def all_zero(grad: Tensor) -> Tensor:
     """Which rows of a gradient (N, ...) are all zero, (N,)."""
     return (grad == 0).flatten(1).all(1)
 
@@ -132,7 +132,7 @@ def differ(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
     return ~same.all(1)
 
 
-def probabilities(logits: Tensor) -> bool:
+def are_probabilities(logits: Tensor) -> bool:
     """Whether all rows are probabilities: not negative, with a sum of one up to rounding.
 
     K free numbers that are nowhere negative and add up to one in each of many rows do not happen by chance.
@@ -141,13 +141,13 @@ def probabilities(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and ((logits.double().sum(1) - 1).abs() <= rounding).all())
 
 
-def log_probabilities(logits: Tensor) -> bool:
+def are_log_probabilities(logits: Tensor) -> bool:
     """Whether all rows are logarithms of probabilities."""
     rounding = 32 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
     return bool((logits <= rounding).all() and (logits.double().logsumexp(1).abs() <= rounding).all())
 
 
-def constant(logits: Tensor) -> bool:
+def are_constant(logits: Tensor) -> bool:
     """Whether four or more rows are the same up to rounding."""
     spread = (logits.amax(0) - logits.amin(0)).max()
     return len(logits) > 3 and bool(spread <= 32 * torch.finfo(logits.dtype).eps * logits.abs().max())
@@ -178,7 +178,7 @@ def better(right: Tensor, given: Tensor, points: float, chance: float) -> bool:
     return more - fewer > points * len(right) and sign_test(more, fewer) < chance
 
 
-def log_odds(logits: Tensor, others: Tensor, y: Tensor) -> float:
+def log_likelihood_ratio(logits: Tensor, others: Tensor, y: Tensor) -> float:
     """How much likelier labels y (N,) are by some logits (N, K) than by others, as a natural logarithm.
 
     Each model is taken to guess one label in five, so that a single image on which it is wrongly sure settles nothing.

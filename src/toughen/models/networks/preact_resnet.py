@@ -24,9 +24,7 @@ class PreActResNet18(nn.Module):
     Deviations from locuslab/robust_overfitting: global pooling in place of 4x4 (the same on 32x32 images), and
     `he_init` for the start, as in all residual networks here.
 
-    Args:
-        num_classes: number of logits K.
-        in_channels: channels C of the images.
+    Args (`num_classes` and `in_channels` as for `registry.build`):
         width: channels of the first group; 64 is the published network, less makes a quick one.
         activation: a name of `toughen.models.networks.activations`; the published network has `relu`.
 

@@ -167,41 +167,25 @@ class ResNet18(ResNet):
         )
 
 
-def resnet34(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
-) -> ResNet:
-    """ResNet-34, of basic blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
-    build = partial(ResNet, units=(3, 4, 6, 3), block=BasicBlock, expansion=1)
-    return build(num_classes, in_channels, stem=stem, width=width, activation=activation)
+def _for_large_images(
+    units: tuple[int, int, int, int], block: Callable[[int, int, int, str], nn.Module], expansion: int, about: str
+) -> Callable[..., ResNet]:
+    """The builder of a network with the `imagenet` stem unless told otherwise; `about` documents it."""
+
+    def build(
+        num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
+    ) -> ResNet:
+        form = {"units": units, "block": block, "expansion": expansion}
+        return ResNet(num_classes, in_channels, **form, stem=stem, width=width, activation=activation)
+
+    build.__doc__ = about
+    return build
 
 
-def resnet50(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
-) -> ResNet:
-    """ResNet-50, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
-    build = partial(ResNet, units=(3, 4, 6, 3), block=Bottleneck, expansion=4)
-    return build(num_classes, in_channels, stem=stem, width=width, activation=activation)
-
-
-def resnet101(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
-) -> ResNet:
-    """ResNet-101, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
-    build = partial(ResNet, units=(3, 4, 23, 3), block=Bottleneck, expansion=4)
-    return build(num_classes, in_channels, stem=stem, width=width, activation=activation)
-
-
-def resnet152(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
-) -> ResNet:
-    """ResNet-152, of bottleneck blocks. For large images unless `stem` says `cifar`; see `ResNet`."""
-    build = partial(ResNet, units=(3, 8, 36, 3), block=Bottleneck, expansion=4)
-    return build(num_classes, in_channels, stem=stem, width=width, activation=activation)
-
-
-def wide_resnet50_2(
-    num_classes: int, in_channels: int = 3, *, stem: str = "imagenet", width: Count = 64, activation: str = "relu"
-) -> ResNet:
-    """ResNet-50 with twice the inner channels (Zagoruyko and Komodakis 2016, ImageNet). See `ResNet`."""
-    build = partial(ResNet, units=(3, 4, 6, 3), block=partial(Bottleneck, widening=2), expansion=4)
-    return build(num_classes, in_channels, stem=stem, width=width, activation=activation)
+_LARGE = "For large images unless `stem` says `cifar`; see `ResNet`."
+resnet34 = _for_large_images((3, 4, 6, 3), BasicBlock, 1, f"ResNet-34, of basic blocks. {_LARGE}")
+resnet50 = _for_large_images((3, 4, 6, 3), Bottleneck, 4, f"ResNet-50, of bottleneck blocks. {_LARGE}")
+resnet101 = _for_large_images((3, 4, 23, 3), Bottleneck, 4, f"ResNet-101, of bottleneck blocks. {_LARGE}")
+resnet152 = _for_large_images((3, 8, 36, 3), Bottleneck, 4, f"ResNet-152, of bottleneck blocks. {_LARGE}")
+_WIDE = "ResNet-50 with twice the inner channels (Zagoruyko and Komodakis 2016, ImageNet). See `ResNet`."
+wide_resnet50_2 = _for_large_images((3, 4, 6, 3), partial(Bottleneck, widening=2), 4, _WIDE)

@@ -21,9 +21,7 @@ class SmallCNN(nn.Module):
     The convolutions have w, 2w, 2w and 4w channels with w = `width`. Works for images of any shape of 8 pixels a side
     or more: the network never knows the size.
 
-    Args:
-        num_classes: number of logits K.
-        in_channels: channels C of the images.
+    Args (`num_classes` and `in_channels` as for `registry.build`):
         width: channels of the first convolution, at least 1. Parameters at 10 classes and one channel: 13,338 at 8,
             1,830 at 2.
         norm: `none`, or `batch` for BatchNorm after each convolution. Without it the network has no state that an

@@ -39,9 +39,7 @@ class WideResNet(nn.Module):
     46.16 M of WRN-34-10 are counted without it); pooling is global in place of 8x8 (the same on 32x32 images). The
     paper's dropout is left out, as in all of the above.
 
-    Args:
-        num_classes: number of logits K.
-        in_channels: channels C of the images.
+    Args (`num_classes` and `in_channels` as for `registry.build`):
         depth: 6n + 4, at least 10.
         width: factor on the channels, at least 1.
         activation: a name of `networks.activations`; the paper has `relu`, Gowal et al. recommend `silu`.
@@ -96,9 +94,7 @@ class MadryResNet(nn.Module):
     `Classifier(net, per_image=True)` or `build("madry-w32-10", ..., per_image=True)`: without it nothing is normalised
     (paper 004 indeed feeds it pixels in [-1, 1], `mean=std=(0.5, 0.5, 0.5)`). Odd image sizes work; there they do not.
 
-    Args:
-        num_classes: number of logits K.
-        in_channels: channels C of the images.
+    Args (`num_classes` and `in_channels` as for `registry.build`):
         width: factor on the channels; 10 is the published network, less makes a quick one (1 is that code's own
             "non-wide version").
         activation: a name of `networks.activations`; the published network has `leaky_relu`, slope 0.1.

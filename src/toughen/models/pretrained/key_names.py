@@ -1,14 +1,13 @@
 """How other people's code names the tensors of the networks here, and which network a state dict is of.
 
-Each `KeyNames` renames keys to ours by rules for a published definition; no tensor is placed by its order or by its
-shape
+Each `KeyNames` renames the keys of a published definition to ours; no tensor is placed by its order or by its shape
 alone. `identify` builds every network that the shapes suggest, without memory, and says how much of it agrees.
 
     identify(torch.load("trades.pt"))        # [("wrn-34-10", {"num_classes": 10, "in_channels": 3}, 1.0)]
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,91 +28,77 @@ class KeyNames:
 
     Attributes:
         name: whose they are.
-        rules: the beginning of a key as a regular expression, and our beginning in its place.
-        unused: keys that the definition holds but never computes with.
+        outside: the beginning of a key -> ours, outside the groups of units.
+        unit: the beginning of a key in unit j of group i, as a regular expression with i and j.
+        inside: what follows it -> ours.
+        first: the number of the first group.
+        unused: the beginning of keys that the definition holds but never computes with.
         options: what the definition does otherwise than our default and no shape tells.
     """
 
     name: str
-    rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = ()
-    unused: str = "(?!)"
+    outside: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "(?!)"
+    inside: Mapping[str, str] = field(default_factory=dict)
+    first: int = 1
+    unused: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def renamed(self, names: Names) -> tuple[Names, list[str]]:
-        """The same with our keys where a rule knows one, and the file's keys that are unused."""
-        found, unused = {}, []
-        for key, original in names.items():
-            if re.match(self.unused, key):
-                unused.append(original)
-            else:
-                found[self._ours(key)] = original
+        """The same with our keys where ours is known, and the file's keys that are unused."""
+        unused = [original for key, original in names.items() if key.startswith(self.unused)]
+        found = {self._ours(key): original for key, original in names.items() if not key.startswith(self.unused)}
         return found, unused
 
     def _ours(self, key: str) -> str:
-        for pattern, ours in self.rules:
-            if match := re.match(pattern, key):
-                return ours(match) + key[match.end() :]
+        table, above, rest = self.outside, "", key
+        if match := re.match(self.unit, key):
+            table, above = self.inside, f"groups.{int(match[1]) - self.first}.{match[2]}."
+            rest = key[match.end() :]
+        for theirs, ours in table.items():
+            if rest.startswith(f"{theirs}."):
+                return f"{above}{ours}{rest.removeprefix(theirs)}"
         return key
-
-
-def _fixed(text: str) -> Callable[[re.Match[str]], str]:
-    return lambda _: text
-
-
-def _unit(part: str = "{}", first: int = 1) -> Callable[[re.Match[str]], str]:
-    """A part of unit j in group i, whose groups are counted from `first`."""
-    return lambda m: f"groups.{int(m[1]) - first}.{m[2]}.{part.format(*m.groups()[2:])}"
 
 
 OURS = KeyNames("toughen")
 LAYOUTS = (
     KeyNames(
         "torchvision, timm and kuangliu/pytorch-cifar",
-        (
-            (r"conv1\.", _fixed("stem.0.")),
-            (r"bn1\.", _fixed("stem.1.")),
-            (r"layer([1-4])\.(\d+)\.((?:conv|bn)\d)\.", _unit("branch.{}.")),
-            (r"layer([1-4])\.(\d+)\.(?:downsample|shortcut)\.", _unit("shortcut.")),
-            (r"(?:fc|linear)\.", _fixed("linear.")),
-        ),
+        {"conv1": "stem.0", "bn1": "stem.1", "fc": "linear", "linear": "linear"},
+        r"layer([1-4])\.(\d+)\.",
+        {
+            **{f"{layer}{number}": f"branch.{layer}{number}" for layer in ("conv", "bn") for number in (1, 2, 3)},
+            "downsample": "shortcut",
+            "shortcut": "shortcut",
+        },
     ),
     KeyNames(
         "locuslab/robust_overfitting",
-        (
-            (r"conv1\.", _fixed("stem.")),
-            (r"layer([1-4])\.(\d+)\.bn1\.", _unit("first.0.")),
-            (r"layer([1-4])\.(\d+)\.bn2\.", _unit("second.0.")),
-            (r"layer([1-4])\.(\d+)\.(conv\d)\.", _unit("{}.")),
-            (r"layer([1-4])\.(\d+)\.shortcut\.0\.", _unit("shortcut.")),
-            (r"bn\.", _fixed("last.0.")),
-        ),
+        {"conv1": "stem", "bn": "last.0"},
+        r"layer([1-4])\.(\d+)\.",
+        {"bn1": "first.0", "bn2": "second.0", "conv1": "conv1", "conv2": "conv2", "shortcut.0": "shortcut"},
     ),
     KeyNames(
         "yaodongyu/TRADES",
-        (
-            (r"conv1\.", _fixed("stem.")),
-            (r"block([1-3])\.layer\.(\d+)\.bn1\.", _unit("first.0.")),
-            (r"block([1-3])\.layer\.(\d+)\.bn2\.", _unit("second.0.")),
-            (r"block([1-3])\.layer\.(\d+)\.(conv\d)\.", _unit("{}.")),
-            (r"block([1-3])\.layer\.(\d+)\.convShortcut\.", _unit("shortcut.")),
-            (r"bn1\.", _fixed("last.0.")),
-            (r"fc\.", _fixed("linear.")),
-        ),
-        unused=r"sub_block1\.",
+        {"conv1": "stem", "bn1": "last.0", "fc": "linear"},
+        r"block([1-3])\.layer\.(\d+)\.",
+        {"bn1": "first.0", "bn2": "second.0", "conv1": "conv1", "conv2": "conv2", "convShortcut": "shortcut"},
+        unused=("sub_block1.",),
         options={"padding": "both"},
     ),
     KeyNames(
         "google-deepmind's adversarial_robustness",
-        (
-            (r"init_conv\.", _fixed("stem.")),
-            (r"layer\.([0-2])\.block\.(\d+)\.batchnorm_0\.", _unit("first.0.", 0)),
-            (r"layer\.([0-2])\.block\.(\d+)\.batchnorm_1\.", _unit("second.0.", 0)),
-            (r"layer\.([0-2])\.block\.(\d+)\.conv_0\.", _unit("conv1.", 0)),
-            (r"layer\.([0-2])\.block\.(\d+)\.conv_1\.", _unit("conv2.", 0)),
-            (r"layer\.([0-2])\.block\.(\d+)\.shortcut\.", _unit("shortcut.", 0)),
-            (r"batchnorm\.", _fixed("last.0.")),
-            (r"logits\.", _fixed("linear.")),
-        ),
+        {"init_conv": "stem", "batchnorm": "last.0", "logits": "linear"},
+        r"layer\.([0-2])\.block\.(\d+)\.",
+        {
+            "batchnorm_0": "first.0",
+            "batchnorm_1": "second.0",
+            "conv_0": "conv1",
+            "conv_1": "conv2",
+            "shortcut": "shortcut",
+        },
+        first=0,
         options={"padding": "end"},
     ),
 )
@@ -145,13 +130,13 @@ def identify(state: Mapping[str, Tensor]) -> list[tuple[str, dict[str, Any], flo
             if name.startswith("wrn") and layout.options.get("padding") == "end":
                 options = {**options, "padding": "end"}
             share = agreement(names, state, _on_meta(name, options))
-            text = described(name, options)
+            text = describe_network(name, options)
             if share >= 0.5 and share > found.get(text, ("", {}, 0.0))[2]:
                 found[text] = (name, options, share)
     return sorted(found.values(), key=lambda row: -row[2])
 
 
-def described(name: str, options: Mapping[str, Any]) -> str:
+def describe_network(name: str, options: Mapping[str, Any]) -> str:
     """A network of `identify` in words: its name, its classes and what else must be said to build it."""
     rest = {key: value for key, value in options.items() if key not in ("num_classes", "in_channels")}
     if options.get("in_channels", 3) != 3:

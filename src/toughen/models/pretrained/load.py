@@ -3,7 +3,7 @@
     model = build("wrn-34-10", num_classes=10)
     print(load_weights(model, "trades.pt"))     # what was done: layout, prefixes removed, normalisation taken over
 
-Prefixes of wrappers are removed, tensors renamed by the rules of `layouts`, and a normalisation that the file bundles
+Prefixes of wrappers are removed, tensors renamed as `key_names` says, and a normalisation that the file bundles
 becomes the classifier's. Either every tensor finds its place or the network stays as it was, and the error says why.
 """
 
@@ -17,18 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from toughen.errors import Option, UsageError
-from toughen.models.classifier import Classifier, Normalize
+from toughen.models.classifier import Classifier, MeanStd, Normalize
 from toughen.models.pretrained.files import pick_state, read_state
 from toughen.models.pretrained.finetune import find_head
-from toughen.models.pretrained.key_names import COUNTER, LAYOUTS, OURS, KeyNames, Names, agreement, described, identify
+from toughen.models.pretrained.key_names import (
+    COUNTER,
+    LAYOUTS,
+    OURS,
+    KeyNames,
+    Names,
+    agreement,
+    describe_network,
+    identify,
+)
 from toughen.storage.limits import shown
 
 # What wrappers keep beside the network: a copy in MadryLab/robustness' attacker, torch's count of averaged models.
 _BESIDE = re.compile(r"(?:.*\.)?attacker\.|n_averaged$")
 _WRAPPERS = 8
 _PAIRS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Loaded:
     layout: str
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    normalization: Statistics | None = None
+    normalization: MeanStd | None = None
     head: str = ""
 
     def __str__(self) -> str:
@@ -111,8 +118,8 @@ def load_weights(
     _check_fit(best, state, expected, target, where, views)
     _check_padding(best.layout, target, where)
     _check_finite(best.names, state, where)
-    if best.view.statistics:
-        _take_over(net, best.view.statistics, where)
+    if best.view.mean_std:
+        _take_over(net, best.view.mean_std, where)
     target.load_state_dict({ours: state[original] for ours, original in best.names.items()}, strict=False)
     return Loaded(
         where,
@@ -120,7 +127,7 @@ def load_weights(
         best.layout.name,
         best.view.prefix,
         (*best.view.beside, *best.unused),
-        best.view.statistics,
+        best.view.mean_std,
         head,
     )
 
@@ -166,7 +173,7 @@ class _UnwrappedState:
     names: Names
     prefix: str = ""
     beside: tuple[str, ...] = ()
-    statistics: Statistics | None = None
+    mean_std: MeanStd | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def _views(state: Mapping[str, Tensor], where: str) -> list[_UnwrappedState]:
         if beside:
             names = {name: original for name, original in view.names.items() if name not in beside}
             view = replace(view, names=names, beside=(*view.beside, *(view.names[name] for name in beside)))
-        view = _without_statistics(view, state, where)
+        view = _without_mean_std(view, state, where)
         firsts = {name.partition(".")[0] for name in view.names}
         if len(firsts) == 1 and all("." in name for name in view.names):
             first = f"{firsts.pop()}."
@@ -204,7 +211,7 @@ def _views(state: Mapping[str, Tensor], where: str) -> list[_UnwrappedState]:
     return views
 
 
-def _without_statistics(view: _UnwrappedState, state: Mapping[str, Tensor], where: str) -> _UnwrappedState:
+def _without_mean_std(view: _UnwrappedState, state: Mapping[str, Tensor], where: str) -> _UnwrappedState:
     """The view without a bundled mean and std of one number a channel."""
     for mean_name, std_name in _PAIRS:
         for name, original in view.names.items():
@@ -215,7 +222,7 @@ def _without_statistics(view: _UnwrappedState, state: Mapping[str, Tensor], wher
             if not {state[original].numel(), state[other].numel()} <= {1, 3}:
                 continue
             found = (_numbers(state[original]), _numbers(state[other]))
-            if view.statistics not in (None, found):
+            if view.mean_std not in (None, found):
                 raise ValueError(f"{where} bundles two normalisations that differ, and which one counts is not said")
             if max(found[0]) > 1 or min(found[1]) <= 0:
                 raise ValueError(
@@ -223,7 +230,7 @@ def _without_statistics(view: _UnwrappedState, state: Mapping[str, Tensor], wher
                     "classifier mean and std in that unit, and load the rest as a state dict"
                 )
             names = {key: value for key, value in view.names.items() if value not in (original, other)}
-            return replace(view, names=names, statistics=found)
+            return replace(view, names=names, mean_std=found)
     return view
 
 
@@ -231,8 +238,8 @@ def _numbers(values: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in values.double().flatten().tolist())
 
 
-def _text(statistics: Statistics) -> str:
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in statistics)
+def _text(mean_std: MeanStd) -> str:
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in mean_std)
     return f"mean ({mean}), std ({std})"
 
 
@@ -282,7 +289,8 @@ def _resemblance(state: Mapping[str, Tensor], views: list[_UnwrappedState]) -> s
     if not rows:
         return "it looks like no network that toughen has by name"
     name, options, share = rows[0]
-    return f"it looks like {described(name, options)}" + ("" if share == 1 else f" ({share:.0%} of the tensors agree)")
+    agree = "" if share == 1 else f" ({share:.0%} of the tensors agree)"
+    return f"it looks like {describe_network(name, options)}{agree}"
 
 
 def _check_padding(layout: KeyNames, target: nn.Module, where: str) -> None:
@@ -304,7 +312,7 @@ def _check_finite(names: Names, state: Mapping[str, Tensor], where: str) -> None
             )
 
 
-def _take_over(net: nn.Module, found: Statistics, where: str) -> None:
+def _take_over(net: nn.Module, found: MeanStd, where: str) -> None:
     """Make a bundled normalisation the classifier's."""
     if not isinstance(net, Classifier):
         raise ValueError(
@@ -321,12 +329,8 @@ def _take_over(net: nn.Module, found: Statistics, where: str) -> None:
         return
     if isinstance(own, Normalize):
         given = (_numbers(own.mean), _numbers(own.std))
-        close = [
-            torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-4)
-            for a, b in zip(given, (mean, std), strict=True)
-            if len(a) == len(b)
-        ]
-        if len(close) == 2 and all(close):
+        same_channels = len(given[0]) == len(mean) == len(std)
+        if same_channels and torch.allclose(torch.tensor(given), torch.tensor((mean, std)), atol=1e-4):
             return
         has, theirs = _text(given), (Option("mean"), " and ", Option("std"))
     else:

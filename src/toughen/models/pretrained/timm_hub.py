@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from toughen.errors import Option, UsageError
+from toughen.models.classifier import MeanStd
 from toughen.models.pretrained.hub_access import cache_where_unreachable
 from toughen.models.pretrained.timm_import import import_beside_torchvision
 
@@ -48,7 +49,7 @@ def find_extra(name: str) -> Callable[..., nn.Module]:
     return partial(_from_hub, rest)
 
 
-def pretrained_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def pretrained_normalization(name: str) -> MeanStd | None:
     """Mean and std, in units of [0, 1], that the pretrained weights of a network were trained with.
 
     Args:

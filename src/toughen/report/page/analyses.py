@@ -4,7 +4,8 @@ for section in describe_analyses(run, "run-1"):
     ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,21 @@ from toughen.report.records import RunRecord
 
 def describe_analyses(run: RunRecord, anchor: str) -> list[Section]:
     """The sections, each with what there is or the line that says how to make it."""
+
+    def describe(name: str, what: str, make: Callable[[str, Any], Iterator[Block]]) -> list[Block]:
+        found = run.analyses.get(name)
+        return [_missing(run, what, name)] if found is None else list(make(anchor, found))
+
+    sweeps = describe("eps-sweep", "sweep over radii", _describe_radius_sweep)
+    sweeps += describe("step-sweep", "sweep over attack steps", _describe_step_sweep)
+    gradients = describe("gradients", "gradient magnitudes", _describe_gradients)
+    images = describe("pictures", "pictures of adversarial examples", partial(_describe_pictures, run))
+    turned = "pictures of what large perturbations turn images into"
+    images += describe("turns-into", turned, partial(_describe_large_perturbations, run))
     sections = [
-        Section("Over radii and steps", [*_describe_radius_sweep(run, anchor), *_describe_step_sweep(run, anchor)]),
-        Section("Gradients and loss surfaces", [*_describe_gradients(run, anchor), *_describe_surfaces(run, anchor)]),
-        Section("Images", list(_describe_images(run, anchor))),
+        Section("Over radii and steps", sweeps),
+        Section("Gradients and loss surfaces", [*gradients, *_describe_surfaces(run, anchor)]),
+        Section("Images", images),
     ]
     radii = list(_describe_radii(run, anchor))
     return [*sections, Section("Radii of the training images", radii)] if radii else sections
@@ -31,11 +43,7 @@ def _missing(run: RunRecord, what: str, name: str) -> Paragraph:
     return Paragraph.missing(what, Command("analyse", run.name, only=name))
 
 
-def _describe_radius_sweep(run: RunRecord, anchor: str) -> Iterator[Block]:
-    found = run.analyses.get("eps-sweep")
-    if found is None:
-        yield _missing(run, "sweep over radii", "eps-sweep")
-        return
+def _describe_radius_sweep(anchor: str, found: Any) -> Iterator[Block]:
     radii, norm = found["radii"].tolist(), found.get("norm", "")
     names = [radius_text(radius) for radius in radii]
     caption = "Robust accuracy over the radius"
@@ -56,11 +64,7 @@ def _describe_radius_sweep(run: RunRecord, anchor: str) -> Iterator[Block]:
             )
 
 
-def _describe_step_sweep(run: RunRecord, anchor: str) -> Iterator[Block]:
-    found = run.analyses.get("step-sweep")
-    if found is None:
-        yield _missing(run, "sweep over attack steps", "step-sweep")
-        return
+def _describe_step_sweep(anchor: str, found: Any) -> Iterator[Block]:
     steps = found["steps"].tolist()
     names, caption = [str(step) for step in steps], "Robust accuracy over the steps of PGD"
     yield draw.sweep(f"{anchor}-step-sweep", f"{caption} ({found.get('threat', '')})", "steps", steps, names, found)
@@ -76,11 +80,7 @@ def _sweep_table(key: str, caption: str, what: str, places: list[Any], names: li
     return table
 
 
-def _describe_gradients(run: RunRecord, anchor: str) -> Iterator[Block]:
-    found = run.analyses.get("gradients")
-    if found is None:
-        yield _missing(run, "gradient magnitudes", "gradients")
-        return
+def _describe_gradients(anchor: str, found: Any) -> Iterator[Block]:
     yield draw.gradients(f"{anchor}-gradients", found["index"], found["norm"])
     table = Table(
         f"{anchor}-gradient-table", f"Gradient magnitudes of {len(found['norm'])} images", ("of", "mean", "max")
@@ -104,26 +104,21 @@ def _describe_surfaces(run: RunRecord, anchor: str) -> Iterator[Block]:
             yield draw.surface(key, one["offsets"], one["loss"][at], str(one.get("directions", "")), number)
 
 
-def _describe_images(run: RunRecord, anchor: str) -> Iterator[Block]:
-    pictures = run.analyses.get("pictures")
-    if pictures is None:
-        yield _missing(run, "pictures of adversarial examples", "pictures")
-    else:
-        yield _draw_grid(run, f"{anchor}-pictures", pictures)
-        yield Paragraph(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
-    turned = run.analyses.get("turns-into")
-    if turned is None:
-        yield _missing(run, "pictures of what large perturbations turn images into", "turns-into")
-        return
-    image = np.rint(np.clip(turned["clean"], 0, 1) * 255).astype(np.uint8)
+def _describe_pictures(run: RunRecord, anchor: str, found: Any) -> Iterator[Block]:
+    yield _draw_grid(run, f"{anchor}-pictures", found)
+    yield Paragraph(f"Differences are shown {draw.AMPLIFIED} times as large, around middle grey.", "note")
+
+
+def _describe_large_perturbations(run: RunRecord, anchor: str, found: Any) -> Iterator[Block]:
+    image = np.rint(np.clip(found["clean"], 0, 1) * 255).astype(np.uint8)
     arrays = {
-        **{name: turned[name] for name in ("index", "label", "clean_prediction")},
+        **{name: found[name] for name in ("index", "label", "clean_prediction")},
         "radius": np.zeros(len(image)),
         "image": image,
-        "adversarial": turned["images_uint8"][None],
-        "prediction": turned["prediction_uint8"][None],
+        "adversarial": found["images_uint8"][None],
+        "prediction": found["prediction_uint8"][None],
     }
-    ball = f"linf:{radius_text(float(turned.get('eps', 0)))}, {turned.get('steps')} steps of BIM"
+    ball = f"linf:{radius_text(float(found.get('eps', 0)))}, {found.get('steps')} steps of BIM"
     title = f"What images turn into within {ball}"
     yield draw.grid(f"{anchor}-turns-into", title, _class_names(run, arrays), arrays, [ball], differences=False)
 

@@ -168,7 +168,7 @@ def _describe_attacks(run: RunRecord, anchor: str) -> Iterator[Block]:
     rows: list[JsonObject] = []
     steps: list[tuple[str, int]] = []
     for name in dict.fromkeys([*settings, *tallies]):
-        # An attack for which nobody was left has no rows in the table of outcomes.
+        # An attack for which no example was left has no rows in the table of outcomes.
         row = {"attack": name, "settings": settings.get(name, {}), "attempted": 0, **tallies.get(name, {})}
         rows.append(row)
         if "threat" not in row["settings"]:

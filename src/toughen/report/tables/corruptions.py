@@ -24,9 +24,7 @@ def corruption_table(
 ) -> Table:
     """Accuracy under each corruption at each severity.
 
-    Args:
-        key: see `Table`.
-        caption: see `Table`.
+    Args (`key` and `caption` as for `Table`):
         severities: S of 1 to 5.
         rows: of each corruption its name, and S accuracies with their mean.
         narrow: as bare numbers under bare numbers, which fit a terminal of 80 columns.

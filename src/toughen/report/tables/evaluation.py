@@ -30,12 +30,10 @@ def evaluation_cells(found: StoredEvaluation) -> list[TableCell | str | int]:
 def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone: bool = False) -> Table:
     """What each attack met, broke and left, and what it cost.
 
-    Args:
-        key: see `Table`.
-        caption: see `Table`.
-        attacks: as a `result.json` lists them, with "settings" that name a ball of their own for an attack aside.
+    Args (`key` and `caption` as for `Table`):
+        attacks: as a `result.json` lists them, with "settings" that name a ball of their own for a side attack.
         alone: a column for the accuracy where an attack met every image that was right, and dashes for attacks that met
-            none; without it, "accuracy left" of an attack aside is what it leaves alone.
+            none; without it, "accuracy left" of a side attack is what it leaves alone.
     """
     left = ("accuracy left", "alone") if alone else ("accuracy left",)
     table = Table(key, caption, ("attack", "attempted", "broken", *left, "forwards", "backwards"))

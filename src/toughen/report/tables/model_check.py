@@ -6,7 +6,7 @@ Example:
 
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 
-TONES = {"fine": "good", "wrong": "bad", "not checked": "dim"}
+VERDICT_TONES = {"fine": "good", "wrong": "bad", "not checked": "dim"}
 
 
 def describe_model_check(checked: JsonObject) -> list[Block]:
@@ -21,7 +21,7 @@ def describe_model_check(checked: JsonObject) -> list[Block]:
         evidence = " ".join(filter(None, (item["code"], item["evidence"])))
         table.add(
             item["what"],
-            TableCell(item["verdict"], tone=TONES[item["verdict"]]),
+            TableCell(item["verdict"], tone=VERDICT_TONES[item["verdict"]]),
             TableCell(evidence, below=f"-> {item['remedy']}" if item["remedy"] else ""),
             rule=ruled,
         )

@@ -11,7 +11,7 @@ from toughen.report.alarms import overfitting_text
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 from toughen.report.csv import csv_text
 
-TONES = {"failed": "bad", "faulty": "bad", "done": "good"}
+STATE_TONES = {"failed": "bad", "faulty": "bad", "done": "good"}
 CSV_COLUMNS = (
     *("row", "column", "measured", "low", "high", "std", "trainings", "unit", "published", "published_id"),
     *("difference", "unreliable", "findings", "state", "alarms"),
@@ -60,7 +60,7 @@ def describe_study(found: JsonObject) -> list[Block]:
     lines: list[Block] = []
     for name, row in found["rows"].items():
         state, cost = row["state"], row["cost"]
-        label = TableCell(row["label"], tone=TONES.get(state, "dim"), below=state)
+        label = TableCell(row["label"], tone=STATE_TONES.get(state, "dim"), below=state)
         label = TableCell(row["label"]) if state == "done" else label
         spent = [""] * 3
         if cost is not None:
@@ -146,7 +146,9 @@ def _state(row: JsonObject) -> TableCell:
     ]
     counts = any(run in row["counted"] for run in raised)
     below = "\n".join([*filter(None, [str(row["reason"] or "")]), *said])
-    return TableCell(str(row["state"]), below=below, tone="bad" if counts else TONES.get(str(row["state"]), "dim"))
+    return TableCell(
+        str(row["state"]), below=below, tone="bad" if counts else STATE_TONES.get(str(row["state"]), "dim")
+    )
 
 
 def study_csv(found: JsonObject) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from toughen.report.blocks import Table
 from toughen.report.formatting import printable
 
-TONES = {"bad": "bold red", "good": "green", "dim": "dim", "missing": "dim", "note": "dim"}
+STYLES = {"bad": "bold red", "good": "green", "dim": "dim", "busy": "cyan", "missing": "dim", "note": "dim"}
 """What rich calls the tones of cells and the kinds of paragraphs."""
 
 WRAPPED = 30
@@ -30,7 +30,7 @@ class FittedTable:
         self._table = table
         self._rows = [
             [
-                Text(printable("\n".join(filter(None, (cell.text, cell.below)))), style=TONES.get(cell.tone, ""))
+                Text(printable("\n".join(filter(None, (cell.text, cell.below)))), style=STYLES.get(cell.tone, ""))
                 for cell in row
             ]
             for row in table.rows

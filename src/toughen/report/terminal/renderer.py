@@ -11,7 +11,7 @@ from rich.text import Text
 
 from toughen.report.blocks import Block, Figure, KeyFigures, PageEntry, Paragraph, Table, Verbatim
 from toughen.report.formatting import printable
-from toughen.report.terminal.fitted_table import TONES, FittedTable
+from toughen.report.terminal.fitted_table import STYLES, FittedTable
 
 
 def render(blocks: Iterable[Block]) -> Group:
@@ -39,9 +39,9 @@ def _render_block(block: Block) -> Iterator[RenderableType]:
     elif isinstance(block, KeyFigures):
         for name, value, below, tone in block.items:
             text = f"{name}: {value} ({below})" if below else f"{name}: {value}"
-            yield Text(printable(text), style=TONES.get(tone, ""))
+            yield Text(printable(text), style=STYLES.get(tone, ""))
     elif isinstance(block, Figure):
         yield Text(printable(f"{block.title}: {block.alt}"))
     elif isinstance(block, Paragraph):
         command = f" {block.command} makes it." if block.command else ""
-        yield Text(printable(f"{block.text}{command}"), style=TONES.get(block.kind, ""))
+        yield Text(printable(f"{block.text}{command}"), style=STYLES.get(block.kind, ""))

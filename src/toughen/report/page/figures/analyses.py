@@ -139,9 +139,7 @@ def grid(
 ) -> Figure:
     """Images, adversarial examples of them and the differences: a column for each image, at most ten.
 
-    Args:
-        key: see `Figure`.
-        title: see `Figure`.
+    Args (`key` and `title` as for `Figure`):
         names: of the classes.
         found: arrays of `Pictures`: index, label, radius, image, clean_prediction, adversarial, prediction.
         variants: what each kind of example is.

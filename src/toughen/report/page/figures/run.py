@@ -142,7 +142,7 @@ def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     alt = f"Of {int(counts.sum())} images {int(np.trace(counts))} stay in their class. Commonest ways out: {common}."
     rows = ((names[a], names[b], int(counts[a, b])) for a, b in zip(*np.nonzero(counts), strict=True))
     table = csv_text(("true", "predicted", "examples"), rows)
-    return Figure(key, title, alt, table, png=png, size=_css(side, side))
+    return Figure(key, title, alt, table, png=png, size=(round(96 * side), round(96 * side)))
 
 
 def corruptions(
@@ -211,8 +211,3 @@ def overfitting(key: str, checks: Sequence[tuple[int, float, float, bool]]) -> F
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _css(width: float, height: float) -> tuple[int, int]:
-    """Inches as the CSS pixels that a drawing of that size has on a page."""
-    return round(96 * width), round(96 * height)

@@ -34,7 +34,6 @@ _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _USES = re.compile(r"url\(#([^)]+)\)")
 _NUMBER = re.compile(r"-?\d+\.\d+")
-_KEPT = {"font-size", "font-weight", "text-anchor"}
 
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
