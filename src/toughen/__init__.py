@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toughen import attacks, corruptions, data, evaluation, losses, methods, models, recipes, testing, workflows
     from toughen.evaluation import Evaluation, check, evaluate
-    from toughen.models import Classifier
+    from toughen.models import Classifier, Ensemble
     from toughen.models.exported import load_model
     from toughen.recipes import Recipe
     from toughen.threat import L2, Linf
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Classifier": "toughen.models",
+    "Ensemble": "toughen.models",
     "Evaluation": "toughen.evaluation",
     "L2": "toughen.threat",
     "Linf": "toughen.threat",
@@ -44,6 +45,7 @@ _ROOMS = (
 __all__ = [
     "L2",
     "Classifier",
+    "Ensemble",
     "Evaluation",
     "Linf",
     "Recipe",

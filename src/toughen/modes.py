@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 AttackBN = Literal["eval", "train", "batch"]
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: Any) -> Any:
     """The module inside a DistributedDataParallel wrapper, or the model itself.
 
     Attacks go through it: their backward passes must not wait for other ranks.
@@ -26,7 +26,8 @@ def plain(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _training_flags(model: nn.Module) -> Iterator[None]:
-    found = [(module, module.training) for module in model.modules()]
+    # What torch.jit froze has no modes.
+    found = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
         yield
     finally:

@@ -193,6 +193,21 @@ class L2(Threat):
 THREATS: dict[str, Callable[[Radius], Threat]] = {"linf": Linf, "l2": L2}
 
 
+def as_threat(threat: "Threat | str") -> Threat:
+    """A threat model, or what a text says it is (see `parse`).
+
+    Raises:
+        ValueError: the text says nothing of the kind, or it is neither.
+    """
+    if isinstance(threat, str):
+        return parse(threat)
+    if not isinstance(threat, Threat):
+        raise ValueError(
+            f"{shown(repr(threat))} is not a threat model; give Linf(8 / 255), L2(0.5), or a text like linf:8/255"
+        )
+    return threat
+
+
 def parse(text: str) -> Threat:
     """A threat model from text: `linf:8/255`, `l2:0.5`.
 

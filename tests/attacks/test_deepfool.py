@@ -194,7 +194,7 @@ def test_errors(x):
     y = torch.zeros(8, dtype=torch.int64)
     with pytest.raises(ValueError, match="candidates is 1, which is the label alone; give at least 2"):
         deepfool(Far(), x, y, threat=L2(1), candidates=1)
-    with pytest.raises(ValueError, match="the model has 1 class"):
+    with pytest.raises(ValueError, match="the model returned one number z for each image"):
         deepfool(nn.Sequential(nn.Flatten(), nn.Linear(32, 1).double()), x, y, threat=L2(1))
 
 

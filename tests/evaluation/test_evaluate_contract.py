@@ -176,7 +176,7 @@ X, Y = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(3)), torch
         ({"suite": "pgd20"}, "is not a known suite"),
         ({"suite": {}}, "holds no attack"),
         ({"model": nn.Flatten(0)}, r"the model returned torch.float32 of shape \(16,\) for 1 images"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(16, 1))}, "at least 2 classes"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(16, 1))}, "one number z for each image"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes, says):
@@ -185,12 +185,14 @@ def test_arguments_that_do_not_fit_are_refused(changes, says):
         evaluate(**arguments)
 
 
-def test_a_model_that_returns_a_tuple_and_inference_mode_are_refused():
+def test_a_model_that_returns_images_and_inference_mode_are_refused():
     class Two(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
 
-    with pytest.raises(ValueError, match="the model returned tuple; it must return logits"):
+    with pytest.raises(
+        ValueError, match=r"the model returned torch.float32 of shape \(1, 1, 4, 4\) .* it must return logits"
+    ):
         evaluate(Two(), X, Y, threat=Linf(EPS), suite="pgd-1")
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         evaluate(Linear(torch.ones(16), -8.0), X, Y, threat=Linf(EPS), suite="pgd-1")

@@ -63,7 +63,7 @@ def test_images_that_fit_cost_one_pass_and_leave_no_trace():
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-SAID = r"mat1 and mat2 shapes cannot be multiplied \(2x12288 and 3072x5\)"
+SAID = r"mat1 and mat2 shapes cannot be multiplied \(2x12288 and 3072x5\) \(test_inputs\.py, line \d+\)"
 CASES = [
     (
         Linear(32),
@@ -81,7 +81,8 @@ CASES = [
     (
         Strict(),
         (3, 64, 64),
-        r": Input height \(64\) doesn't match model \(48\); it takes 3x48x48: give view=ResizeCrop\(48\)$",
+        r": Input height \(64\) doesn't match model \(48\) \(test_inputs\.py, line \d+\); it takes 3x48x48: give "
+        r"view=ResizeCrop\(48\)$",
     ),
     (
         Classifier(Strict(), in_channels=3),
@@ -135,7 +136,7 @@ Y = torch.tensor([0, 2, 1])
 
 
 def test_images_may_overshoot_by_rounding():
-    for x in (X, X + 9e-7, X - 9e-7, X[:0], X.double(), X.half()):
+    for x in (X, X + 9e-7, X - 9e-7, X[:0], X.double()):
         check_images(x)
 
 

@@ -1,4 +1,4 @@
-"""A stranger's model at the door: what the probe finds out, what is refused, and that nothing is left behind."""
+"""A stranger's model at the door: what is found out, what is refused, and that nothing is left behind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,23 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toughen.models.adapted import AdaptedModel
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
-from toughen.models.prepared import Probe, ball_of, inference, prepare, prepared, probe
+from toughen.models.prepared import ball_of, inference, prepare, prepared
 from toughen.threat import Linf
 
 X = torch.linspace(0, 1, 3 * 2 * 4 * 4).reshape(3, 2, 4, 4)
 Y = torch.tensor([0, 4, 2])
-SOUND = Probe(
-    returns="tensor",
-    classes=5,
-    dtype=torch.float32,
-    gradient=True,
-    hooks=True,
-    in_place=False,
-    channels_last=True,
-    batch_sizes=True,
-)
 
 
 class Small(nn.Module):
@@ -75,41 +66,37 @@ def scripted() -> nn.Module:
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "plain": (Small, {}),
     "without parameters": (lambda: nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), {"classes": 2}),
-    "half logits": (lambda: Small(after=lambda z: z.half()), {"dtype": torch.float16}),
-    "a tuple": (lambda: Small(after=lambda z: (z, 0)), {"returns": "tuple"}),
-    "a list": (lambda: Small(after=lambda z: [z]), {"returns": "tuple"}),
-    "a mapping": (lambda: Small(after=lambda z: {"loss": None, "logits": z}), {"returns": "mapping"}),
-    "an object": (lambda: Small(after=Answer), {"returns": "object"}),
-    "no logits": (
-        lambda: Small(after=lambda z: z.argmax(1)),
-        {"classes": None, "dtype": None, "gradient": False},
-    ),
-    "no gradient": (lambda: Small(after=no_gradient), {"gradient": False}),
-    "under no_grad": (lambda: Small(before=torch.no_grad()(lambda x: x.detach())), {"gradient": False}),
-    "in place": (lambda: Small(before=lambda x: x.relu_()), {"in_place": True}),
-    "in place, one value": (lambda: Small(before=lambda x: x.mul_(0.5)), {"in_place": True}),
-    "view": (Viewing, {"channels_last": False}),
-    "one image alone": (lambda: Small(before=of_size(1)), {"batch_sizes": False}),
-    "two images alone": (lambda: Small(before=of_size(2)), {"batch_sizes": False}),
+    "half logits": (lambda: Small(after=lambda z: z.half()), {}),
+    "half": (lambda: Small().half(), {"adapted": True}),
+    "a tuple": (lambda: Small(after=lambda z: (z, 0)), {"adapted": True, "said": "a tuple"}),
+    "a list": (lambda: Small(after=lambda z: [z]), {"adapted": True, "said": "a tuple"}),
+    "a mapping": (lambda: Small(after=lambda z: {"loss": None, "logits": z}), {"adapted": True, "said": "a mapping"}),
+    "an object": (lambda: Small(after=Answer), {"adapted": True, "said": "an object"}),
+    "no gradient": (lambda: Small(after=no_gradient), {}),
+    "in place": (lambda: Small(before=lambda x: x.relu_()), {"adapted": True}),
+    "in place, one value": (lambda: Small(before=lambda x: x.mul_(0.5)), {"adapted": True}),
+    "view": (Viewing, {"fast": False}),
+    "one image alone": (lambda: Small(before=of_size(1)), {}),
     # torch calls no hook of what it has compiled.
-    "torch.jit": (scripted, {"hooks": False}),
+    "torch.jit": (scripted, {"adapted": True}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(("make", "differs"), MODELS.values(), ids=MODELS)
-def test_what_two_images_tell(make: Callable[[], nn.Module], differs: dict[str, Any]):
-    expected = Probe(**{**vars(SOUND), **differs})
-    assert probe(make().eval(), X) == expected
-    assert probe(make().train(), X[:1]) == expected
+def test_what_is_found_out_of_a_model(make: Callable[[], nn.Module], differs: dict[str, Any]):
+    expected = {"classes": 5, "fast": True, "adapted": False, "said": "", **differs}
+    for model in (make().eval(), make().train()):
+        found = prepare(model, X, None, 3)
+        assert (found.classes, found.fast) == (expected["classes"], expected["fast"])
+        assert isinstance(found.model.model, AdaptedModel) == expected["adapted"]
+        assert (found.model.model is model) != expected["adapted"]
+        assert [text.startswith(f"the model returns {expected['said']}, ") for text in found.said] == [True] * bool(
+            expected["said"]
+        )
 
 
-def test_a_model_that_takes_neither_one_nor_two_images_says_so_itself():
-    with pytest.raises(ValueError, match="give 7 images, not 1"):
-        probe(Small(before=of_size(7)), X)
-
-
-def test_a_probe_leaves_no_trace():
+def test_the_door_leaves_no_trace():
     def drawn(x: Tensor) -> Tensor:
         return x + torch.rand(1)
 
@@ -118,7 +105,7 @@ def test_a_probe_leaves_no_trace():
     model.conv.weight.requires_grad_(False)
     state, random = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     laid_out = model.conv.weight.stride()
-    probe(model, x)
+    prepare(model, x, Y, 3)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, X)
@@ -129,14 +116,12 @@ def test_a_probe_leaves_no_trace():
     assert not model._forward_hooks
 
 
-def test_the_door_costs_a_pass_of_one_image_and_the_probe_a_few_when_it_is_asked():
-    model = Small()
-    with counted(model) as passes, prepared(model, X, Y, 256) as subject:
+def test_the_door_costs_a_pass_of_one_image_and_two_for_the_layout():
+    model, bare = Small(), nn.Sequential(nn.Flatten(), nn.Linear(32, 5))
+    with counted(model) as passes, prepared(model, X, Y, 256):
+        assert (passes.example_forwards, passes.example_backwards) == (1 + 2, 0)
+    with counted(bare) as passes, prepared(bare, X, Y, 256):
         assert (passes.example_forwards, passes.example_backwards) == (1, 0)
-        # One image and two, forward and backward; two in the other layout.
-        for _ in range(2):
-            assert subject.probe == SOUND
-            assert (passes.example_forwards, passes.example_backwards) == (1 + 1 + 2 + 2, 1 + 2)
 
 
 def test_a_prepared_model_is_in_inference_mode_frozen_and_in_pieces():
@@ -151,7 +136,6 @@ def test_a_prepared_model_is_in_inference_mode_frozen_and_in_pieces():
     pixels = (X * 255).round().to(torch.uint8)
     with prepared(model, pixels, Y, 2) as subject:
         assert (subject.device, subject.dtype, subject.classes) == (torch.device("cpu"), torch.float64, 5)
-        assert subject.probe == Probe(**{**vars(SOUND), "dtype": torch.float64})
         images = subject.images(pixels)
         assert torch.equal(images, pixels.double() / 255)
         seen.clear()
@@ -184,15 +168,19 @@ def test_a_copy_for_attacks_has_no_batchnorm_and_the_same_logits():
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "another shape": (lambda: nn.Linear(7, 5), Y, r"^EV226 the model does not take images of 2x4x4: mat1 and mat2"),
-    "another layout": (Viewing, Y, r"^EV226 the model does not take images of 2x4x4: view size is not compatible"),
-    "a fixed batch": (lambda: Small(before=of_size(7)), Y, r"^EV226 .*: give 7 images, not 1;"),
-    "a tuple": (lambda: Small(after=lambda z: (z,)), Y, r"^the model returned tuple; it must return logits"),
+    "a fixed batch": (
+        lambda: Small(before=of_size(7)),
+        Y,
+        r"^EV226 .*: give 7 images, not 1 \(test_prepared\.py, line \d+\);",
+    ),
+    "no logits": (lambda: Small(after=lambda z: (None, z)), Y, r"^the model returns a tuple of NoneType, Tensor; it "),
     "classes": (
         lambda: Small(after=lambda z: z.argmax(1)),
         Y,
         r"^the model returned torch.int64 of shape \(1,\) ",
     ),
-    "one column": (lambda: Small(after=lambda z: z[:, :1]), Y, r"float32 of shape \(1, 1\) .* at least 2 classes$"),
+    "one column": (lambda: Small(after=lambda z: z[:, :1]), Y, r"^the model returned one number z for each image"),
+    "a map": (lambda: Small(after=lambda z: z[:, :, None]), Y, r"float32 of shape \(1, 5, 1\) .* at least 2 classes$"),
     "a label too high": (Small, Y + 1, r"^labels run from 1 to 5 but the model has classes 0 to 4$"),
 }
 

@@ -178,7 +178,11 @@ BAD_ATTACKS = {
         "another mode",
     ),
     "hook": (
-        changed(lambda model, x_adv, **_: unclean(x_adv, model, lambda m: m.register_forward_hook(lambda *_: None))),
+        changed(
+            lambda model, x_adv, **_: unclean(
+                x_adv, model, lambda m: [c.register_forward_hook(lambda *_: None) for c in m.children()]
+            )
+        ),
         "modes",
         "hooks are left",
     ),

@@ -18,9 +18,11 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from toughen.losses import LOSSES, Loss
+from toughen.models.adapted import adapt, check_logits
+from toughen.models.batched import Batched
 from toughen.models.inputs import check_grad_mode, check_images, check_labels
 from toughen.settings import as_number, known, settings_of
-from toughen.threat import Radius
+from toughen.threat import Radius, as_threat
 
 Attack = Callable[..., Tensor]
 Schedule = Callable[[int], Radius]
@@ -88,6 +90,9 @@ def attack(function: Attack) -> Attack:
     @functools.wraps(function)
     def checked(model: torch.nn.Module, x: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
         given = {key: kwargs.pop(key) for key in GIVEN if key in kwargs}
+        if "threat" in given:
+            given["threat"] = as_threat(given["threat"])
+        model = model if isinstance(model, Batched) else adapt(model)
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
         check_labels(y, len(x))
@@ -105,8 +110,9 @@ def _checked_at_first_logits(model: torch.nn.Module, y: Tensor) -> Iterator[None
     No pass is made for it.
     """
 
-    def look(module: torch.nn.Module, inputs: object, logits: Tensor) -> None:
+    def look(module: torch.nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         handle.remove()
+        check_logits(logits, len(inputs[0]))
         check_labels(y, len(y), logits.shape[1])
 
     handle = model.register_forward_hook(look)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.refine import Rounds, refined
 from toughen.losses import full_precision, hard, margin
-from toughen.models.batched import in_pieces, predict
+from toughen.models.batched import in_pieces, input_gradient, predict
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative
 from toughen.threat import Threat, broadcastable, per_example, row_sum
@@ -80,8 +80,7 @@ def nearest_boundary(
         gap = scores.new_zeros(len(points))
         normal, distance = torch.zeros_like(points, requires_grad=False), torch.full_like(gap, torch.inf)
         for j, rise in enumerate(gaps):
-            (grad,) = torch.autograd.grad(rise, points, torch.ones_like(rise), retain_graph=j + 1 < len(gaps))
-            grad = grad.nan_to_num(0, 0, 0)
+            grad = input_gradient(rise, points, retain_graph=j + 1 < len(gaps)).nan_to_num(0, 0, 0)
             length = row_sum(threat.steepest(grad) * grad)
             candidate = rise.detach()
             away = candidate.abs() / length

@@ -31,6 +31,7 @@ from toughen.evaluation.runner import Runner, default_chunk_size, memory_explain
 from toughen.evaluation.suites import Suite, check, find
 from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
 from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
+from toughen.models.adapted import adapt
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.identity import hash_model, hash_tensor, identity_of, threat_in_full
@@ -38,15 +39,15 @@ from toughen.models.inputs import check_examples
 from toughen.models.prepared import PreparedModel, prepare
 from toughen.modes import plain
 from toughen.parallel import ranks
-from toughen.threat import Threat
+from toughen.threat import Threat, as_threat
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     *,
-    threat: Threat,
+    threat: Threat | str,
     suite: str | Suite,
     seed: int = 0,
     batch_size: int = 256,
@@ -69,10 +70,11 @@ def evaluate(
 
     Args:
         model: classifier of images in [0, 1], (N, C, H, W) -> logits (N, K). Each batch is moved to the device of its
-            first parameter or buffer; with neither, it stays where `x` is.
+            first parameter or buffer; with neither, it stays where `x` is. Also what returns its logits in a tuple
+            (first), under the name or key `logits`, or in half precision; or a plain function of images.
         x: images (N, C, H, W), floats in [0, 1] or uint8, which are divided by 255 batch by batch.
         y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
+        threat: the ball, with one radius for all or one per example; or a text like linf:8/255.
         suite: name of a suite (`SUITES`), or attacks by label: `AttackSpec`s, or functions
             (model, x, y, *, threat, noise) -> x_adv, which may do without `threat` and `noise`; or `SideAttack`s.
         seed: of the attacks' random draws.
@@ -102,7 +104,13 @@ def evaluate(
             in the company that it was found in (EV261).
         Locked: another process writes the folder.
     """
-    started, model = time.perf_counter(), plain(model)
+    started, threat, stranger = time.perf_counter(), as_threat(threat), adapt(plain(model))
+    model = stranger if stranger.is_function else stranger.model
+    if stranger.is_function and folder is not None:
+        raise ValueError(
+            "a plain function does not say which weights it runs, so that what a folder keeps might be another's; give "
+            "a torch.nn.Module, or leave folder out"
+        )
     plan = _planned(suite, threat, x, independent)
     examples = _checked(x, y, index, batch_size, threat)
     chunk_size = _chunk_size(chunk_size, batch_size, x)
@@ -134,7 +142,9 @@ def evaluate(
             subject.ready(),
             _for_attacks(subject, x) as (quick, passes),
             FinishedUnits.open(folder, identity, keep=keep, shared=shared) as finished,
-            watching({model, quick.model}, progress, plan.costs(threat, x, subject.classes), len(x), passes) as watch,
+            watching(
+                {subject.model.model, quick.model}, progress, plan.costs(threat, x, subject.classes), len(x), passes
+            ) as watch,
         ):
             task = EvaluationTask(
                 subject=subject,
@@ -155,7 +165,7 @@ def evaluate(
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *runner.notes),
+                notes=(*notes, *subject.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
                 identity=identity,

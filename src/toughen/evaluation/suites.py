@@ -101,6 +101,11 @@ def autoattack_plus(threat: Threat) -> Suite:
     }
 
 
+def square(threat: Threat) -> Suite:
+    """Square alone, with AutoAttack's 5,000 queries: a black-box attack, which needs no gradient."""
+    return {"square": _spec("square", queries=5000, stretch=False)}
+
+
 def aa_mt(threat: Threat) -> Suite:
     """AA+MT: AutoPGD on two losses, then MultiTargeted (Limits, section 3.1)."""
     return {
@@ -186,6 +191,7 @@ SUITES: dict[str, Suite | Builder] = {
     "iaat-imagenet": iaat_imagenet,
     "quick": quick,
     "adaptive": adaptive,
+    "square": square,
 }
 
 

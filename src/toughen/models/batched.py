@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from toughen.errors import Option, UsageError
+
 Objective = Callable[[Tensor, slice], Tensor]
 """(logits (n, K) of some rows, which rows they are) -> what to ascend, (n,)"""
 
@@ -96,8 +98,35 @@ def value_and_grad(model: nn.Module, x: Tensor, objective: Objective) -> tuple[T
         with torch.enable_grad():
             logits = model(piece)
             value = objective(logits, rows)
-            (grad,) = torch.autograd.grad(value.sum(), piece)
+            grad = input_gradient(value, piece)
         return value.detach(), grad, logits.detach()
 
     value, grad, logits = in_pieces(model, len(x), compute)
     return value, grad, logits
+
+
+class NoGradient(UsageError):
+    """No gradient of a model's output reaches the images."""
+
+
+def input_gradient(value: Tensor, x: Tensor, **given: bool) -> Tensor:
+    """The gradient of `value.sum()` by the images x (N, C, H, W), of their shape.
+
+    Args:
+        value: computed from `x`, of any shape.
+        x: asks for a gradient.
+        given: see `torch.autograd.grad`.
+
+    Raises:
+        NoGradient: there is none.
+    """
+    if value.requires_grad:
+        (grad,) = torch.autograd.grad(value, x, torch.ones_like(value), allow_unused=True, **given)
+        if grad is not None:
+            return grad
+    raise NoGradient(
+        "no gradient of the model's output reaches the images: its forward runs under no_grad or inference_mode, or "
+        "through numpy, integers or a quantised layer; mend that, or attack without gradients by ",
+        Option("suite", "square"),
+        ", or by adversarial examples of another model (toughen.evaluation.transfer)",
+    )

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from toughen.models.adapted import find_logits
+
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 """Means and standard deviations of the channels, in the unit of the images ([0, 1])."""
 
@@ -117,7 +119,9 @@ class Classifier(nn.Module):
                 f"the model takes images (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}"
                 + ("; add the batch dimension with x[None]" if x.ndim == 3 else "")
             )
-        return self.net(self.normalize(x))
+        # What is not normalised is copied: a network that writes into its input would otherwise move the images.
+        given = x.clone() if isinstance(self.normalize, nn.Identity) else self.normalize(x)
+        return find_logits(self.net(given))[1]
 
 
 def normalised(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:

@@ -54,7 +54,7 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
             twin.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
             twin.set_submodule(after, nn.Identity())
         found = twin(x)
-    return twin.eval() if _agree(found, expected) else model
+    return twin.eval() if agree(found, expected) else model
 
 
 class Folding:
@@ -113,7 +113,7 @@ def _sound(model: nn.Module, names: list[tuple[str, str]], x: Tensor, expected: 
         return []
     with Folding(_modules(model, names)).on():
         found = model(x)
-    if _agree(found, expected):
+    if agree(found, expected):
         return names
     half = len(names) // 2
     return [*_sound(model, names[:half], x, expected), *_sound(model, names[half:], x, expected)] if half else []
@@ -139,7 +139,8 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to compute logits agree to what rounding does."""
     return bool((found - expected).abs().amax() <= TOLERANCE * expected.abs().amax())
 
 

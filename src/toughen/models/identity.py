@@ -9,6 +9,9 @@ A result is continued, or shown again, only for the identity that it was begun w
 import functools
 import hashlib
 import inspect
+import io
+import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +55,13 @@ def identity_of(**parts: Any) -> Identity:
 def hash_model(model: nn.Module) -> str:
     """SHA-256 over parameters, buffers and, of each module, its type and its plain attributes (numbers and texts).
 
-    What else a module keeps in Python is not seen.
+    What else a module keeps in Python is not seen. Of what torch.jit made the code counts too, which holds the weights
+    of a frozen one.
     """
     digest = hashlib.sha256()
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            digest.update(_hash_script(module).encode())
     for name, module in model.named_modules():
         plain = {
             key: value
@@ -65,6 +72,20 @@ def hash_model(model: nn.Module) -> str:
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(name.encode())
         digest.update(hash_tensor(tensor).encode())
+    return digest.hexdigest()
+
+
+def _hash_script(module: torch.jit.ScriptModule) -> str:
+    """SHA-256 over what torch.jit would save, but for where in the source it came from and how types are numbered."""
+    saved = io.BytesIO()
+    torch.jit.save(module, saved)
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(saved) as archive:
+        for name in sorted(archive.namelist()):
+            if not name.endswith((".debug_pkl", "serialization_id")):
+                content = name.partition("/")[2].encode() + archive.read(name)
+                # A process numbers the types that it compiles, in its own order.
+                digest.update(re.sub(rb"_*torch_mangle_[0-9]+\.?", b"", content))
     return digest.hexdigest()
 
 

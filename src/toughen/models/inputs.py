@@ -10,11 +10,15 @@
 Every error is a ValueError that says what was given and what is allowed.
 """
 
+import os
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+import toughen
 from toughen.errors import Option, UsageError, image_size
 from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
@@ -37,6 +41,11 @@ def check_images(x: Tensor) -> None:
     Raises:
         ValueError: for another type or shape, or values that are not finite or outside [0, 1] by more than rounding.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"images are {x.dtype}, whose steps are too coarse for a ball to be kept; give x.float(): a model in half "
+            "precision is still run in it"
+        )
     if not x.is_floating_point() or x.ndim != 4:
         raise ValueError(
             f"images are {x.dtype} of shape {tuple(x.shape)}; give floats of shape (N, C, H, W) in [0, 1], "
@@ -204,7 +213,7 @@ def refusal(
     what: str = "the model",
 ) -> UsageError:
     """What to tell a user whose images a model refused, by raising `error`; all else is as for `check_takes`."""
-    said = first_line(error).removesuffix(".")
+    said = first_line(error).removesuffix(".") + _place(error)
     channels = _channels(model)
     if channels is not None and channels != shape[0]:
         remedy: tuple[str | Option, ...] = (f"it takes images of {channels} channels",)
@@ -215,6 +224,13 @@ def refusal(
     else:
         remedy = ("nor those of usual sizes; look at what it expects, and give ", image_size("N"), " for another side")
     return UsageError(f"{what} does not take images of {'x'.join(map(str, shape))}: {said}; ", *remedy)
+
+
+def _place(error: Exception) -> str:
+    """Where in code that is neither torch's nor ours an error was raised, in brackets; empty where nowhere."""
+    known = tuple(f"{Path(module.__path__[0])}{os.sep}" for module in (torch, toughen))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(known)]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def first_line(error: Exception) -> str:

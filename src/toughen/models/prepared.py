@@ -5,16 +5,14 @@
         for rows in chunks(len(x), batch_size):
             logits = classifier.predict(classifier.images(x[rows]), ids=index[rows], under="clean")
 
-What a user's model does and supports is found out once, by a probe of two images, when `classifier.probe` is first
-asked for: its passes are none of what an evaluation states. Whatever the library does to a model for speed (the layout
-of its weights, BatchNorm folded into convolutions) is done here.
+What a user's model does and supports is found out once, by passes of one image, which are none of what an evaluation
+states. Whatever the library does to a model for speed (the layout of its weights, BatchNorm folded into convolutions)
+is done here, tried first, and left out where it fails or changes the answer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +20,9 @@ from torch import Tensor, nn
 from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
+from toughen.models.adapted import FOUND_IN, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched, out_of_memory
-from toughen.models.folding import fused
+from toughen.models.folding import agree, fused
 from toughen.models.inputs import REFUSALS, as_input, check_labels, placement, refusal
 from toughen.modes import channels_last, evaluating, float32, frozen, plain
 from toughen.outcomes import CLEAN
@@ -34,103 +33,6 @@ CHUNK = 4
 
 ProgressFunction = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is)"""
-
-T = TypeVar("T")
-
-Returns = Literal["tensor", "tuple", "mapping", "object"]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a model did with two images, in inference mode and frozen.
-
-    Attributes:
-        returns: a tensor, a tuple or list, a mapping, or an object of another kind.
-        classes: number of logits of an image; None where no tensor (N, K) was found in what it returns: itself, the
-            first of a tuple, or what is called `logits`.
-        dtype: of the logits; None where there are none.
-        gradient: whether a gradient of the logits reaches the images.
-        hooks: whether a forward hook is called.
-        in_place: whether it writes into the images that it is given.
-        channels_last: whether it runs with its weights laid out with channels last.
-        batch_sizes: whether it takes one image as well as two.
-    """
-
-    returns: Returns
-    classes: int | None
-    dtype: torch.dtype | None
-    gradient: bool
-    hooks: bool
-    in_place: bool
-    channels_last: bool
-    batch_sizes: bool
-
-
-def probe(model: nn.Module, x: Tensor) -> Probe:
-    """Find out what a model does, by passes of one and of two images; it and the random state are left as they were.
-
-    Args:
-        model: takes such images.
-        x: images (N, C, H, W) on its device and in its type, at least one; two are run, or the only one twice.
-
-    Raises:
-        Exception: what the model raises where it takes neither one image nor two.
-    """
-    two = x[:2] if len(x) > 1 else x.expand(2, -1, -1, -1)
-    with _undrawn(x.device), evaluating(model), frozen(model), float32(x.device):
-        one = _attempt(lambda: _look(model, two[:1]))
-        both = _attempt(lambda: _look(model, two))
-        seen = both or one or _look(model, two[:1])
-        with channels_last(model), torch.no_grad():
-            run = two if both else two[:1]
-            laid_out = _attempt(lambda: (model(run.clone()),)) is not None
-    return Probe(**seen, channels_last=laid_out, batch_sizes=both is not None and one is not None)
-
-
-def _attempt(action: Callable[[], T]) -> T | None:
-    """What an action returns; None where the model refuses."""
-    try:
-        return action()
-    except REFUSALS:
-        return None
-
-
-def _look(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """What one pass shows, and one backward pass where there can be one."""
-    leaf, called = x.detach().clone().requires_grad_(), []
-    handle = _attempt(lambda: model.register_forward_hook(lambda *_: called.append(True)))
-    try:
-        with torch.enable_grad():
-            # A copy: a leaf that asks for a gradient may not be written into.
-            given = leaf.clone()
-            out = model(given)
-    finally:
-        if handle is not None:
-            handle.remove()
-    returns, logits = _parts(out, len(x))
-    grad = logits is not None and _attempt(lambda: torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0])
-    return {
-        "returns": returns,
-        "classes": None if logits is None else logits.shape[1],
-        "dtype": None if logits is None else logits.dtype,
-        "gradient": isinstance(grad, Tensor),
-        "hooks": bool(called),
-        "in_place": given._version > 0,
-    }
-
-
-def _parts(out: object, n: int) -> tuple[Returns, Tensor | None]:
-    """Of what kind a model's output for n images is, and the logits (n, K) in it."""
-    if isinstance(out, Tensor):
-        kind, found = "tensor", out
-    elif isinstance(out, Mapping):
-        kind, found = "mapping", out.get("logits")
-    elif isinstance(out, tuple | list):
-        kind, found = "tuple", out[0] if len(out) else None
-    else:
-        kind, found = "object", getattr(out, "logits", None)
-    fits = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 2 and len(found) == n
-    return kind, found if fits else None
 
 
 @contextmanager
@@ -162,24 +64,21 @@ class PreparedModel:
         device: where it is: that of its first parameter or buffer, else that of the images.
         dtype: in which it computes: float64 for a float64 model, float32 for any other.
         classes: number of its logits.
-        first: one or two of the images, as the model gets them.
+        fast: whether its weights are laid out for speed.
+        said: what a reader of a result should know of the way in which the model is run; often nothing.
     """
 
     model: Batched
     device: torch.device
     dtype: torch.dtype
     classes: int
-    first: Tensor
-
-    @cached_property
-    def probe(self) -> Probe:
-        """What is known of the model besides, by a few passes when this is first asked for (see `probe`)."""
-        return probe(self.model.model, self.first)
+    fast: bool
+    said: tuple[str, ...]
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """The state in which the model is run, and afterwards that in which it was."""
-        with inference(self.model.model, self.device):
+        with inference(self.model.model, self.device, fast=self.fast):
             yield
 
     def images(self, x: Tensor) -> Tensor:
@@ -227,20 +126,45 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
         ValueError: the model does not take such images (EV226) or returns no logits, or a label is none of its classes.
     """
     model = plain(model)
-    device, dtype = placement(model, x)
-    some = as_input(x[:2], device, dtype)
-    with _undrawn(device), inference(model, device):
-        try:
-            logits = batched.predict(Batched(model, 1), some[:1])
-        except REFUSALS as error:
-            if isinstance(error, RuntimeError) and out_of_memory(error):
-                raise
-            found = refusal(model, some.shape[1:], error, device, dtype)
-            raise UsageError("EV226 ", found) from error
+    stranger = adapt(model)
+    device, dtype = placement(stranger, x)
+    one = as_input(x[:1], device, dtype)
+    try:
+        logits = _logits(stranger, one, device, fast=False)
+    except NoLogits:
+        raise
+    except REFUSALS as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        found = refusal(stranger, one.shape[1:], error, device, dtype)
+        raise UsageError("EV226 ", found) from error
     check_logits(logits, 1)
     if y is not None:
         check_labels(y, len(y), logits.shape[1])
-    return PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1], some)
+    model = stranger if stranger.needed else model
+    kind = stranger.returned
+    said = () if kind == "tensor" else (f"the model returns {FOUND_IN[kind]}",)
+    fast = supports_channels_last(model, one, device)
+    return PreparedModel(Batched(model, batch_size), device, dtype, logits.shape[1], fast, said)
+
+
+def _logits(model: nn.Module, x: Tensor, device: torch.device, *, fast: bool) -> Tensor:
+    """Logits of one image, with the model and the random state left as they were."""
+    with _undrawn(device), inference(model, device, fast=fast):
+        return batched.predict(model, x)
+
+
+def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) -> bool:
+    """Whether a model takes weights with channels last, and gives the same logits: by two passes over x (1, C, H, W).
+
+    What flattens by `view` does not take them, which is among the commonest lines there are.
+    """
+    if device.type != "cpu" or not any(tensor.ndim == 4 for tensor in (*model.parameters(), *model.buffers())):
+        return True
+    try:
+        return agree(_logits(model, x, device, fast=True), _logits(model, x, device, fast=False))
+    except REFUSALS:
+        return False
 
 
 @contextmanager
@@ -249,21 +173,6 @@ def prepared(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterato
     classifier = prepare(model, x, y, batch_size)
     with classifier.ready():
         yield classifier
-
-
-def check_logits(logits: Tensor, n: int) -> None:
-    """Refuse what are no logits of `n` images.
-
-    Raises:
-        ValueError: anything but floats (n, K) with K at least 2.
-    """
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model returned {type(logits).__name__}; it must return logits, a tensor (N, K)")
-    if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        raise ValueError(
-            f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
-            "floats (N, K) with one column for each of at least 2 classes"
-        )
 
 
 def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: str = "") -> Iterator[Tensor]:

@@ -116,8 +116,8 @@ def test_one_run_says_what_a_run_for_each_number_of_steps_says(threat, loss, ran
     counts = [1, 2, 5, 9]
     found = step_sweep(model, x, y, threat=threat, steps=counts, seed=3, **given)
     handle.remove()
-    # The look at the model, the images, and then the last pass of each count is that of its end point.
-    ends = [seen[1 + steps + at] for at, steps in enumerate(counts, start=1)]
+    # Three looks at the model, the images, and then the last pass of each count is that of its end point.
+    ends = [seen[3 + steps + at] for at, steps in enumerate(counts, start=1)]
     for at, steps in enumerate(counts):
         noise = Stream(("step-sweep", 3), rows=torch.arange(6))
         # The layout of an evaluation, in which sums of floats are taken in another order.
@@ -153,8 +153,8 @@ def test_the_longest_run_is_paid_once_and_by_the_correct_alone():
     y[4] = (y[4] + 1) % 5
     with counted(model) as passes:
         found = step_sweep(model, x, y, threat=Linf(4 / 255), steps=[20, 1, 7], batch_size=4)
-    # The look at the model, every image once, and for the five 20 steps and 3 verifications.
-    assert passes.example_forwards == 1 + 6 + 5 * (20 + 3)
+    # Three looks at the model, every image once, and for the five 20 steps and 3 verifications.
+    assert passes.example_forwards == 3 + 6 + 5 * (20 + 3)
     assert (passes.example_backwards, passes.full_backwards) == (5 * 20, 0)
     assert found.steps.tolist() == [1, 7, 20]
     assert not found.survived[:, 4].any()
@@ -166,7 +166,7 @@ def test_a_chunk_without_a_correct_image_costs_nothing_more():
     model, x, y = smooth()
     with counted(model) as passes:
         found = step_sweep(model, x, (y + 1) % 5, threat=L2(0.5), steps=[3])
-    assert passes.example_forwards == 1 + 6
+    assert passes.example_forwards == 3 + 6
     assert found.accuracies == [0]
 
 

@@ -56,7 +56,9 @@ def test_passes_are_counted_and_bounded(make):
     with counted(set_up.model) as passes:
         found = audited(set_up)
     assert found.examples == min(128, len(set_up.x))
-    assert (found.forwards, found.backwards) == (passes.example_forwards, passes.example_backwards)
+    # Besides, one image is looked at when the model comes in, where it has convolutions in both layouts.
+    looks = 3 if any(parameter.ndim == 4 for parameter in set_up.model.parameters()) else 1
+    assert (found.forwards + looks, found.backwards) == (passes.example_forwards, passes.example_backwards)
     assert 0 < found.passes <= 100 * found.examples
 
 
@@ -65,7 +67,7 @@ def test_a_pass_in_training_mode_is_counted():
     set_up.model.train()
     with counted(set_up.model) as passes:
         found = audited(set_up)
-    assert found.forwards == passes.example_forwards
+    assert found.forwards + 1 == passes.example_forwards
 
 
 def truth(name: str, seed: int) -> float:

@@ -21,11 +21,11 @@ from toughen.evaluation.audit.findings import Audit, Finding, finding
 from toughen.evaluation.audit.statistics import WatchedModel
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
-from toughen.models.inputs import as_input, out_of_unit, placement
-from toughen.models.prepared import ball_of, inference
-from toughen.modes import float32, plain
+from toughen.models.inputs import out_of_unit
+from toughen.models.prepared import ball_of, prepare
+from toughen.modes import float32
 from toughen.noise import Stream
-from toughen.threat import Threat
+from toughen.threat import Threat, as_threat
 
 EXAMPLES = 128
 """How many are looked at; in a check, unless more are asked for."""
@@ -71,12 +71,11 @@ def audit(
         found = () if out_of_range is None else (out_of_range,)
         left = "Nothing else was checked, because there are no images in [0, 1]."
         return Audit(found, (left,), n, 0, 0, tuple(ids.tolist()), (), ())
-    model = plain(model)
-    device, dtype = placement(model, x)
-    images = as_input(x[:n], device, dtype)
+    threat, prepared = as_threat(threat), prepare(model, x[:n], y[:n], batch_size)
+    model, device, images = prepared.model.model, prepared.device, prepared.images(x[:n])
     with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])
-        with inference(model, device), counted(model) as passes:
+        with prepared.ready(), counted(model) as passes:
             watched = WatchedModel(model)
             pieces = Batched(watched, batch_size)
             checks = AttackChecks(

@@ -19,10 +19,11 @@ from toughen.evaluation.audit.check_result import REMEDIES, CheckItem, CheckLog,
 from toughen.evaluation.audit.clean_checks import CleanChecks, LogitsAsGiven, as_given, undisturbed
 from toughen.evaluation.audit.messages import MESSAGES
 from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
+from toughen.models.adapted import FOUND_IN, AdaptedModel, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.inputs import REFUSALS, SIDES, as_input, first_line, placement
-from toughen.models.prepared import inference
+from toughen.models.prepared import inference, supports_channels_last
 from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
@@ -72,24 +73,26 @@ def check(
     labels = _checked(images, labels, batch_size, limit)
     rows = choose_images(len(images), limit)
     x, y = images[rows.to(images.device)], labels[rows.to(labels.device)].cpu()
-    log, passes, model = CheckLog(), Passes(), plain(model)
+    log, passes, stranger = CheckLog(), Passes(), adapt(plain(model))
     x = _in_range(x, log)
     if x is None:
         log.rest("the images are not in [0, 1]")
         return log.done(len(rows), passes)
-    device, dtype = placement(model, x)
+    device, dtype = placement(stranger, x)
     x = as_input(x, device, dtype)
-    with undisturbed(device, 0), torch.no_grad(), inference(model, device, fast=False):
-        k = _takes(model, x, log)
+    with undisturbed(device, 0), torch.no_grad(), inference(stranger, device, fast=False):
+        k = _takes(stranger, x, log)
         # Not by `counted`, which relies on what is found out here: that the model returns logits.
         passes.example_forwards += min(len(x), 2)
         y = None if k is None else _numbered(y, k, classes, log)
     if k is None or y is None:
         log.rest("the model does not take the images" if k is None else "labels and logits do not fit")
         return log.done(len(rows), passes)
+    model = stranger if stranger.needed else stranger.model
+    fast = supports_channels_last(model, x[:1], device)
     with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
         given = _given(model, x[:batch_size], log)
-    with undisturbed(device, 0), torch.no_grad(), inference(model, device), counted(model, passes):
+    with undisturbed(device, 0), torch.no_grad(), inference(model, device, fast=fast), counted(model, passes):
         watched = statistics.WatchedModel(model)
         checks = CleanChecks(
             model=Batched(watched, batch_size),
@@ -147,12 +150,15 @@ def _in_range(x: Tensor, log: CheckLog) -> Tensor | None:
     return pixels
 
 
-def _takes(model: nn.Module, x: Tensor, log: CheckLog) -> int | None:
+def _takes(model: AdaptedModel, x: Tensor, log: CheckLog) -> int | None:
     """The number of logits, if the model takes such images and returns logits."""
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
     shape, said = "x".join(map(str, x.shape[1:])), ""
     try:
         logits = model(x[:2])
+    except NoLogits as error:
+        log.wrong("EV226", f"{str(error)[:1].upper()}{str(error)[1:]}.", "return logits (N, K)")
+        return None
     except REFUSALS as error:
         said = first_line(error)
         seen = f"The model does not take images of {shape} in {_type_of(x)}: {said}"
@@ -161,14 +167,13 @@ def _takes(model: nn.Module, x: Tensor, log: CheckLog) -> int | None:
         else:
             log.wrong("EV226", seen, _instead(model, x))
         return None
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]):
-        gave = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        # What a network with several outputs or of another library returns.
-        inner = ".logits" if hasattr(logits, "logits") else "[0]" if isinstance(logits, (tuple, list)) else ""
-        text = f"return output{inner}" if inner else "return logits (N, K)"
-        log.wrong("EV226", f"The model returns {gave} for {len(x[:2])} images; it must return logits (N, K).", text)
+    try:
+        check_logits(logits, len(x[:2]))
+    except ValueError as error:
+        log.wrong("EV226", f"{str(error)[:1].upper()}{str(error)[1:]}.", "return logits (N, K)")
         return None
-    log.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}")
+    found = "" if model.returned == "tensor" else f" (in {FOUND_IN[model.returned]})"
+    log.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}{found}")
     return logits.shape[1]
 
 

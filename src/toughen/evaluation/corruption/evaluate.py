@@ -159,7 +159,7 @@ def corruption_accuracy(
                 constants=constants,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *runner.notes),
+                notes=(*notes, *subject.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
                 identity=identity,
