@@ -242,18 +242,18 @@ class Outcomes:
 
     def per_attack(self) -> dict[str, Tally]:
         """What each attack did, in the order of the cascade."""
-        n, standing, correct = self.n, self._ids(CLEAN), self._ids(CLEAN, survived=True)
+        n, unbroken, correct = self.n, self._ids(CLEAN), self._ids(CLEAN, survived=True)
         tallies: dict[str, Tally] = {}
         for attack in self.attacks:
             rows = self.attack == attack
             broken = self._ids(attack, survived=False)
             if not self.aside[rows].any():
-                standing = standing[~np.isin(standing, broken)]
+                unbroken = unbroken[~np.isin(unbroken, broken)]
             independent = bool(np.isin(correct, self.index[rows]).all())
             tallies[attack] = Tally(
                 attempted=int(rows.sum()),
                 broken=len(broken),
-                accuracy=len(standing) / n,
+                accuracy=len(unbroken) / n,
                 alone=int((~np.isin(correct, broken)).sum()) / n if independent else None,
                 forwards=int(self.forwards[rows].sum()),
                 backwards=int(self.backwards[rows].sum()),

@@ -205,7 +205,7 @@ def training(one: ModelUnderTest) -> None:
 
 @models.promise("see toughen.check(model, images, labels)", lambda one: one.data is not None)
 def fed_as_it_was_trained(one: ModelUnderTest) -> None:
-    """On labelled images a check-up finds nothing wrong: normalisation inside, channels and classes in order."""
+    """On labelled images `toughen.check` finds nothing wrong: normalisation inside, channels and classes in order."""
     assert one.data is not None
     found = check(one.build(), *one.data)
     expect(found.fine, " ".join(f"{item.code} {item.evidence} Remedy: {item.remedy}" for item in found.wrong[:1]))
