@@ -28,7 +28,7 @@ from toughen.evaluation.plan import Plan, cascade
 from toughen.evaluation.result import Evaluation, describe_suite
 from toughen.evaluation.resume import FinishedUnits, Keep, check_folder, hash_code, is_finished
 from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
-from toughen.evaluation.suites import Suite, check, find
+from toughen.evaluation.suites import Suite, check, find, fit_classes
 from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
 from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
 from toughen.models.adapted import adapt
@@ -135,6 +135,7 @@ def evaluate(
         return Evaluation.read(folder)
     with memory_explained():
         subject = prepare(model, x, examples.y, batch_size)
+        plan = _planned(suite, threat, x, independent, subject.classes)
         # Before the model is put in inference mode: that it was not may be what is wrong.
         given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": examples.index}
         verdict = examine(model, x, examples.y, **given) if audit else None
@@ -165,7 +166,7 @@ def evaluate(
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *subject.said, *runner.notes),
+                notes=(*notes, *subject.said, *plan.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
                 identity=identity,
@@ -188,6 +189,7 @@ class _Planned:
         code: hashes of functions of the user's own.
         members: its attacks by label.
         shares: of the examples not yet broken that each attacks.
+        said: what a reader should know of it; often nothing.
     """
 
     name: str
@@ -196,6 +198,7 @@ class _Planned:
     code: Mapping[str, str | None]
     members: Suite
     shares: dict[str, float]
+    said: tuple[str, ...] = ()
 
     def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
         """What each attack costs, worked out when it is asked for."""
@@ -205,18 +208,21 @@ class _Planned:
         }
 
 
-def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool) -> _Planned:
-    """The plan of a suite."""
+def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, classes: int | None = None) -> _Planned:
+    """The plan of a suite; where it has a name, for so many classes."""
     if isinstance(suite, str):
         name, attacks = suite, find(suite, threat, side=max(x.shape[-2:], default=0))
     else:
         name, attacks = "custom", check(suite)
+    said: tuple[str, ...] = ()
+    if isinstance(suite, str) and classes is not None and not isinstance(attacks, Adaptive):
+        attacks, said = fit_classes(attacks, classes)
     if isinstance(attacks, Adaptive):
         if independent:
             raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
         return _Planned(name, attacks, attacks.settings, {}, attacks.members, attacks.shares)
     run, code = cascade(attacks, independent=independent), {label: hash_code(item) for label, item in attacks.items()}
-    return _Planned(name, run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0))
+    return _Planned(name, run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0), said)
 
 
 def _checked(x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat) -> LabelledImages:

@@ -243,6 +243,22 @@ def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec
     return members | stepped
 
 
+def fit_classes(suite: Suite, classes: int) -> tuple[dict[str, AttackSpec | Attack | SideAttack], tuple[str, ...]]:
+    """A named suite for a model of few classes, and what was changed in it.
+
+    DLR divides by a difference to the third class, its targeted form by one to the third and fourth; where these are
+    lacking the margin stands in, DLR without its division.
+    """
+    fitted, said = dict(suite), ()
+    for label, attack in suite.items():
+        if isinstance(attack, AttackSpec) and attack.settings.get("loss") == "dlr":
+            needed = 4 if attack.name == "apgd_targeted" else 3
+            if classes < needed:
+                fitted[label] = _spec(attack.name, **{**attack.settings, "loss": "margin"})
+                said += (f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",)
+    return fitted, said
+
+
 def _pattern(key: str) -> re.Pattern[str]:
     number = "(?P<{}>[1-9][0-9]{{0,8}})"
     parts = {"K": number.format("K"), "rR": "r" + number.format("R")}

@@ -64,7 +64,9 @@ def test_the_name_resnet18_still_means_what_saved_runs_mean_by_it():
     assert digest.hexdigest() == "e1a0582a3f9711bd6884f363b0c4df6c2bdc2514378744becd8ec2db0786faab"
     # The last bits of what torch draws depend on the processor.
     values = torch.cat([value.flatten().double() for value in state.values()])
-    assert float(values @ torch.linspace(-1, 1, len(values), dtype=torch.float64)) == pytest.approx(-275.579968165, rel=1e-6)
+    assert float(values @ torch.linspace(-1, 1, len(values), dtype=torch.float64)) == pytest.approx(
+        -275.579968165, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -1,0 +1,68 @@
+"""Models of few classes under every named suite, where no attack breaks anything, so that all of them are run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import FULL
+from toughen.evaluation import evaluate, suites
+from toughen.evaluation.suites import SUITES
+from toughen.threat import L2, Linf, Threat
+
+BALLS: dict[str, Threat] = {"linf": Linf(1e-4), "l2": L2(1e-4)}
+ELSEWHERE = {("iaat", "l2")}
+"""Suites with attacks of the other norm."""
+NAMES = {key: key.replace("K", "3").replace("rR", "r2") for key in SUITES}
+CASES = [
+    # Fourteen rounds with up to 25 restarts, which no setting shortens.
+    pytest.param(name, norm, id=f"{name}-{norm}", marks=FULL if name == "adaptive" else [])
+    for name in NAMES.values()
+    for norm in BALLS
+    if (name, norm) not in ELSEWHERE
+]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suites of three steps and three queries."""
+    whole = suites._spec
+
+    def spec(name: str, **settings: Any) -> Any:
+        return whole(name, **{k: min(v, 3) if k in ("steps", "queries") else v for k, v in settings.items()})
+
+    monkeypatch.setattr(suites, "_spec", spec)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_every_named_suite_runs_for_any_number_of_classes(name: str, norm: str, classes: int):
+    with torch.random.fork_rng():
+        torch.manual_seed(classes)
+        model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval(), torch.rand(6, 1, 4, 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    found = evaluate(model, x, y, threat=BALLS[norm], suite=name, audit=False)
+    assert found.robust_accuracy == 1
+    tallies = found.outcomes.per_attack()
+    assert set(tallies) == {"clean", *found.settings}
+    assert {tally["attempted"] for tally in tallies.values()} == {6}
+    replaced = {
+        label for label, needed in (("apgd-t", 4), ("apgd-dlr", 3)) if label in found.settings and classes < needed
+    }
+    assert {note.partition(": ")[0] for note in found.notes} == replaced
+    assert {
+        label for label in ("apgd-t", "apgd-dlr") if found.settings.get(label, {}).get("loss") == "margin"
+    } == replaced
+
+
+def test_what_stands_in_is_said():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(2, 1, 4, 4)
+    found = evaluate(model, x, model(x).argmax(1), threat=Linf(1.0), suite="autoattack", audit=False)
+    assert found.notes == ("apgd-t: loss margin in place of dlr, which needs 4 classes; the model has 3",)
+    assert found.summary()["notes"] == list(found.notes)
+    own = {"mine": suites._spec("apgd_targeted", steps=2)}
+    with pytest.raises(ValueError, match="needs at least 4 classes, the model has 3; use loss: margin"):
+        evaluate(model, x, model(x).argmax(1), threat=Linf(1e-4), suite=own, audit=False)
