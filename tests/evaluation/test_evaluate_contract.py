@@ -167,7 +167,7 @@ X, Y = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(3)), torch
         ({"x": X - 0.5}, "EV221 .*undo the normalisation"),
         ({"x": X[0]}, r"shape \(1, 4, 4\)"),
         ({"x": (X * 255).byte()[0]}, r"shape \(1, 4, 4\)"),
-        ({"x": X * float("nan")}, "EV221 Inputs span nan"),
+        ({"x": X * float("nan")}, "^image 0 of 4 holds NaN or infinity"),
         ({"x": X[:0], "y": Y[:0]}, "no images to evaluate"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"index": torch.tensor([1, 1, 2, 3])}, "index holds 3 different ids for 4 images"),

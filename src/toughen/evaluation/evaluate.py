@@ -35,7 +35,7 @@ from toughen.models.adapted import adapt
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.identity import hash_model, hash_tensor, identity_of, threat_in_full
-from toughen.models.inputs import check_examples
+from toughen.models.inputs import check_examples, check_reach
 from toughen.models.prepared import PreparedModel, prepare
 from toughen.modes import plain
 from toughen.parallel import ranks
@@ -113,6 +113,7 @@ def evaluate(
         )
     plan = _planned(suite, threat, x, independent)
     examples = _checked(x, y, index, batch_size, threat)
+    reach = check_reach(threat, x.shape[1:])
     chunk_size = _chunk_size(chunk_size, batch_size, x)
     if keep is not None and folder is None:
         raise ValueError(f"keep is {keep!r} but there is no folder to keep adversarial examples in; give folder")
@@ -166,7 +167,7 @@ def evaluate(
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *subject.said, *plan.said, *runner.notes),
+                notes=(*notes, *reach, *subject.said, *plan.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
                 identity=identity,
@@ -227,7 +228,7 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
 
 def _checked(x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat) -> LabelledImages:
     """The examples, once they are known to fit each other and the ball."""
-    found = check_range(x, threat) if x.is_floating_point() and x.numel() else None
+    found = check_range(x, threat) if x.is_floating_point() and x.isfinite().all() and x.numel() else None
     if found is not None and not (x.amin() >= 0 and x.amax() <= 1):
         raise ValueError(str(found))
     return LabelledImages(x, *check_examples(x, y, index, batch_size, threat))

@@ -255,7 +255,9 @@ def fit_classes(suite: Suite, classes: int) -> tuple[dict[str, AttackSpec | Atta
             needed = 4 if attack.name == "apgd_targeted" else 3
             if classes < needed:
                 fitted[label] = _spec(attack.name, **{**attack.settings, "loss": "margin"})
-                said += (f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",)
+                said += (
+                    f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",
+                )
     return fitted, said
 
 

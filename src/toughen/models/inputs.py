@@ -10,6 +10,7 @@
 Every error is a ValueError that says what was given and what is allowed.
 """
 
+import math
 import os
 import traceback
 from collections.abc import Sequence
@@ -52,6 +53,9 @@ def check_images(x: Tensor) -> None:
             "such as uint8 images divided by 255"
         )
     low, high = (x.amin().item(), x.amax().item()) if x.numel() else (0.0, 0.0)
+    if not math.isfinite(low + high):
+        first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"image {first} of {len(x)} holds NaN or infinity; mend or leave out such images")
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise ValueError(
             f"images are in [{low:.3g}, {high:.3g}] but must be in [0, 1]: divide by 255, or move the normalisation "
@@ -143,6 +147,32 @@ def out_of_unit(x: Tensor, threat: Threat | None = None) -> tuple[str, str] | No
         return None
     eps = float(torch.as_tensor(threat.eps).max()) if len(x) else 0.0
     return (f"The radius is {eps:.3g}", f"write {eps:.3g}/255") if threat.norm == "linf" and eps > 1 else None
+
+
+CUSTOMARY_L2 = 0.5 / math.sqrt(3 * 32 * 32)
+"""The field's radius for CIFAR-10 as a share of the diagonal, sqrt(d), of which ImageNet's 3.0 is 1.5 times as much."""
+
+FAR = 10
+"""How many times the customary radius may be one in other units: these differ by a factor of 255."""
+
+
+def check_reach(threat: Threat, shape: Sequence[int]) -> tuple[str, ...]:
+    """What to say of an L2 radius for images (C, H, W) that may be meant in units of 0 to 255; mostly nothing.
+
+    Raises:
+        ValueError: the ball around any image holds all images.
+    """
+    radius = float(torch.as_tensor(threat.eps).max()) if torch.as_tensor(threat.eps).numel() else 0.0
+    diagonal = math.sqrt(math.prod(shape))
+    if threat.norm != "l2" or radius <= FAR * CUSTOMARY_L2 * diagonal:
+        return ()
+    write = f"in units of 0 to 255 write {radius:.6g}/255"
+    if radius >= diagonal:
+        raise ValueError(
+            f"the L2 radius {radius:.6g} reaches every image of {'x'.join(map(str, shape))} in [0, 1], whose diagonal "
+            f"is {diagonal:.4g}; give a smaller one: {write}"
+        )
+    return (f"the L2 radius {radius:.6g} is far above the customary {CUSTOMARY_L2 * diagonal:.2g}; {write}",)
 
 
 def check_radius(threat: Threat) -> Threat:
