@@ -93,7 +93,8 @@ def test_training_says_before_it_begins_that_the_network_takes_other_images(here
     before = everything(here)
     said = failed(*given)
     assert said == (
-        "error: model: sized does not take images of 3x8x8: Input height (8) doesn't match model (24); it takes "
+        "error: model: sized does not take images of 3x8x8: Input height (8) doesn't match model (24) "
+        "(test_inputs.py, line 74); it takes "
         "3x24x24: give data.size=24\n"
     )
     assert everything(here) == before
@@ -184,7 +185,7 @@ def test_evaluating_says_which_images_the_network_takes(here: Path, suite: str):
     threat = () if suite == "corruptions" else ("--threat", "linf:0.1")
     given = ("--data", "colour", "--suite", suite, *threat, "--limit", "4")
     said = failed("evaluate", "mine.py:Sized", *given)
-    assert said == "error: " + SAYS.format("Input height (8) doesn't match model (24)") + "\n"
+    assert said == "error: " + SAYS.format("Input height (8) doesn't match model (24) (mine.py, line 13)") + "\n"
     said = failed("evaluate", "mine.py:linear", *given)
     assert (
         "of 3x8x8: mat1 and mat2 shapes cannot be multiplied (1x192 and 1728x4); nor those of usual sizes; look" in said
