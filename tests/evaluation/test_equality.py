@@ -14,7 +14,7 @@ from toughen.outcomes import COLUMNS
 from toughen.threat import L2, Linf, Threat
 from toys import labels, network, photographs, spec
 
-N = 90
+N = 60
 SETTINGS: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "r_fgsm": {},

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,10 @@ class Stopped(Exception):
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     """Let only so many units be worked on; the list of those that were."""
+    return stopping(monkeypatch)
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     clean, attacked = EvaluationTask.clean, EvaluationTask.run
 
     def start(most: int) -> list[str]:
@@ -141,19 +146,26 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("done", [True, False])
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Evaluations that are done or begun, without and with their adversarial examples; not to be written to."""
+    found = {name: tmp_path_factory.mktemp(name) for name in ("done", "begun", "whole", "kept")}
+    run(found["done"])
+    run(found["whole"], keep="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        begun(found["begun"], stopping(patch))
+    with pytest.MonkeyPatch.context() as patch:
+        begun(found["kept"], stopping(patch), keep="float32")
+    return found
+
+
+@pytest.mark.parametrize("state", ["done", "begun"])
 @pytest.mark.parametrize(("changes", "says"), OTHER.values(), ids=OTHER)
-def test_a_folder_of_another_evaluation_is_refused_and_kept(changes, says, done, stop, saving, tmp_path):
-    if done:
-        run(tmp_path)
-    else:
-        begun(tmp_path, stop)
-        stop(99)
-    before = saving.contents(tmp_path)
+def test_a_folder_of_another_evaluation_is_refused_and_kept(changes, says, state, folders, saving):
+    before = saving.contents(folders[state])
     with pytest.raises(ValueError, match=rf"EV271 .* holds an evaluation {says}.*give another folder, or delete it"):
-        run(tmp_path, **changes)
-    assert saving.contents(tmp_path) == before
-    run(tmp_path)
+        run(folders[state], **changes)
+    assert saving.contents(folders[state]) == before
 
 
 def test_radii_are_told_apart_by_value_also_aside(tmp_path):
@@ -211,17 +223,14 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["units/001-00000.parquet", "units/001-00000.json", "adversarial/001-00000.safetensors"]
 )
-def test_a_unit_with_a_damaged_file_is_worked_on_again(kind, how, stop, saving, tmp_path):
-    run(tmp_path / "whole", keep="float32")
-    stop(5)
-    with pytest.raises(Stopped):
-        run(tmp_path / "begun", keep="float32")
+def test_a_unit_with_a_damaged_file_is_worked_on_again(kind, how, stop, saving, folders, tmp_path):
+    shutil.copytree(folders["kept"], tmp_path / "begun")
     spoil(tmp_path / "begun" / kind, how)
     worked = stop(99)
     run(tmp_path / "begun", keep="float32")
     # Of the five that were done, the first of fgsm is begun again; then the third, and those of pgd.
     assert worked == ["fgsm", "fgsm", *["pgd"] * (len(worked) - 2)]
-    whole, begun = (saving.contents(tmp_path / name) for name in ("whole", "begun"))
+    whole, begun = (saving.contents(folder) for folder in (folders["whole"], tmp_path / "begun"))
     for contents in (whole, begun):
         result = json.loads(contents.pop("result.json"))
         assert result["seconds"] > 0

@@ -112,7 +112,7 @@ def test_one_refusal_at_every_call(undisturbed, tiny, tmp_path, faults):
     assert {name for name, _, _ in points(calls)} >= {"create", "write", "fsync", "rename", "link", "mkdir", "scandir"}
     survived, fell = amid(calls), list[tuple[Call, str]]()
     ended = {"recovered": 0, "stopped": 0}
-    chosen = trials(calls, faults.trials(small=8, full=999), 0)
+    chosen = trials(calls, faults.trials(small=5, full=999), 0)
     for number, (call, error) in enumerate(chosen):
         how, _ = check(tmp_path / str(number), Refusal(call, ERRORS[error], lasting=False), expected)
         ended[how] += 1
@@ -130,7 +130,7 @@ def test_refusals_from_some_call_on(undisturbed, tiny, tmp_path, faults):
     expected, calls = undisturbed
     ended = {"recovered": 0, "stopped": 0}
     told = 0
-    chosen = trials(calls, faults.trials(small=6, full=120), 1)
+    chosen = trials(calls, faults.trials(small=4, full=120), 1)
     for number, (call, error) in enumerate(chosen):
         how, notes = check(tmp_path / str(number), Refusal(call, ERRORS[error], lasting=True), expected)
         ended[how] += 1

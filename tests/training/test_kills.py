@@ -31,7 +31,7 @@ def told(folder: Path, number: int, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.faults
 def test_runs_that_were_killed_end_with_the_bits_of_one_that_was_not(tmp_path: Path, faults: Faults):
-    number = faults.trials(small=6, full=200)
+    number = faults.trials(small=3, full=200)
     found = trials(tmp_path, number, "SIGKILL")
     kills = [sitting for trial in found for sitting in trial["sittings"]]
     assert {kill["status"] for kill in kills} == {-signal.SIGKILL}
@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_anywhere_in_its_writer_ends_with_the_same_bits(tm
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_runs_that_were_told_to_stop_finish_their_batch_and_lose_nothing(tmp_path: Path, faults: Faults, name: str):
-    number = faults.trials(small=3, full=25)
+    number = faults.trials(small=2, full=25)
     stops = [sitting for trial in trials(tmp_path, number, name) for sitting in trial["sittings"]]
     assert {stop["status"] for stop in stops} == {75}
     called = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}[name]
