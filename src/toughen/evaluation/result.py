@@ -151,7 +151,7 @@ class Evaluation:
         tallies = self.outcomes.per_attack()
         rows: list[dict[str, Any]] = []
         for label, settings in {CLEAN: {}, **self.settings}.items():
-            # An attack for which nobody was left has no rows in the table.
+            # An attack for which no example was left has no rows in the table.
             idle = Tally(
                 attempted=0,
                 broken=0,

@@ -182,7 +182,7 @@ def test_every_part_is_there_and_nothing_is_left_out(text: str):
         "Monitor of catastrophic overfitting",
         "What each attack took",
         "Accuracy by class",
-        "Where attacked images go",
+        "Confusion matrix of attacked images",
         "Accuracy under corruptions by severity",
         "Robust accuracy over the radius (linf, text sweep)",
         "Robust accuracy over the steps of PGD (text swept)",

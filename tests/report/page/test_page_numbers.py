@@ -107,7 +107,7 @@ def test_classes_and_where_images_go(run: Path, seen: Read):
             if one["index"] in broken:
                 way = f"text class {label}", f"text class {broken[one['index']][1]}"
                 flows[way] = flows.get(way, 0) + 1
-    (_, *ways) = seen.tables["Commonest ways out of a class"]
+    (_, *ways) = seen.tables["Commonest confusions"]
     assert ways
     assert all(flows[true, end] == int(count) for true, end, count in ways)
     assert [int(way[2]) for way in ways] == sorted(flows.values(), reverse=True)[: len(ways)]

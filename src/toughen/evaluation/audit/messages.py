@@ -31,10 +31,10 @@ CODES: dict[str, str] = {
     "EV282": "FGSM is stronger than PGD-20",
     "EV283": "random noise is stronger than PGD-20",
     "EV284": "accuracy does not come down at a radius that reaches grey images",
-    "EV285": "another loss breaks what PGD-20 left standing",
+    "EV285": "another loss breaks what PGD-20 did not",
     "EV286": "PGD-20 is far above the strongest attack",
-    "EV287": "an attack without gradients breaks what all with gradients left standing",
-    "EV288": "the audit breaks what the evaluation left standing",
+    "EV287": "an attack without gradients breaks what none with gradients did",
+    "EV288": "the audit breaks what the evaluation did not",
 }
 
 RANDOM = {"EV212", "EV213"}
@@ -93,16 +93,16 @@ MESSAGES: dict[str, str] = {
     "{upper_bound}; try another loss or step size, and attack without gradients (square).",
     "EV282": "FGSM breaks {fgsm} of {examples} examples, PGD-20 {pgd}: many steps should do what one does. "
     "{upper_bound}; try other step sizes and restarts.",
-    "EV283": "Four random perturbations break {noise} of {examples} examples that PGD-20 left standing. "
+    "EV283": "Four random perturbations break {noise} of {examples} examples that PGD-20 did not. "
     "{upper_bound}; attack without gradients (square), or on many draws at a time if the model is random.",
-    "EV284": "PGD at radius {radius:.3g} leaves {accuracy:.0%} standing, though every image can be made plain grey "
+    "EV284": "PGD at radius {radius:.3g} leaves {accuracy:.0%} unbroken, though every image can be made plain grey "
     "there, on which no model is right more often than {chance:.0%}. {upper_bound}; try other losses and square.",
     "EV285": "The largest probability of {sure} of {examples} examples rounds to 1, which costs the cross-entropy "
     "half of its gradient. Attack with loss margin or dlr too.",
-    "EV286": "PGD-20 leaves {pgd_20} of {examples} examples standing, the whole suite {lost} fewer. Gradients of the "
+    "EV286": "PGD-20 leaves {pgd_20} of {examples} examples unbroken, the whole suite {lost} fewer. Gradients of the "
     "cross-entropy mislead on this model; report the suite's figure, not that of PGD, and look at the loss surface.",
-    "EV287": "{attacks} broke {lost} of {examples} examples that every attack with gradients left standing. "
+    "EV287": "{attacks} broke {lost} of {examples} examples that no attack with gradients broke. "
     "{upper_bound}; raise the queries, and write an attack that is adapted to the model.",
-    "EV288": "The audit breaks {lost} of {examples} examples that the evaluation left standing ({which}). The "
+    "EV288": "The audit breaks {lost} of {examples} examples that the evaluation did not ({which}). The "
     "reported robust accuracy is too high by about {share:.0%}; attack with the remedy that the other findings name.",
 }

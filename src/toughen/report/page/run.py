@@ -143,7 +143,7 @@ def _describe_training(run: RunRecord, anchor: str) -> Iterator[Block]:
         found = [record["validation"] for record in checks]
         yield draw.validation(f"{anchor}-validation", [record["step"] for record in checks], found)
     if run.summary and run.summary.get("best"):
-        caption = "Best by validation (of the held-out split, which chose the weights; test figures stand above)"
+        caption = "Best by validation (of the held-out split, which chose the weights; test figures are above)"
         yield best_table(f"{anchor}-best", caption, "weights", run.summary["best"])
     watched = [(record["step"], record["overfitting"]) for record in run.metrics if "overfitting" in record]
     if watched:
@@ -198,7 +198,7 @@ def _describe_classes(run: RunRecord, found: StoredEvaluation, anchor: str) -> I
         return
     counts = confusion_matrix(worst, size)
     yield draw.confusion(f"{anchor}-confusion", counts, [run.class_name(number) for number in range(size)])
-    ways = Table(f"{anchor}-flows", "Commonest ways out of a class", ("true", "predicted", "images"))
+    ways = Table(f"{anchor}-flows", "Commonest confusions", ("true", "predicted", "images"))
     for true, predicted, k in common_confusions(counts, 10):
         ways.add(run.class_name(true), run.class_name(predicted), k)
     if ways.rows:

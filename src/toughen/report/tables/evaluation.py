@@ -41,7 +41,7 @@ def attack_table(key: str, caption: str, attacks: Iterable[JsonObject], *, alone
         aside = "threat" in row["settings"]
         name = TableCell(row["attack"], below=f"aside, {row['settings']['threat']}" if aside else "")
         if alone and not row["attempted"]:
-            table.add(TableCell(row["attack"], below="nobody was left"), *[None] * 6)
+            table.add(TableCell(row["attack"], below="no image was left"), *[None] * 6)
             continue
         shares = [row["accuracy"], row["alone"]] if alone else [row["accuracy"]]
         if aside:

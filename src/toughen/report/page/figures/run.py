@@ -90,7 +90,7 @@ def waterfall(key: str, n: int, left: Sequence[tuple[str, int]]) -> Figure:
         axes.set_xticks(range(0, 101, 20))
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("accuracy left, % (hatched: what the attack took)")
-        alt = f"Of {n} images " + ", ".join(f"{percent(k / n)} stand after {name}" for name, k in left) + "."
+        alt = f"Of {n} images " + ", ".join(f"{percent(k / n)} are still right after {name}" for name, k in left) + "."
         return svg.line_figure(figure, key, title, alt, ("attack", "standing", "of"), ((a, k, n) for a, k in left))
 
 
@@ -120,7 +120,7 @@ def per_class(key: str, names: Sequence[str], rows: Sequence[ClassRow]) -> Figur
 
 def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     """The confusion matrix in the worst case: rows true classes, columns predictions, shares of the row."""
-    title = "Where attacked images go"
+    title = "Confusion matrix of attacked images"
     size = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = size <= 20
@@ -139,7 +139,7 @@ def confusion(key: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
         axes.set_ylabel("true")
         png = svg.picture(figure)
     common = ", ".join(f"{names[a]} to {names[b]} {k}" for a, b, k in common_confusions(counts, 3)) or "none"
-    alt = f"Of {int(counts.sum())} images {int(np.trace(counts))} stay in their class. Commonest ways out: {common}."
+    alt = f"Of {int(counts.sum())} images {int(np.trace(counts))} stay in their class. Commonest confusions: {common}."
     rows = ((names[a], names[b], int(counts[a, b])) for a, b in zip(*np.nonzero(counts), strict=True))
     table = csv_text(("true", "predicted", "examples"), rows)
     return Figure(key, title, alt, table, png=png, size=(round(96 * side), round(96 * side)))
