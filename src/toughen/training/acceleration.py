@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from toughen.losses import cross_entropy
 from toughen.methods import Spec
 from toughen.models import Classifier
-from toughen.models.folding import Folding
-from toughen.modes import backends, running
+from toughen.models.folding import Folding, agree
+from toughen.models.inputs import REFUSALS
+from toughen.modes import backends, evaluating, running
 from toughen.parallel import ranks
 from toughen.recipes import Recipe
 from toughen.training.unsafe_kernels import REASON
@@ -102,8 +103,32 @@ def chosen_ways(
         ways, said = ranks.from_main(by_measuring(recipe, model, images, narrow))
         note(said)
     elif device.type != "cpu":
-        note(f"computing in {ways} (fast: rule)")
+        left_out = ways.channels_last and not takes_channels_last(model, shape[1:], device)
+        ways = replace(ways, channels_last=ways.channels_last and not left_out)
+        note(f"computing in {ways} (fast: rule{'; the network does not run in channels_last' if left_out else ''})")
     return ways
+
+
+def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.device) -> bool:
+    """Whether a network runs forward and backward with channels last, and gives the same logits: tried on two images.
+
+    What flattens by `view` does not.
+
+    Args:
+        model: left as it is.
+        shape: of an image, (C, H, W).
+        device: of the model.
+    """
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    x = torch.linspace(0, 1, 2 * math.prod(shape), device=device, dtype=dtype).reshape(2, *shape)
+    other = laid_out(copy.deepcopy(model), Acceleration(channels_last=True)).eval()
+    try:
+        found = other(x)
+        found.sum().backward()
+    except REFUSALS:
+        return False
+    with evaluating(model), torch.no_grad():
+        return agree(found.detach(), model(x))
 
 
 def by_rule(recipe: Recipe, device: torch.device) -> Acceleration:
@@ -147,7 +172,7 @@ def measured(
         compiles: whether compiled graphs are tried, on top of the best without.
         narrow: whether channels last and graphs are not even tried, for that alone could end the process.
     """
-    layouts = (False,) if narrow else (False, True)
+    layouts = (False, True) if not narrow and takes_channels_last(model, x.shape[1:], x.device) else (False,)
     tried = [Acceleration(bf16=low, channels_last=last) for low in bf16 for last in layouts]
     seconds = _timed(model, x, y, tried)
     best = min(tried, key=lambda ways: seconds[ways])
