@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Faults
+from conftest import FULL, Faults
 from killed_runs import SAVE_EVERY
 from processes import run_script
 
@@ -57,7 +57,7 @@ def test_a_run_that_was_killed_anywhere_in_its_writer_ends_with_the_same_bits(tm
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=FULL)])
 def test_runs_that_were_told_to_stop_finish_their_batch_and_lose_nothing(tmp_path: Path, faults: Faults, name: str):
     number = faults.trials(small=2, full=25)
     stops = [sitting for trial in trials(tmp_path, number, name) for sitting in trial["sittings"]]

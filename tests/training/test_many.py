@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from conftest import FULL
 from processes import run_ranks
 from toughen.models import build
 from toughen.parallel import ranks
@@ -74,7 +75,7 @@ def test_ranks_exchange_gradients_once_a_step_however_long_the_attack(two: Path)
         assert entry["calls"] == {"allreduce_": 3 * steps, **radii}, entry
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=FULL), "full"])
 def test_two_ranks_that_were_killed_end_with_the_bits_of_two_that_were_not(sharding: str, tmp_path: Path):
     run_ranks(SCRIPT, tmp_path, 2, "survive", sharding)
     found = json.loads((tmp_path / "found.json").read_text())
