@@ -342,3 +342,15 @@ def test_what_a_strangers_own_code_raises_is_named_as_theirs(images: tuple[Tenso
     x, y = images
     with pytest.raises(ValueError, match=r"EV226 .*: the flux is out of phase \(test_models\.py, line \d+\)"):
         evaluate(made(Broken), x, y, threat=BALL, suite="pgd-1")
+
+
+def test_an_adapted_model_is_copied_whole_and_passes_on_what_it_does_not_know():
+    for make in (lambda: made(Tupled), scripted):
+        model = adapt(make())
+        again = copy.deepcopy(model)
+        assert type(again) is type(model)
+        assert again.model is not model.model
+        assert torch.equal(again(X), model(X))
+        assert again.head.weight.data_ptr() == again.model.head.weight.data_ptr()
+        assert not hasattr(model, "tail")
+    assert not hasattr(type(model).__new__(type(model)), "head")

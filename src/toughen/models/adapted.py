@@ -8,6 +8,7 @@ What a model computes in half precision is asked in float32: the images keep the
 """
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -77,7 +78,11 @@ class AdaptedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self._modules["model"], name)
+            # What Python asks of objects, such as how to copy them, is not the model's to answer.
+            model = self.__dict__.get("_modules", {}).get("model")
+            if model is None or name.startswith("__"):
+                raise
+            return getattr(model, name)
 
 
 class _Function(nn.Module):
@@ -112,7 +117,7 @@ def adapt(model: Any) -> AdaptedModel:
 
 def half_of(model: nn.Module) -> torch.dtype | None:
     """The type of half precision that a model computes in, by its first floating parameter or buffer; else None."""
-    tensors = (*model.parameters(), *model.buffers())
+    tensors = chain(model.parameters(), model.buffers())
     found = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
     return found if found in HALF else None
 
