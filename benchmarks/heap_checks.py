@@ -1,6 +1,6 @@
 """Whether torch's convolutions on the CPU keep to their memory, and whether ours is a way around those that do not.
 
-    make bench-heap                                      # half an hour on two cores; writes results/heap_checks.md
+    make bench-heap                                      # well over half an hour; writes results/heap_checks.md
     python benchmarks/heap_checks.py --networks small_cnn --no-runs
 
 Every convolution of our networks, at widths from 1 on, and a grid of narrow ones run forward, back to the images, back
