@@ -277,6 +277,7 @@ def test_a_threat_may_be_a_text(images: tuple[Tensor, Tensor]):
     found = evaluate(made(Plain), x, y, threat="linf:0.05", suite="pgd-2", audit=False)
     assert found.summary()["threat"] == "linf:0.05"
     assert found.outcomes.survived.tolist() == expected.outcomes.survived.tolist()
+    assert audit(made(Plain), x, y, threat="linf:0.05") == audit(made(Plain), x, y, threat=BALL)
     same = pgd(made(Plain), x, y, threat="linf:0.05", steps=2)
     assert torch.equal(same, pgd(made(Plain), x, y, threat=BALL, steps=2))
     for wrong in ("linf", "max:0.1", 0.1, None):
@@ -284,6 +285,8 @@ def test_a_threat_may_be_a_text(images: tuple[Tensor, Tensor]):
             evaluate(made(Plain), x, y, threat=wrong, suite="pgd-2")  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match=r"is not a threat model; .*linf:8/255"):
             pgd(made(Plain), x, y, threat=wrong)
+        with pytest.raises(ValueError, match=r"is not a threat model; .*linf:8/255"):
+            audit(made(Plain), x, y, threat=wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(images: tuple[Tensor, Tensor]):
@@ -351,6 +354,6 @@ def test_an_adapted_model_is_copied_whole_and_passes_on_what_it_does_not_know():
         assert type(again) is type(model)
         assert again.model is not model.model
         assert torch.equal(again(X), model(X))
-        assert again.head.weight.data_ptr() == again.model.head.weight.data_ptr()
+        assert torch.equal(again.head.weight, model.head.weight)
         assert not hasattr(model, "tail")
     assert not hasattr(type(model).__new__(type(model)), "head")

@@ -153,17 +153,15 @@ def check_logits(logits: Tensor, n: int) -> None:
     """Refuse what are no logits of `n` images.
 
     Raises:
-        ValueError: anything but floats (n, K) with K at least 2.
+        NoLogits: anything but floats (n, K) with K at least 2.
     """
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model returned {type(logits).__name__}; it must return logits, a tensor (N, K)")
     if logits.is_floating_point() and logits.shape in ((n,), (n, 1)):
-        raise ValueError(
+        raise NoLogits(
             "the model returned one number z for each image, as before a sigmoid; give it two classes, 0 and 1, by "
             "logits [0, z]: torch.cat([torch.zeros_like(z), z], 1) with z of shape (N, 1)"
         )
     if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        raise ValueError(
+        raise NoLogits(
             f"the model returned {logits.dtype} of shape {tuple(logits.shape)} for {n} images; it must return logits, "
             "floats (N, K) with one column for each of at least 2 classes"
         )

@@ -42,7 +42,7 @@ def audit(
     x: Tensor,
     y: Tensor,
     *,
-    threat: Threat,
+    threat: Threat | str,
     seed: int = 0,
     batch_size: int = 256,
     index: Tensor | None = None,
@@ -57,7 +57,7 @@ def audit(
         model: classifier of images in [0, 1], (N, C, H, W) -> logits (N, K).
         x: images (N, C, H, W), floats or uint8. Floats outside [0, 1] are a finding, and then nothing else is checked.
         y: classes (N,).
-        threat: the ball, with one radius for all or one per example.
+        threat: the ball, with one radius for all or one per example; or a text like linf:8/255.
         seed: of the random draws.
         batch_size: examples per pass, at least 1.
         index: example ids (N,). Default: 0 to N - 1.
@@ -66,12 +66,13 @@ def audit(
         The findings; none for a sound model.
     """
     ids = (torch.arange(len(x)) if index is None else index.cpu())[:EXAMPLES]
+    threat = as_threat(threat)
     n, out_of_range = len(ids), check_range(x, threat)
     if out_of_range is not None or not n:
         found = () if out_of_range is None else (out_of_range,)
         left = "Nothing else was checked, because there are no images in [0, 1]."
         return Audit(found, (left,), n, 0, 0, tuple(ids.tolist()), (), ())
-    threat, prepared = as_threat(threat), prepare(model, x[:n], y[:n], batch_size)
+    prepared = prepare(model, x[:n], y[:n], batch_size)
     model, device, images = prepared.model.model, prepared.device, prepared.images(x[:n])
     with undisturbed(device, seed), float32(device), torch.no_grad():
         given = as_given(model, images[:batch_size])

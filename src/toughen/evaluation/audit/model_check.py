@@ -156,6 +156,7 @@ def _takes(model: AdaptedModel, x: Tensor, log: CheckLog) -> int | None:
     shape, said = "x".join(map(str, x.shape[1:])), ""
     try:
         logits = model(x[:2])
+        check_logits(logits, len(x[:2]))
     except NoLogits as error:
         log.wrong("EV226", f"{str(error)[:1].upper()}{str(error)[1:]}.", "return logits (N, K)")
         return None
@@ -166,11 +167,6 @@ def _takes(model: AdaptedModel, x: Tensor, log: CheckLog) -> int | None:
             log.wrong("EV226", f"{seen} (parameters on {', '.join(sorted(devices))})", "model.to(device)")
         else:
             log.wrong("EV226", seen, _instead(model, x))
-        return None
-    try:
-        check_logits(logits, len(x[:2]))
-    except ValueError as error:
-        log.wrong("EV226", f"{str(error)[:1].upper()}{str(error)[1:]}.", "return logits (N, K)")
         return None
     found = "" if model.returned == "tensor" else f" (in {FOUND_IN[model.returned]})"
     log.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}{found}")
