@@ -162,7 +162,7 @@ X, Y = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(3)), torch
         ({"y": torch.tensor([0, 1, 2, 1])}, "labels run from 0 to 2 but the model has classes 0 to 1"),
         ({"y": torch.tensor([0, -1, 0, 1])}, "labels run from -1 to 1"),
         ({"y": Y[:3]}, r"labels are torch.int64 of shape \(3,\) for 4 images"),
-        ({"y": torch.ones(4, 2) / 2}, "needs class numbers"),
+        ({"y": torch.ones(4, 2) / 2}, r"give class numbers \(N,\)"),
         ({"x": X * 255}, r"EV221 Inputs span .* but the threat model is defined on \[0,1\]: divide the images by 255"),
         ({"x": X - 0.5}, "EV221 .*undo the normalisation"),
         ({"x": X[0]}, r"shape \(1, 4, 4\)"),

@@ -10,9 +10,9 @@ from toughen.errors import UsageError, in_shell
 from toughen.models import Classifier, build
 from toughen.models.inputs import (
     as_input,
+    as_labels,
     check_examples,
     check_images,
-    check_labels,
     check_radius,
     check_takes,
     out_of_unit,
@@ -143,7 +143,10 @@ def test_images_may_overshoot_by_rounding():
 @pytest.mark.parametrize(
     ("x", "says"),
     [
-        ((X * 255).to(torch.uint8), r"images are torch.uint8 of shape \(3, 1, 2, 2\); give floats"),
+        (
+            (X * 255).to(torch.uint8),
+            r"images are torch.uint8 of shape \(3, 1, 2, 2\); give \(N, C, H, W\), floats in \[0, 1\], such",
+        ),
         (X[0], r"images are torch.float32 of shape \(1, 2, 2\)"),
         (X + 2e-6, r"images are in \[2e-06, 1\] but must be in \[0, 1\]"),
         (X - 2e-6, r"images are in \[-2e-06, 1\]"),
@@ -159,7 +162,7 @@ def test_what_is_no_batch_of_images_is_refused(x: Tensor, says: str):
 
 def test_labels_are_classes_or_rows_of_probabilities():
     for y in (Y, Y.int(), torch.full((3, 4), 0.25)):
-        check_labels(y, 3, 4)
+        assert torch.equal(as_labels(y, 3, classes=4, soft=True), y)
     for y, says in {
         Y.float(): r"labels are torch.float32 of shape \(3,\) for 3 images",
         Y[:2]: r"labels are torch.int64 of shape \(2,\) for 3 images",
@@ -169,7 +172,7 @@ def test_labels_are_classes_or_rows_of_probabilities():
         Y - 1: "labels run from -1 to 1 but the model has classes 0 to 3",
     }.items():
         with pytest.raises(ValueError, match=says):
-            check_labels(y, 3, 4)
+            as_labels(y, 3, classes=4, soft=True)
 
 
 def test_examples_that_fit_come_back_as_whole_numbers():
@@ -185,7 +188,7 @@ def test_examples_that_fit_come_back_as_whole_numbers():
     [
         ({"x": X * 2}, r"images are in \[0, 2\]"),
         ({"x": X[:0], "y": Y[:0]}, "there are no images to evaluate; give at least one"),
-        ({"y": torch.full((3, 4), 0.25)}, r"labels have shape \(3, 4\); an evaluation needs class numbers"),
+        ({"y": torch.full((3, 4), 0.25)}, r"give class numbers \(N,\): y\.argmax\(1\), if that"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"index": torch.arange(2)}, r"index is torch.int64 of shape \(2,\); give 3 whole numbers"),
         ({"index": torch.arange(3.0)}, r"index is torch.float32"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from toughen.losses import LOSSES, Loss
 from toughen.models.adapted import adapt, check_logits
 from toughen.models.batched import Batched
-from toughen.models.inputs import check_grad_mode, check_images, check_labels
+from toughen.models.inputs import as_labels, check_classes, check_grad_mode, check_images
 from toughen.settings import as_number, known, settings_of
 from toughen.threat import Radius, as_threat
 
@@ -88,14 +88,14 @@ def attack(function: Attack) -> Attack:
     """
 
     @functools.wraps(function)
-    def checked(model: torch.nn.Module, x: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
+    def checked(model: Any, x: Tensor, y: Any, **kwargs: Any) -> Tensor:
         given = {key: kwargs.pop(key) for key in GIVEN if key in kwargs}
         if "threat" in given:
             given["threat"] = as_threat(given["threat"])
         model = model if isinstance(model, Batched) else adapt(model)
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
-        check_labels(y, len(x))
+        y = as_labels(y, len(x), soft=True).to(x.device)
         check_grad_mode()
         with _checked_at_first_logits(model, y):
             return function(model, x, y, **given, **settings)
@@ -113,7 +113,7 @@ def _checked_at_first_logits(model: torch.nn.Module, y: Tensor) -> Iterator[None
     def look(module: torch.nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         handle.remove()
         check_logits(logits, len(inputs[0]))
-        check_labels(y, len(y), logits.shape[1])
+        check_classes(y, logits.shape[1])
 
     handle = model.register_forward_hook(look)
     try:

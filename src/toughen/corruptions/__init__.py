@@ -86,7 +86,7 @@ def corrupt(
     function = REGISTRY[known(name, CORRUPTIONS, "corruption")]
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity is {severity!r}; allowed: 1, 2, 3, 4, 5")
-    check_images(images)
+    check_corruptible(images)
     numbers = range(len(images)) if ids is None else [int(i) for i in ids]
     if len(numbers) != len(images):
         raise ValueError(f"{len(images)} images but {len(numbers)} ids; give one id per image")
@@ -108,7 +108,7 @@ def constants_for(shape: Sequence[int]) -> str:
     return "cifar" if max(shape) <= 64 else "imagenet"
 
 
-def check_images(images: Tensor) -> None:
+def check_corruptible(images: Tensor) -> None:
     """Say what is wrong with images that cannot be corrupted."""
     allowed = "give a uint8 tensor (N, C, H, W) with 1 or 3 channels"
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:

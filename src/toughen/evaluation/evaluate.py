@@ -31,13 +31,12 @@ from toughen.evaluation.runner import Runner, default_chunk_size, memory_explain
 from toughen.evaluation.suites import Suite, check, find, fit_classes
 from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
 from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
-from toughen.models.adapted import adapt
+from toughen.models.adapted import as_module
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.identity import hash_model, hash_tensor, identity_of, threat_in_full
-from toughen.models.inputs import check_examples, check_reach
+from toughen.models.inputs import check_batch, check_examples, check_reach
 from toughen.models.prepared import PreparedModel, prepare
-from toughen.modes import plain
 from toughen.parallel import ranks
 from toughen.threat import Threat, as_threat
 
@@ -45,7 +44,7 @@ from toughen.threat import Threat, as_threat
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Sequence[int],
     *,
     threat: Threat | str,
     suite: str | Suite,
@@ -73,7 +72,7 @@ def evaluate(
             first parameter or buffer; with neither, it stays where `x` is. Also what returns its logits in a tuple
             (first), under the name or key `logits`, or in half precision; or a plain function of images.
         x: images (N, C, H, W), floats in [0, 1] or uint8, which are divided by 255 batch by batch.
-        y: classes (N,).
+        y: classes (N,), in a tensor, an array or a sequence of whole numbers (see `inputs.as_labels`).
         threat: the ball, with one radius for all or one per example; or a text like linf:8/255.
         suite: name of a suite (`SUITES`), or attacks by label: `AttackSpec`s, or functions
             (model, x, y, *, threat, noise) -> x_adv, which may do without `threat` and `noise`; or `SideAttack`s.
@@ -104,13 +103,8 @@ def evaluate(
             in the company that it was found in (EV261).
         Locked: another process writes the folder.
     """
-    started, threat, stranger = time.perf_counter(), as_threat(threat), adapt(plain(model))
-    model = stranger if stranger.is_function else stranger.model
-    if stranger.is_function and folder is not None:
-        raise ValueError(
-            "a plain function does not say which weights it runs, so that what a folder keeps might be another's; give "
-            "a torch.nn.Module, or leave folder out"
-        )
+    started, threat = time.perf_counter(), as_threat(threat)
+    model = as_module(model, kept="give a torch.nn.Module, or leave folder out" if folder is not None else "")
     plan = _planned(suite, threat, x, independent)
     examples = _checked(x, y, index, batch_size, threat)
     reach = check_reach(threat, x.shape[1:])
@@ -226,8 +220,9 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
     return _Planned(name, run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0), said)
 
 
-def _checked(x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat) -> LabelledImages:
+def _checked(x: Tensor, y: Any, index: Any, batch_size: int, threat: Threat) -> LabelledImages:
     """The examples, once they are known to fit each other and the ball."""
+    check_batch(x)
     found = check_range(x, threat) if x.is_floating_point() and x.isfinite().all() and x.numel() else None
     if found is not None and not (x.amin() >= 0 and x.amax() <= 1):
         raise ValueError(str(found))

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from toughen.modes import plain
+
 Returned = Literal["tensor", "tuple", "mapping", "object"]
 
 FOUND_IN: dict[Returned, str] = {
@@ -113,6 +115,25 @@ def adapt(model: Any) -> AdaptedModel:
     if not callable(model):
         raise ValueError(f"{type(model).__name__} is no model; give a torch.nn.Module or a function of images")
     return AdaptedModel(model)
+
+
+def as_module(model: Any, *, kept: str = "") -> nn.Module:
+    """A model as a module, without what runs it on several ranks.
+
+    Args:
+        model: a module or a function of images.
+        kept: what to do instead, where results are to be kept by the weights that they are of; empty where none are.
+
+    Raises:
+        ValueError: it is neither; or results of a function were to be kept.
+    """
+    stranger = adapt(plain(model))
+    if stranger.is_function and kept:
+        raise ValueError(
+            "a plain function does not say which weights it runs, so that what a folder keeps might be another's; "
+            f"{kept}"
+        )
+    return stranger if stranger.is_function else stranger.model
 
 
 def half_of(model: nn.Module) -> torch.dtype | None:

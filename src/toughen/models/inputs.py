@@ -1,9 +1,9 @@
 """The one check of what is given with a model: images, labels, ids, balls, and whether the model takes such images.
 
-    y, index = check_examples(x, y, None, batch_size=256, threat=Linf(8 / 255))
+    y, index = check_examples(x, y, None, batch_size=256, threat=Linf(8 / 255))     # y: a tensor, an array, a list
     device, dtype = placement(model, x)
     logits = model(as_input(x[:256], device, dtype))
-    check_labels(y, len(x), logits.shape[1])
+    check_classes(y, logits.shape[1])
     check_takes(model, (3, 64, 64), device)    # ValueError: the model does not take images of 3x64x64: mat1 and mat2
                                                # shapes cannot be multiplied; it takes 3x32x32: give view=ResizeCrop(32)
 
@@ -15,15 +15,19 @@ import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import toughen
 from toughen.errors import Option, UsageError, image_size
+from toughen.models.adapted import HALF
 from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
 from toughen.modes import evaluating
+from toughen.settings import shown
 from toughen.threat import Threat
 
 # Sides of images, from the commonest.
@@ -32,26 +36,51 @@ SIDES = (32, 224, 28, 64, 96, 256, 299, 384)
 # What a network says by raising that an input does not suit it.
 REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 
+SUM = 1e-2
+"""How far the sum of an image's probabilities may be from 1: those of half precision, or rounded in a table, are."""
+
 ROUNDING = 1e-6
 """How far images may lie outside [0, 1]: some decoders overshoot; it is far below one grey level (0.004)."""
 
 
-def check_images(x: Tensor) -> None:
-    """Refuse what is no batch of images in [0, 1].
+def check_batch(x: Any, *, uint8: bool = True) -> None:
+    """Refuse what is no batch of images (N, C, H, W), whatever their values.
+
+    Args:
+        x: the images.
+        uint8: whether they may be uint8, and not floats alone.
 
     Raises:
-        ValueError: for another type or shape, or values that are not finite or outside [0, 1] by more than rounding.
+        ValueError: for another type or shape.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"images are of type {type(x).__name__}; give a tensor (N, C, H, W), such as torch.from_numpy(x), and "
+            ".permute(0, 3, 1, 2) where channels come last"
+        )
+    if x.dtype in HALF:
         raise ValueError(
             f"images are {x.dtype}, whose steps are too coarse for a ball to be kept; give x.float(): a model in half "
             "precision is still run in it"
         )
-    if not x.is_floating_point() or x.ndim != 4:
-        raise ValueError(
-            f"images are {x.dtype} of shape {tuple(x.shape)}; give floats of shape (N, C, H, W) in [0, 1], "
-            "such as uint8 images divided by 255"
-        )
+    if not (x.is_floating_point() or (uint8 and x.dtype == torch.uint8)) or x.ndim != 4:
+        allowed = "uint8 or floats in [0, 1]" if uint8 else "floats in [0, 1], such as uint8 images divided by 255"
+        raise ValueError(f"images are {x.dtype} of shape {tuple(x.shape)}; give (N, C, H, W), {allowed}")
+
+
+def check_images(x: Any, *, uint8: bool = False) -> None:
+    """Refuse what is no batch of images in [0, 1], (N, C, H, W).
+
+    Args:
+        x: the images.
+        uint8: whether they may be uint8 as well.
+
+    Raises:
+        ValueError: for another type or shape, or values that are not finite or outside [0, 1] by more than rounding.
+    """
+    check_batch(x, uint8=uint8)
+    if x.dtype == torch.uint8:
+        return
     low, high = (x.amin().item(), x.amax().item()) if x.numel() else (0.0, 0.0)
     if not math.isfinite(low + high):
         first = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
@@ -63,21 +92,81 @@ def check_images(x: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, n: int, classes: int | None = None) -> None:
-    """Refuse labels that do not fit the images: neither n classes (n,) nor n rows of probabilities (n, K).
+def as_labels(y: Any, n: int, *, classes: int | None = None, soft: bool = False) -> Tensor:
+    """Labels in whatever whole numbers, array or sequence they are given, as class numbers (n,).
+
+    Args:
+        y: class numbers, (n,) or (n, 1), or rows of whole numbers that are 0 but for one 1; of a tensor, an array or a
+            sequence.
+        n: number of images.
+        classes: of the model, if that is known.
+        soft: whether rows of probabilities, floats (n, K), may be given as well.
+
+    Returns:
+        int64 (n,), or the probabilities as they are; on the device of a tensor, else on the CPU.
 
     Raises:
-        ValueError: for another shape or type, labels outside 0 .. classes - 1, or probabilities of another number of
-            classes.
+        ValueError: the sentence says what was given and what is allowed: for labels of several classes an image,
+            too.
     """
-    if len(y) != n or y.ndim > 2 or y.is_floating_point() != (y.ndim == 2):
+    given = y if isinstance(y, Tensor) else _numbers(y)
+    allowed = "give class numbers (N,)" + " or probabilities (N, K)" * soft
+    kind = f"labels are {given.dtype} of shape {tuple(given.shape)}"
+    if given.ndim not in (1, 2) or len(given) != n or given.is_complex():
+        raise ValueError(f"{kind} for {n} images; {allowed}")
+    if given.is_floating_point() and not (soft and given.ndim == 2 and given.shape[1] > 1):
+        remedy = "y.argmax(1)" if given.ndim == 2 and given.shape[1] > 1 else "y.long()"
+        raise ValueError(f"{kind} for {n} images; {allowed}: {remedy}, if that is what they mean")
+    if given.is_floating_point():
+        _check_probabilities(given)
+    else:
+        given = _one_class_each(given.long(), kind)
+    if classes is not None:
+        check_classes(given, classes)
+    return given
+
+
+def _numbers(y: Any) -> Tensor:
+    """An array or a sequence of numbers as a tensor."""
+    try:
+        array = np.asarray(y)
+    except (TypeError, ValueError):
+        # Rows of several lengths, or what lies on a device.
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"labels are {shown(y)}, which is no array of numbers; give class numbers (N,), from 0")
+    # In the machine's own order and in a row, whatever file they come from.
+    return torch.from_numpy(np.ascontiguousarray(array, np.float64 if array.dtype.kind == "f" else np.int64))
+
+
+def _one_class_each(y: Tensor, kind: str) -> Tensor:
+    if y.ndim == 1 or y.shape[1] == 1:
+        return y.reshape(-1)
+    if not bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()):
+        raise ValueError(f"{kind}, whose rows do not name one class each; give class numbers (N,): each image has one")
+    return y.argmax(1)
+
+
+def _check_probabilities(y: Tensor) -> None:
+    sums = y.detach().double().sum(1)
+    wrong = ((sums - 1).abs() > SUM) | (y < 0).any(1) | ~sums.isfinite()
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"labels are {y.dtype} of shape {tuple(y.shape)} for {n} images; give class numbers (N,) or "
-            "probabilities (N, K)"
+            f"labels are rows of {y.shape[1]} numbers, of which row {row} is no probabilities (its sum is "
+            f"{sums[row]:.4g}); give class numbers (N,), or rows that sum to 1: an image has one class"
         )
-    if y.ndim == 2 and classes is not None and y.shape[1] != classes:
+
+
+def check_classes(y: Tensor, classes: int) -> None:
+    """Refuse labels (see `as_labels`) that a model with so many classes does not know.
+
+    Raises:
+        ValueError: class numbers outside 0 .. classes - 1, or probabilities of another number of classes.
+    """
+    if y.ndim == 2 and y.shape[1] != classes:
         raise ValueError(f"labels are probabilities of {y.shape[1]} classes but the model has {classes}")
-    if y.ndim == 1 and len(y) and classes is not None and not (int(y.min()) >= 0 and int(y.max()) < classes):
+    if y.ndim == 1 and len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
         raise ValueError(
             f"labels run from {int(y.min())} to {int(y.max())} but the model has classes 0 to {classes - 1}"
         )
@@ -90,14 +179,14 @@ def check_grad_mode() -> None:
 
 
 def check_examples(
-    x: Tensor, y: Tensor, index: Tensor | None, batch_size: int, threat: Threat | None = None
+    x: Tensor, y: Any, index: Any, batch_size: int, threat: Threat | None = None
 ) -> tuple[Tensor, Tensor]:
     """Refuse examples that do not fit each other, before any work is done.
 
     Args:
         x: images (N, C, H, W), floats in [0, 1] or uint8.
-        y: classes (N,).
-        index: example ids (N,), each once; None for 0 to N - 1.
+        y: classes (N,), see `as_labels`.
+        index: example ids (N,), each once, likewise of a tensor, an array or a sequence; None for 0 to N - 1.
         batch_size: examples per pass, at least 1.
         threat: a ball, whose radii must be as many as the images.
 
@@ -108,23 +197,20 @@ def check_examples(
         ValueError: the sentence says what was given and what is allowed.
     """
     check_grad_mode()
-    if x.dtype != torch.uint8 or x.ndim != 4:
-        check_images(x)
-    check_labels(y, len(x))
-    if y.ndim != 1:
-        raise ValueError(f"labels have shape {tuple(y.shape)}; an evaluation needs class numbers (N,)")
+    check_images(x, uint8=True)
+    y = as_labels(y, len(x))
     if not len(x):
         raise ValueError("there are no images to evaluate; give at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    index = torch.arange(len(x)) if index is None else index
+    index = torch.arange(len(x)) if index is None else torch.as_tensor(index)
     if index.shape != y.shape or index.is_floating_point():
         raise ValueError(f"index is {index.dtype} of shape {tuple(index.shape)}; give {len(x)} whole numbers")
     if len(index.unique()) != len(index):
         raise ValueError(f"index holds {len(index.unique())} different ids for {len(x)} images; give each its own")
     if threat is not None and isinstance(threat.eps, Tensor) and threat.eps.ndim and len(threat.eps) != len(x):
         raise ValueError(f"the threat model has {len(threat.eps)} radii for {len(x)} images; give one, or one each")
-    return y.cpu().long(), index.cpu().long()
+    return y.cpu(), index.cpu().long()
 
 
 def out_of_unit(x: Tensor, threat: Threat | None = None) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ from toughen.models import batched
 from toughen.models.adapted import FOUND_IN, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched, out_of_memory
 from toughen.models.folding import agree, fused
-from toughen.models.inputs import REFUSALS, as_input, check_labels, placement, refusal
+from toughen.models.inputs import REFUSALS, as_input, check_classes, placement, refusal
 from toughen.modes import channels_last, evaluating, float32, frozen, plain
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -140,7 +140,7 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
         raise UsageError("EV226 ", found) from error
     check_logits(logits, 1)
     if y is not None:
-        check_labels(y, len(y), logits.shape[1])
+        check_classes(y, logits.shape[1])
     model = stranger if stranger.needed else model
     kind = stranger.returned
     said = () if kind == "tensor" else (f"the model returns {FOUND_IN[kind]}",)

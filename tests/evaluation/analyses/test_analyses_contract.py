@@ -142,7 +142,7 @@ def test_progress_ends_at_all(analyse: Analyse, problem: tuple):
         ({"x": torch.zeros(0, 3, 8, 8), "y": torch.zeros(0).long()}, "no images"),
         ({"x": torch.full((7, 3, 8, 8), 2.0)}, r"must be in \[0, 1\]"),
         ({"y": torch.full((7,), 5)}, "classes 0 to 4"),
-        ({"y": torch.full((7, 5), 0.2)}, "needs class numbers"),
+        ({"y": torch.full((7, 5), 0.2)}, r"give class numbers \(N,\)"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"index": torch.zeros(7).long()}, "each its own|whole numbers"),
     ],

@@ -384,7 +384,7 @@ def test_a_normalisation_in_front_keeps_the_mode():
     [
         (torch.rand(3, 8, 8), torch.zeros(3, dtype=torch.long), {}, "uint8 or floats"),
         (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long), {}, "at least one"),
-        (torch.rand(2, 1, 8, 8), torch.zeros(3, dtype=torch.long), {}, "give each image its class"),
+        (torch.rand(2, 1, 8, 8), torch.zeros(3, dtype=torch.long), {}, r"give class numbers \(N,\)"),
         (torch.rand(2, 1, 8, 8), torch.tensor([0, -1]), {}, "a whole number from 0"),
         (torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), {"limit": 0}, "at least 1"),
     ],

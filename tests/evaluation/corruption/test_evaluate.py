@@ -260,7 +260,7 @@ def test_out_of_memory_fewer_images_are_taken_in_a_pass(tmp_path: Path, most: in
     ("change", "said"),
     [
         ({"images": grey().float() / 255}, "must be uint8"),
-        ({"images": grey()[:5]}, "5 images came with 12 labels"),
+        ({"images": grey()[:5]}, r"of shape \(12,\) for 5 images"),
         ({"images": grey()[:0], "labels": LABELS[:0]}, "no images"),
         ({"labels": LABELS + 1}, "classes 0 to 1"),
         ({"corruptions": ["fogg"]}, "did you mean 'fog'"),

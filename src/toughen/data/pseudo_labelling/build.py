@@ -42,6 +42,7 @@ from toughen.data.pseudo_labelling.files import (
     write_columns,
     write_shard,
 )
+from toughen.models.adapted import as_module
 from toughen.models.batched import predict
 from toughen.models.identity import hash_model, hash_tensor
 from toughen.models.inputs import check_takes, placement
@@ -105,12 +106,14 @@ def label(
     squared_limit(threshold)
     if not len(pool):
         raise ValueError("The pool holds no image; give one with images.")
+    models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
+    models = {what: as_module(model, kept="give a torch.nn.Module") for what, model in models.items()}
     request = {
         "version": __version__,
         "pool": {"images": len(pool), "fingerprint": fingerprint(pool)},
         "test": {"images": len(test_images), "fingerprint": hash_tensor(test_images)},
-        "scorer": hash_model(scorer),
-        "labeller": hash_model(labeller) if labeller else None,
+        "scorer": hash_model(models["scorer"]),
+        "labeller": hash_model(models["labeller"]) if labeller else None,
         "classes": list(classes),
         "counts": sorted(counts),
         "threshold": threshold,
@@ -125,7 +128,6 @@ def label(
             shutil.rmtree(out / SCORES, ignore_errors=True)
             return store.read_json(out / MANIFEST)
         begins = not any((out / SCORES).glob("*.npz"))
-        models = {"scorer": scorer} | ({"labeller": labeller} if labeller else {})
         job = _Job(pool, models, batch_size, request, out, progress)
         for what, model in models.items() if begins else ():
             check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")

@@ -5,7 +5,7 @@ data = from_pairs("theirs", their_train, their_test, classes=("cat", "dog"))    
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from toughen.data.base import ImageData
 from toughen.data.crops import ResizeCrop
 from toughen.data.decode import make_image_data
 from toughen.data.image_source import ArrayImages, Collection, ImageSource, RawDataset
+from toughen.models.inputs import as_labels
 
 
 class Items(Protocol):
@@ -104,25 +105,22 @@ def from_pairs(
 def _collection(where: str, pairs: Pairs) -> Collection:
     if not isinstance(pairs, tuple):
         items = ItemImages(pairs, where)
-        return Collection(items, _labels((pairs[number][1] for number in range(len(pairs))), where))
+        return Collection(items, _labels([pairs[number][1] for number in range(len(pairs))], len(pairs), where))
     if len(pairs) != 2:
         raise ValueError(f"T{where[1:]} is a tuple of {len(pairs)}, but must be one of images and labels; give both.")
     images, labels = pairs
     numbers = hasattr(images, "dtype")
     encoded: ImageSource = ArrayImages(_pixels(images, where), where) if numbers else ItemImages(images, where)
-    labels = _labels(labels, where)
-    if len(encoded) != len(labels):
-        raise ValueError(f"{len(encoded)} images of {where} came with {len(labels)} labels; give one label an image.")
-    return Collection(encoded, labels)
+    return Collection(encoded, _labels(labels, len(encoded), where))
 
 
-def _labels(labels: Iterable[Any], where: str) -> np.ndarray:
-    array = np.asarray(labels if hasattr(labels, "dtype") else list(labels))
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
-        raise ValueError(
-            f"The labels of {where} are {array.dtype} of shape {array.shape}, but must be class indices; give integers."
-        )
-    return array.astype(np.int64)
+def _labels(labels: Any, n: int, where: str) -> np.ndarray:
+    if not n:
+        return np.zeros(0, np.int64)
+    try:
+        return as_labels(labels, n).cpu().numpy()
+    except ValueError as error:
+        raise ValueError(f"T{where[1:]}: {error}.") from None
 
 
 def _pixels(images: Any, where: str) -> np.ndarray:

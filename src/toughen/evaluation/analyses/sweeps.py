@@ -24,12 +24,12 @@ from toughen.evaluation.suites import step_size as customary
 from toughen.evaluation.time_left import Status
 from toughen.losses import LOSSES, Loss
 from toughen.models.batched import Objective
-from toughen.models.inputs import check_examples, check_labels
+from toughen.models.inputs import as_labels, check_examples
 from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.settings import known
-from toughen.threat import THREATS, Threat
+from toughen.threat import THREATS, Threat, as_threat
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,7 @@ def step_sweep(
     x: Tensor,
     y: Tensor,
     *,
-    threat: Threat,
+    threat: Threat | str,
     steps: Sequence[int] = (10, 20, 50, 100, 200, 500, 1000, 2000),
     step_size: float | None = None,
     random_start: bool = True,
@@ -259,6 +259,7 @@ def step_sweep(
     Raises:
         ValueError: for arguments outside these ranges, and for NaN or infinite logits (EV203).
     """
+    threat = as_threat(threat)
     y, ids = check_examples(x, y, index, batch_size, threat)
     counts = sorted(steps)
     if not counts or counts[0] < 1 or len(set(counts)) < len(counts):
@@ -315,9 +316,8 @@ def _aims(target: Literal["random"] | Tensor | None, y: Tensor, noise: Stream, c
         known(target, ["random"], "target")
         other = noise.child("targeted_pgd", 0, "target").integers(classes - 1)
         return other + (other >= y)
-    check_labels(target, len(y), classes)
-    aims = target.cpu().long()
-    if aims.shape != y.shape or (aims == y).any():
+    aims = as_labels(target, len(y), classes=classes).cpu()
+    if (aims == y).any():
         raise ValueError("a target is given for each image, and must not be its label; give other classes (N,)")
     return aims
 

@@ -25,7 +25,7 @@ from toughen.models.inputs import check_examples
 from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN
-from toughen.threat import Threat
+from toughen.threat import Threat, as_threat
 
 Models = nn.Module | Mapping[str, nn.Module]
 """One model, or several by name."""
@@ -103,7 +103,7 @@ def transfer(
     x: Tensor,
     y: Tensor,
     *,
-    threat: Threat,
+    threat: Threat | str,
     attack: AttackSpec | None = None,
     seed: int = 0,
     batch_size: int = 256,
@@ -134,6 +134,7 @@ def transfer(
             each other or a model; NaN or infinite logits (EV203).
         Unsound: the attack returned an example outside the ball or outside [0, 1].
     """
+    threat = as_threat(threat)
     y, ids = check_examples(x, y, index, batch_size, threat)
     targets, surrogates = _named(target, "target"), _named(surrogate, "surrogate")
     suite = find("pgd-1000-r2", threat, side=max(x.shape[2:])) if attack is None else check({attack.name: attack})
@@ -174,7 +175,7 @@ def transfer(
 
 
 def _named(models: Models, name: str) -> dict[str, nn.Module]:
-    found = {name: models} if isinstance(models, nn.Module) else dict(models)
+    found = dict(models) if isinstance(models, Mapping) else {name: models}
     if not found:
         raise ValueError(f"there is no {name}; give a model, or several by name")
     return found

@@ -21,7 +21,7 @@ from toughen.evaluation.audit.findings import Audit, Finding, finding
 from toughen.evaluation.audit.statistics import WatchedModel
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
-from toughen.models.inputs import out_of_unit
+from toughen.models.inputs import as_labels, check_batch, out_of_unit
 from toughen.models.prepared import ball_of, prepare
 from toughen.modes import float32
 from toughen.noise import Stream
@@ -65,8 +65,9 @@ def audit(
     Returns:
         The findings; none for a sound model.
     """
-    ids = (torch.arange(len(x)) if index is None else index.cpu())[:EXAMPLES]
     threat = as_threat(threat)
+    check_batch(x)
+    y, ids = as_labels(y, len(x)), (torch.arange(len(x)) if index is None else torch.as_tensor(index).cpu())[:EXAMPLES]
     n, out_of_range = len(ids), check_range(x, threat)
     if out_of_range is not None or not n:
         found = () if out_of_range is None else (out_of_range,)

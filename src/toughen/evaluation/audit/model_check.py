@@ -22,7 +22,7 @@ from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
 from toughen.models.adapted import FOUND_IN, AdaptedModel, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
-from toughen.models.inputs import REFUSALS, SIDES, as_input, first_line, placement
+from toughen.models.inputs import REFUSALS, SIDES, as_input, as_labels, check_batch, first_line, placement
 from toughen.models.prepared import inference, supports_channels_last
 from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
@@ -109,18 +109,15 @@ def check(
 
 
 def _checked(images: Tensor, labels: Tensor, batch_size: int, limit: int) -> Tensor:
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()) or not images.numel():
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; give at least one, uint8 or floats (N, C, H, W)"
-        )
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or bool((labels < 0).any()):
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(images)} images; "
-            "give each image its class, a whole number from 0"
-        )
+    check_batch(images)
+    if not images.numel():
+        raise ValueError(f"images are of shape {tuple(images.shape)}; give at least one")
+    labels = as_labels(labels, len(images))
+    if bool((labels < 0).any()):
+        raise ValueError(f"labels run from {int(labels.min())}; give each image its class, a whole number from 0")
     if batch_size < 1 or limit < 1:
         raise ValueError(f"batch_size is {batch_size} and limit {limit}; both must be at least 1")
-    return labels.long()
+    return labels
 
 
 def _in_range(x: Tensor, log: CheckLog) -> Tensor | None:

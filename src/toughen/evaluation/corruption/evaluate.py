@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toughen.corruptions import CORRUPTIONS, SEVERITIES, constants_for, corrupt
+from toughen.corruptions import CORRUPTIONS, SEVERITIES, check_corruptible, constants_for, corrupt
 from toughen.corruptions.constants import SETS
 from toughen.corruptions.published import Published, open_published
 from toughen.data.base import Examples, Split, fingerprint
@@ -31,12 +31,12 @@ from toughen.evaluation.resume import FinishedUnits, check_folder, is_finished
 from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
 from toughen.evaluation.time_left import Cost, StatusCallback, watching
 from toughen.evaluation.work_unit import UnitResult, classified
+from toughen.models.adapted import as_module
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.identity import hash_model, hash_tensor, identity_of
-from toughen.models.inputs import check_examples, check_labels
+from toughen.models.inputs import as_labels, check_classes, check_examples
 from toughen.models.prepared import PreparedModel, prepared
-from toughen.modes import plain
 from toughen.outcomes import CLEAN
 from toughen.parallel import ranks
 from toughen.settings import known
@@ -102,11 +102,12 @@ def corruption_accuracy(
             single image in a pass (EV242); for a folder of another measurement (EV271).
         Locked: another process writes the folder.
     """
-    started, model = time.perf_counter(), plain(model)
+    started = time.perf_counter()
+    model = as_module(model, kept="give a torch.nn.Module, or leave folder out" if folder is not None else "")
     names, levels = _chosen(corruptions, severities)
     if folder is not None:
         check_folder(folder, shared=shared)
-    data = Split(images, labels.cpu().long()) if isinstance(images, Tensor) else images
+    data = Split(images, as_labels(labels, len(images)).cpu()) if isinstance(images, Tensor) else images
     if not len(data):
         raise ValueError("there are no images to evaluate; give at least one")
     first = data.take(torch.arange(1)).images
@@ -116,6 +117,7 @@ def corruption_accuracy(
         _check_published(source, names, constants)
         made: Any = {name: _sampled(source, name, levels, first, ids) for name in names}
     else:
+        check_corruptible(first)
         made = constants = known(constants or constants_for(first.shape[-2:]), SETS, "set of constants")
     identity = identity_of(
         model=hash_model(model),
@@ -134,7 +136,7 @@ def corruption_accuracy(
         return corrupt(data.take(some).images, name, severity, constants=constants, seed=seed, ids=ids[some])
 
     with memory_explained("give a smaller model or more memory"), prepared(model, first, y[:1], batch_size) as subject:
-        check_labels(y, len(y), subject.classes)
+        check_classes(y, subject.classes)
         everyone = torch.arange(len(y))
         stages = [CorruptionStage(f"{name}-{level}", everyone, name, level) for name, level in product(names, levels)]
         forecast = {stage.label: Cost(None, 1.0, alone=True) for stage in stages}
