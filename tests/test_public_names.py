@@ -15,7 +15,9 @@ from toughen.methods import METHODS, Method, Robust, Wrapper
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent.name for path in (ROOT / "src" / "toughen").glob("*/__init__.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_ATTACKS = {"ATTACKS", "AttackSpec", "Rule", "ascend", "attack", "from_image", "from_starts", "minimal_norm"}
+NOT_ATTACKS = {
+    *("ATTACKS", "AttackSpec", "Rule", "ascend", "attack", "for_norm", "from_image", "from_starts", "minimal_norm"),
+}
 """What attacks are called by and made of."""
 
 

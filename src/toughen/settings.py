@@ -12,6 +12,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
@@ -38,6 +39,15 @@ def shown(value: Any) -> str:
     """A value as an error shows it: on one line, and no longer than anybody reads."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-10:]}"
+
+
+@contextmanager
+def at_key(key: str) -> Iterator[None]:
+    """Errors from within name the key of the recipe that they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -248,9 +248,9 @@ def test_no_radius_probabilities_and_empty_batches(x):
 
 def test_errors(x):
     y = torch.zeros(8, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"nearest in L2, the threat is linf:8/255; use carlini_wagner_linf"):
+    with pytest.raises(ValueError, match=r"is for l2 balls, the threat is linf:8/255; use carlini_wagner_linf"):
         carlini_wagner(Sure(), x, y, threat=Linf(8 / 255))
-    with pytest.raises(ValueError, match=r"stays in an Linf ball, the threat is l2:0.5; use carlini_wagner"):
+    with pytest.raises(ValueError, match=r"is for linf balls, the threat is l2:0.5; use carlini_wagner"):
         carlini_wagner_linf(Sure(), x, y, threat=L2(0.5))
     with pytest.raises(ValueError, match="learning_rate"):
         carlini_wagner(Sure(), x, y, threat=L2(0.5), learning_rate=0)

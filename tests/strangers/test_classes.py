@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from conftest import FULL
+from toughen.attacks import carlini_wagner
 from toughen.evaluation import evaluate, suites
 from toughen.evaluation.suites import SUITES
+from toughen.recipes import RecipeError, load
 from toughen.threat import L2, Linf, Threat
 
 BALLS: dict[str, Threat] = {"linf": Linf(1e-4), "l2": L2(1e-4)}
 ELSEWHERE = {("iaat", "l2")}
-"""Suites with attacks of the other norm."""
+"""Suites with an attack for balls of the other norm."""
 NAMES = {key: key.replace("K", "3").replace("rR", "r2") for key in SUITES}
 CASES = [
     # Fourteen rounds with up to 25 restarts, which no setting shortens.
@@ -64,5 +66,43 @@ def test_what_stands_in_is_said():
     assert found.notes == ("apgd-t: loss margin in place of dlr, which needs 4 classes; the model has 3",)
     assert found.summary()["notes"] == list(found.notes)
     own = {"mine": suites._spec("apgd_targeted", steps=2)}
-    with pytest.raises(ValueError, match="needs at least 4 classes, the model has 3; use loss: margin"):
+    with pytest.raises(ValueError, match="'mine' is on loss dlr, which needs at least 4 classes; the model has 3; use"):
         evaluate(model, x, model(x).argmax(1), threat=Linf(1e-4), suite=own, audit=False)
+
+
+def test_a_ball_that_an_attack_does_not_know_is_refused_before_the_work():
+    asked = []
+
+    class Watched(nn.Flatten):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            asked.append(len(input))
+            return super().forward(input)
+
+    model, x, y = Watched(), torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    norm = r"carlini_wagner_linf is for linf balls, the threat is l2:0\.5; use carlini_wagner"
+    with pytest.raises(ValueError, match=rf"suite iaat: {norm} in a suite of your own, or give another suite$"):
+        evaluate(model, x, y, threat=L2(0.5), suite="iaat")
+    own = {"pgd": suites._spec("pgd", steps=1), "cw": suites._spec("carlini_wagner_linf")}
+    with pytest.raises(ValueError, match=f"^{norm}$"):
+        evaluate(model, x, y, threat=L2(0.5), suite=own)
+    with pytest.raises(
+        ValueError, match=r"carlini_wagner is for l2 balls, the threat is linf:0\.5; use carlini_wagner_"
+    ):
+        carlini_wagner(model, x, y, threat="linf:0.5")
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["method.attack.name=carlini_wagner"], r"method\.attack: carlini_wagner is for l2 balls, .* linf:0\.2; use "),
+        (
+            ["method={name: mixup, method: {name: adversarial, attack: {name: carlini_wagner_linf}}}", "threat=l2:0.5"],
+            r"method\.method\.attack: carlini_wagner_linf is for linf balls, the threat is l2:0\.5; use carlini_wagner",
+        ),
+        (["threat=l2:0.5", "selection=iaat"], r"selection\.suite: suite iaat: carlini_wagner_linf is for linf balls"),
+    ],
+)
+def test_a_recipe_whose_attacks_do_not_fit_its_ball_is_refused(changes: list[str], says: str):
+    with pytest.raises(RecipeError, match=says):
+        load("mnist-pgd-small", changes)

@@ -4,17 +4,18 @@
     spec = AttackSpec(name="pgd", steps=20)                               # as recipes and suites write it
 
 What an attack of your own is made of: `@attack` above it checks what it is given, `@minimal_norm` says that it looks
-for the nearest example wherever it lies; `from_image` and `from_starts` run the one loop, `ascend`, with a `Rule` that
-makes steps of gradients. The rest is on lower floors: `modes.attacking`, `models.batched`, `noise`, `threat`, `losses`,
-and the types of settings in `settings`. See docs/adding-an-attack.md, and docs/methods/README.md, which has a page for
-each family and says which papers are called Free, Limits, IAAT and Bilateral.
+for the nearest example wherever it lies, `@for_norm` that it knows one norm alone; `from_image` and `from_starts` run
+the one loop, `ascend`, with a `Rule` that makes steps of gradients. The rest is on lower floors: `modes.attacking`,
+`models.batched`, `noise`, `threat`, `losses`, and the types of settings in `settings`. See docs/adding-an-attack.md,
+and docs/methods/README.md, which has a page for each family and says which papers are called Free, Limits, IAAT and
+Bilateral.
 """
 
 from toughen.attacks.adam_pgd import adam_pgd
 from toughen.attacks.apgd import apgd, apgd_targeted
 from toughen.attacks.ascent import Rule, ascend, from_image, from_starts
 from toughen.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
-from toughen.attacks.contract import attack, minimal_norm
+from toughen.attacks.contract import attack, for_norm, minimal_norm
 from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
@@ -43,6 +44,7 @@ __all__ = [
     "diversified_pgd",
     "fab",
     "fgsm",
+    "for_norm",
     "from_image",
     "from_starts",
     "mi_fgsm",

@@ -11,13 +11,13 @@ Both move in tanh space, where every point is an image, and minimise how far the
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks.contract import Length, attack, minimal_norm
+from toughen.attacks.contract import Length, attack, for_norm, minimal_norm
 from toughen.attacks.refine import Rounds, refined
 from toughen.losses import clipped_margin, hard, margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative, Positive
-from toughen.threat import Linf, Threat, broadcastable, per_example, row_sum
+from toughen.threat import Threat, broadcastable, per_example, row_sum
 
 # Of the way from the middle of an interval to its ends: black and white pixels would lie at infinity in tanh space.
 SMOOTHING = 0.999999
@@ -28,6 +28,7 @@ def _kept(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
     return tuple(part[mask] for part in parts)
 
 
+@for_norm("l2", instead="carlini_wagner_linf")
 @minimal_norm
 @attack
 def carlini_wagner(
@@ -82,8 +83,6 @@ def carlini_wagner(
     Raises:
         ValueError: for settings outside these ranges, or another norm.
     """
-    if threat.norm != "l2":
-        raise ValueError(f"carlini_wagner looks for the nearest in L2, the threat is {threat}; use carlini_wagner_linf")
     labels, clean = hard(y), x.detach()
     best, nearest = clean.clone(), x.new_full((len(x),), torch.inf)
     radius = _each(threat.eps, nearest)
@@ -173,6 +172,7 @@ def _adam(
     return w - rate * ahead / (spread.sqrt() + 1e-8), first, second
 
 
+@for_norm("linf", instead="carlini_wagner")
 @attack
 def carlini_wagner_linf(
     model: nn.Module,
@@ -217,8 +217,6 @@ def carlini_wagner_linf(
     Raises:
         ValueError: for settings outside these ranges, or another norm.
     """
-    if not isinstance(threat, Linf):
-        raise ValueError(f"carlini_wagner_linf stays in an Linf ball, the threat is {threat}; use carlini_wagner")
     eps, rate = per_example(threat.eps, x), threat.eps / 20 if step_size is None else step_size
     label, point, best = hard(y), x.detach(), x.detach().clone()
     low, high = (point - eps).clamp(min=0), (point + eps).clamp(max=1)

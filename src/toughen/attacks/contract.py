@@ -22,7 +22,7 @@ from toughen.models.adapted import adapt, check_logits
 from toughen.models.batched import Batched
 from toughen.models.inputs import as_labels, check_classes, check_grad_mode, check_images
 from toughen.settings import as_number, known, settings_of
-from toughen.threat import Radius, as_threat
+from toughen.threat import Radius, Threat, as_threat
 
 Attack = Callable[..., Tensor]
 Schedule = Callable[[int], Radius]
@@ -92,6 +92,7 @@ def attack(function: Attack) -> Attack:
         given = {key: kwargs.pop(key) for key in GIVEN if key in kwargs}
         if "threat" in given:
             given["threat"] = as_threat(given["threat"])
+            check_norm(checked, given["threat"])
         model = model if isinstance(model, Batched) else adapt(model)
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
@@ -131,6 +132,34 @@ def minimal_norm(function: Attack) -> Attack:
     """
     function.minimal_norm = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def for_norm(norm: str, *, instead: str) -> Callable[[Attack], Attack]:
+    """Mark an attack that knows the balls of one norm alone, so that any other is refused before the work begins.
+
+    Args:
+        norm: as `Threat.norm`.
+        instead: what to use with another.
+    """
+
+    def mark(function: Attack) -> Attack:
+        function.norm, function.instead = norm, instead  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return mark
+
+
+def check_norm(function: Attack, threat: Threat) -> None:
+    """Refuse a ball that an attack does not know (see `for_norm`).
+
+    Raises:
+        ValueError: it is of another norm.
+    """
+    norm = getattr(function, "norm", threat.norm)
+    if norm != threat.norm:
+        raise ValueError(
+            f"{function.__name__} is for {norm} balls, the threat is {threat}; use {getattr(function, 'instead', '')}"
+        )
 
 
 def is_minimal_norm(function: Attack) -> bool:

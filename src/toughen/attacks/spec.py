@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from toughen.attacks.contract import GIVEN, Attack, is_minimal_norm
+from toughen.attacks.contract import GIVEN, Attack, check_norm, is_minimal_norm
 from toughen.attacks.registry import ATTACKS
 from toughen.noise import Stream
 from toughen.settings import NamedCall, known
@@ -36,6 +36,10 @@ class AttackSpec(NamedCall, frozen=True):
         """See `contract.minimal_norm`."""
         return is_minimal_norm(self.find(self.name))
 
+    def check_norm(self, threat: Threat) -> None:
+        """See `contract.check_norm`."""
+        check_norm(self.find(self.name), threat)
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, noise: Stream | None = None, **changes: Any
     ) -> Tensor:
@@ -44,6 +48,7 @@ class AttackSpec(NamedCall, frozen=True):
         Settings among `changes` stand in for the spec's own, unchecked too: to look at a tensor would make the device
         wait.
         """
+        self.check_norm(threat)
         function = inspect.unwrap(self.find(self.name))
         takes = inspect.signature(function).parameters
         given = {key: value for key, value in {"threat": threat, "noise": noise}.items() if key in takes}

@@ -28,7 +28,7 @@ from toughen.evaluation.plan import Plan, cascade
 from toughen.evaluation.result import Evaluation, describe_suite
 from toughen.evaluation.resume import FinishedUnits, Keep, check_folder, hash_code, is_finished
 from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
-from toughen.evaluation.suites import Suite, check, find, fit_classes
+from toughen.evaluation.suites import Suite, check, check_norms, find, fit_classes
 from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
 from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
 from toughen.models.adapted import as_module
@@ -208,10 +208,10 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
     if isinstance(suite, str):
         name, attacks = suite, find(suite, threat, side=max(x.shape[-2:], default=0))
     else:
-        name, attacks = "custom", check(suite)
+        name, attacks = "custom", check_norms(check(suite), threat)
     said: tuple[str, ...] = ()
-    if isinstance(suite, str) and classes is not None and not isinstance(attacks, Adaptive):
-        attacks, said = fit_classes(attacks, classes)
+    if classes is not None and not isinstance(attacks, Adaptive):
+        attacks, said = fit_classes(attacks, classes, named=isinstance(suite, str))
     if isinstance(attacks, Adaptive):
         if independent:
             raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")

@@ -11,13 +11,14 @@ holds them in plain sight; a key with `K` or `R` in it stands for any number of 
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from toughen.attacks import AttackSpec
-from toughen.attacks.contract import Attack
+from toughen.attacks.contract import Attack, check_norm
 from toughen.errors import Option, UsageError
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.plan import UNBOUNDED, SideAttack
@@ -212,17 +213,29 @@ def find(name: str, threat: Threat, *, side: int = 0) -> dict[str, AttackSpec | 
     for key, suite in SUITES.items():
         if isinstance(suite, Mapping):
             if key == name:
-                return check(suite)
+                return check_norms(check(suite), threat)
         elif match := _pattern(key).fullmatch(name):
             numbers = {letter: int(number) for letter, number in match.groupdict().items()}
             if "side" in inspect.signature(suite).parameters:
                 numbers["side"] = side
             found = suite(threat, **numbers)
-            return found if isinstance(found, Adaptive) else check(found)
+            if isinstance(found, Adaptive):
+                return found
+            with _unchangeable(name):
+                return check_norms(check(found), threat)
     raise ValueError(
         f"{shown(name)} is not a known suite; allowed: {', '.join(SUITES)}, with numbers K and R of at least 1, "
         f"like pgd-20{nearest(name, SUITES)}"
     )
+
+
+@contextmanager
+def _unchangeable(name: str) -> Iterator[None]:
+    """What is refused in a suite that comes with the library is refused by its name, and not changed in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"suite {name}: {error} in a suite of your own, or give another ", Option("suite")) from None
 
 
 def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec | Attack | SideAttack]:
@@ -243,21 +256,50 @@ def with_step(suite: Suite | Adaptive, step_size: float) -> dict[str, AttackSpec
     return members | stepped
 
 
-def fit_classes(suite: Suite, classes: int) -> tuple[dict[str, AttackSpec | Attack | SideAttack], tuple[str, ...]]:
-    """A named suite for a model of few classes, and what was changed in it.
+def check_norms(
+    suite: dict[str, AttackSpec | Attack | SideAttack], threat: Threat
+) -> dict[str, AttackSpec | Attack | SideAttack]:
+    """The suite itself, of which no attack is for balls of another norm than its own.
 
-    DLR divides by a difference to the third class, its targeted form by one to the third and fourth; where these are
-    lacking the margin stands in, DLR without its division.
+    Raises:
+        ValueError: one is.
+    """
+    for member in suite.values():
+        attack, ball = (member.attack, member.threat) if isinstance(member, SideAttack) else (member, threat)
+        check_norm(attack.find(attack.name) if isinstance(attack, AttackSpec) else attack, ball)
+    return suite
+
+
+DLR_CLASSES = {"apgd": 3, "pgd": 3, "targeted_pgd": 3, "apgd_targeted": 4}
+"""What an attack on DLR needs: it divides by a difference to the third class, towards a target to the fourth too."""
+
+
+def fit_classes(
+    suite: dict[str, AttackSpec | Attack | SideAttack], classes: int, *, named: bool
+) -> tuple[dict[str, AttackSpec | Attack | SideAttack], tuple[str, ...]]:
+    """A suite for a model of few classes, and what was changed in it.
+
+    Where classes are lacking for DLR the margin stands in, which is DLR without its division.
+
+    Raises:
+        ValueError: the suite is the caller's own, who is asked to write that.
     """
     fitted, said = dict(suite), ()
-    for label, attack in suite.items():
-        if isinstance(attack, AttackSpec) and attack.settings.get("loss") == "dlr":
-            needed = 4 if attack.name == "apgd_targeted" else 3
-            if classes < needed:
-                fitted[label] = _spec(attack.name, **{**attack.settings, "loss": "margin"})
-                said += (
-                    f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",
-                )
+    for label, member in suite.items():
+        attack = member.attack if isinstance(member, SideAttack) else member
+        if not isinstance(attack, AttackSpec) or attack.settings.get("loss") != "dlr":
+            continue
+        needed = DLR_CLASSES.get(attack.name, 3)
+        if classes >= needed:
+            continue
+        if not named:
+            raise ValueError(
+                f"attack {label!r} is on loss dlr, which needs at least {needed} classes; the model has {classes}; use "
+                "loss: margin"
+            )
+        margin = _spec(attack.name, **{**attack.settings, "loss": "margin"})
+        fitted[label] = SideAttack(margin, member.threat) if isinstance(member, SideAttack) else margin
+        said += (f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",)
     return fitted, said
 
 

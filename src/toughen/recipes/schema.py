@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from toughen.attacks import AttackSpec
 from toughen.data.crops import ResizeCrop
 from toughen.data.loading.batches import check_repeats, labelled_rows
 from toughen.evaluation import suites
@@ -33,6 +34,7 @@ from toughen.settings import (
     Settings,
     Some,
     Whole,
+    at_key,
     known,
     shown,
 )
@@ -325,12 +327,16 @@ class Recipe(Settings, frozen=True):
         if len(set(map(average_name, self.averages))) < len(self.averages):
             raise ValueError(f"averages {list(self.averages)}: the same rate twice; list each rate once")
         for depth, method in enumerate(nested(self.method), 1):
-            scale = getattr(method, "radius_scale", 1.0)
-            try:
-                check_radius((getattr(method, "threat", None) or self.threat).scaled(scale))
-            except ValueError as error:
-                what = "threat" if scale == 1 else f"threat times radius_scale, which is {scale:g}"
-                raise ValueError(f"{'method.' * depth}{what}: {error}") from None
+            scale, ball = getattr(method, "radius_scale", 1.0), getattr(method, "threat", None) or self.threat
+            what = "threat" if scale == 1 else f"threat times radius_scale, which is {scale:g}"
+            with at_key(f"{'method.' * depth}{what}"):
+                check_radius(ball.scaled(scale))
+            for key, value in method:
+                with at_key(f"{'method.' * depth}{key}"):
+                    if isinstance(value, AttackSpec):
+                        value.check_norm(ball)
+        with at_key("selection.suite"):
+            suites.find(self.selection.suite, self.threat)
         if self.micro_batch and (whole := next((m for m in nested(self.method) if not m.divisible), None)):
             raise ValueError(
                 f"micro_batch is {self.micro_batch}, but method {whole.name} mixes images of the whole batch after its "
