@@ -127,11 +127,11 @@ def in_shell(error: BaseException) -> str:
 
 
 @contextmanager
-def naming(**names: str | Option) -> Iterator[None]:
+def naming(**names: str | Option | Command) -> Iterator[None]:
     """Errors from within call these options otherwise, for what the caller here gives is called otherwise.
 
     Args:
-        names: for the name of an option another name, or another option in its place.
+        names: for the name of an option another name, or another option or a command in its place.
     """
     try:
         yield
@@ -140,7 +140,7 @@ def naming(**names: str | Option) -> Iterator[None]:
         raise
 
 
-def _renamed(part: Part, names: Mapping[str, str | Option]) -> Part:
+def _renamed(part: Part, names: Mapping[str, str | Option | Command]) -> Part:
     if not isinstance(part, Option) or (name := names.get(part.name)) is None:
         return part
-    return name if isinstance(name, Option) else replace(part, name=name, python="")
+    return replace(part, name=name, python="") if isinstance(name, str) else name

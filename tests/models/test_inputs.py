@@ -14,11 +14,11 @@ from toughen.models.inputs import (
     check_examples,
     check_images,
     check_radius,
-    check_takes,
     out_of_unit,
     placement,
     to_uint8,
 )
+from toughen.models.refusals import check_takes
 from toughen.recipes import RecipeError
 from toughen.threat import L2, Linf, Threat
 
@@ -92,7 +92,7 @@ CASES = [
     (
         build("small_cnn", num_classes=4, width=2),
         (1, 28, 28),
-        r"channels: give view=ResizeCrop\(224\), which makes all images RGB$",
+        r"channels: give view=ResizeCrop\(28\), which makes all images RGB$",
     ),
     (build("small_cnn", num_classes=4, in_channels=1, width=2), (3, 28, 28), r"; it takes images of 1 channels$"),
 ]

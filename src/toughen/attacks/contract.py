@@ -21,6 +21,7 @@ from toughen.losses import LOSSES, Loss
 from toughen.models.adapted import adapt, check_logits
 from toughen.models.batched import Batched
 from toughen.models.inputs import as_labels, check_classes, check_grad_mode, check_images
+from toughen.models.refusals import naming_theirs
 from toughen.settings import as_number, known, settings_of
 from toughen.threat import Radius, Threat, as_threat
 
@@ -98,7 +99,7 @@ def attack(function: Attack) -> Attack:
         check_images(x)
         y = as_labels(y, len(x), soft=True).to(x.device)
         check_grad_mode()
-        with _checked_at_first_logits(model, y):
+        with _checked_at_first_logits(model, y), naming_theirs():
             return function(model, x, y, **given, **settings)
 
     return checked

@@ -1,40 +1,24 @@
-"""The one check of what is given with a model: images, labels, ids, balls, and whether the model takes such images.
+"""The one check of what is given with a model: images, labels, ids, balls.
 
     y, index = check_examples(x, y, None, batch_size=256, threat=Linf(8 / 255))     # y: a tensor, an array, a list
     device, dtype = placement(model, x)
     logits = model(as_input(x[:256], device, dtype))
     check_classes(y, logits.shape[1])
-    check_takes(model, (3, 64, 64), device)    # ValueError: the model does not take images of 3x64x64: mat1 and mat2
-                                               # shapes cannot be multiplied; it takes 3x32x32: give view=ResizeCrop(32)
 
 Every error is a ValueError that says what was given and what is allowed.
 """
 
 import math
-import os
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import toughen
-from toughen.errors import Option, UsageError, image_size
 from toughen.models.adapted import HALF
-from toughen.models.batched import out_of_memory
-from toughen.models.classifier import Classifier
-from toughen.modes import evaluating
 from toughen.settings import shown
 from toughen.threat import Threat
-
-# Sides of images, from the commonest.
-SIDES = (32, 224, 28, 64, 96, 256, 299, 384)
-
-# What a network says by raising that an input does not suit it.
-REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
 
 SUM = 1e-2
 """How far the sum of an image's probabilities may be from 1: those of half precision, or rounded in a table, are."""
@@ -289,104 +273,3 @@ def as_input(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0, 1] as the nearest of 256 levels."""
     return (images * 255).round().to(torch.uint8)
-
-
-def check_takes(
-    model: nn.Module,
-    shape: Sequence[int],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    what: str = "the model",
-) -> None:
-    """One forward pass of two black images in inference mode; model and random state are as before.
-
-    Args:
-        model: classifier of images in [0, 1].
-        shape: (C, H, W) of the images that it will be given.
-        device: where it is.
-        dtype: in which it computes.
-        what: what to call it in the error.
-
-    Raises:
-        ValueError: it does not take such images, see `refusal`.
-    """
-    try:
-        _forward(model, shape, 2, device, dtype)
-    except REFUSALS as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
-            raise
-        raise refusal(model, shape, error, device, dtype, what=what) from error
-
-
-def refusal(
-    model: nn.Module,
-    shape: Sequence[int],
-    error: Exception,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    what: str = "the model",
-) -> UsageError:
-    """What to tell a user whose images a model refused, by raising `error`; all else is as for `check_takes`."""
-    said = first_line(error).removesuffix(".") + _place(error)
-    channels = _channels(model)
-    if channels is not None and channels != shape[0]:
-        remedy: tuple[str | Option, ...] = (f"it takes images of {channels} channels",)
-        if channels == 3:
-            remedy += (": give ", image_size(_named_side(model) or 224), ", which makes all images RGB")
-    elif taken := _side_taken(model, shape, device, dtype):
-        remedy = (f"it takes {'x'.join(map(str, (shape[0], taken, taken)))}: give ", image_size(taken))
-    else:
-        remedy = ("nor those of usual sizes; look at what it expects, and give ", image_size("N"), " for another side")
-    return UsageError(f"{what} does not take images of {'x'.join(map(str, shape))}: {said}; ", *remedy)
-
-
-def _place(error: Exception) -> str:
-    """Where in code that is neither torch's nor ours an error was raised, in brackets; empty where nowhere."""
-    known = tuple(f"{Path(module.__path__[0])}{os.sep}" for module in (torch, toughen))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(known)]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _forward(model: nn.Module, shape: Sequence[int], n: int, device: torch.device, dtype: torch.dtype) -> None:
-    # Some networks draw random numbers in inference mode too.
-    with torch.random.fork_rng(), evaluating(model), torch.no_grad():
-        model(torch.zeros(n, *shape, device=device, dtype=dtype))
-
-
-def _side_taken(model: nn.Module, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> int | None:
-    """The side of square images that the model does take: what timm says of it, or else the first that runs."""
-    for side in (_named_side(model), *SIDES):
-        if side is None or (side, side) == tuple(shape[1:]):
-            continue
-        try:
-            _forward(model, (shape[0], side, side), 1, device, dtype)
-        except REFUSALS:
-            continue
-        return side
-    return None
-
-
-def _named_side(model: nn.Module) -> int | None:
-    """The side that timm names for a network's weights."""
-    for module in model.modules():
-        found = getattr(module, "pretrained_cfg", None)
-        if isinstance(found, dict) and found.get("input_size"):
-            return int(found["input_size"][-1])
-    return None
-
-
-def _channels(model: nn.Module) -> int | None:
-    """Channels of the images that the model takes, as far as that is known."""
-    for module in model.modules():
-        if isinstance(module, Classifier) and module.in_channels is not None:
-            return module.in_channels
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return None

@@ -21,9 +21,10 @@ from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
 from toughen.models.adapted import FOUND_IN, NoLogits, adapt, check_logits
-from toughen.models.batched import Batched, out_of_memory
+from toughen.models.batched import Batched
 from toughen.models.folding import agree, fused
-from toughen.models.inputs import REFUSALS, as_input, check_classes, placement, refusal
+from toughen.models.inputs import as_input, check_classes, placement
+from toughen.models.refusals import is_models, naming_theirs, refusal
 from toughen.modes import channels_last, evaluating, float32, frozen, plain
 from toughen.outcomes import CLEAN
 from toughen.threat import Threat
@@ -78,7 +79,7 @@ class PreparedModel:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """The state in which the model is run, and afterwards that in which it was."""
-        with inference(self.model.model, self.device, fast=self.fast):
+        with inference(self.model.model, self.device, fast=self.fast), naming_theirs():
             yield
 
     def images(self, x: Tensor) -> Tensor:
@@ -133,8 +134,8 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
         logits = _logits(stranger, one, device, fast=False)
     except NoLogits:
         raise
-    except REFUSALS as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+    except Exception as error:
+        if not is_models(error):
             raise
         found = refusal(stranger, one.shape[1:], error, device, dtype)
         raise UsageError("EV226 ", found) from error
@@ -163,7 +164,9 @@ def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) ->
         return True
     try:
         return agree(_logits(model, x, device, fast=True), _logits(model, x, device, fast=False))
-    except REFUSALS:
+    except Exception as error:
+        if not is_models(error):
+            raise
         return False
 
 

@@ -38,7 +38,7 @@ from toughen.losses import cross_entropy
 from toughen.methods import Spec
 from toughen.models import Classifier
 from toughen.models.folding import Folding, agree
-from toughen.models.inputs import REFUSALS
+from toughen.models.refusals import REFUSALS
 from toughen.modes import backends, evaluating, running
 from toughen.parallel import ranks
 from toughen.recipes import Recipe

@@ -20,6 +20,7 @@ from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
 from toughen.errors import Option
 from toughen.models.cost import counted
+from toughen.models.refusals import naming_theirs
 from toughen.optim import ema
 from toughen.parallel import ranks as distributed
 from toughen.progress import Display
@@ -103,7 +104,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
             display.note(said)
         if (rows := job.micro_batch) and rows < distributed.slots(recipe.batch_size) and has_batchnorm(job.model):
             display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
-        with display, kernels(recipe, job.ways):
+        with display, kernels(recipe, job.ways), naming_theirs():
             stop.gentle = True
             fit(recipe, job, batches, outputs, validation, display, stop)
         return finish(recipe, job, outputs, device)

@@ -22,7 +22,7 @@ from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.batches import Extra
 from toughen.errors import Option, UsageError, naming
 from toughen.methods import Spec
-from toughen.models.inputs import check_takes
+from toughen.models.refusals import check_takes
 from toughen.noise import derive
 from toughen.optim.ema import Averages
 from toughen.optim.schedules import warmed_up

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toughen.data.base import fingerprint
-from toughen.errors import Option, Part, UsageError, naming
+from toughen.errors import Command, Option, Part, UsageError, naming
 from toughen.evaluation import EpsSweep
 from toughen.evaluation.runner import memory_explained
 from toughen.models.identity import claim, hash_model, hash_tensor, identity_of
@@ -52,7 +52,7 @@ class Analysed:
     warning: str | None
 
 
-@naming(size="size")
+@naming(size="size", suite=Command("evaluate", "MODEL", suite="square"))
 def analyse(
     source: ModelSource | Path | str,
     *,

@@ -45,8 +45,9 @@ from toughen.data.pseudo_labelling.files import (
 from toughen.models.adapted import as_module
 from toughen.models.batched import predict
 from toughen.models.identity import hash_model, hash_tensor
-from toughen.models.inputs import check_takes, placement
+from toughen.models.inputs import placement
 from toughen.models.prepared import PreparedModel, ProgressFunction, prepare
+from toughen.models.refusals import check_takes
 from toughen.storage import files as store
 
 Labels = Literal["hard", "probabilities"]

@@ -22,8 +22,9 @@ from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
 from toughen.models.adapted import FOUND_IN, AdaptedModel, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
-from toughen.models.inputs import REFUSALS, SIDES, as_input, as_labels, check_batch, first_line, placement
+from toughen.models.inputs import as_input, as_labels, check_batch, placement
 from toughen.models.prepared import inference, supports_channels_last
+from toughen.models.refusals import SIDES, described, is_models, naming_theirs
 from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
@@ -92,7 +93,13 @@ def check(
     fast = supports_channels_last(model, x[:1], device)
     with undisturbed(device, 0), counted(model, passes), torch.no_grad(), float32(device):
         given = _given(model, x[:batch_size], log)
-    with undisturbed(device, 0), torch.no_grad(), inference(model, device, fast=fast), counted(model, passes):
+    with (
+        undisturbed(device, 0),
+        torch.no_grad(),
+        inference(model, device, fast=fast),
+        counted(model, passes),
+        naming_theirs(),
+    ):
         watched = statistics.WatchedModel(model)
         checks = CleanChecks(
             model=Batched(watched, batch_size),
@@ -150,16 +157,17 @@ def _in_range(x: Tensor, log: CheckLog) -> Tensor | None:
 def _takes(model: AdaptedModel, x: Tensor, log: CheckLog) -> int | None:
     """The number of logits, if the model takes such images and returns logits."""
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
-    shape, said = "x".join(map(str, x.shape[1:])), ""
+    shape = "x".join(map(str, x.shape[1:]))
     try:
         logits = model(x[:2])
         check_logits(logits, len(x[:2]))
     except NoLogits as error:
         log.wrong("EV226", f"{str(error)[:1].upper()}{str(error)[1:]}.", "return logits (N, K)")
         return None
-    except REFUSALS as error:
-        said = first_line(error)
-        seen = f"The model does not take images of {shape} in {_type_of(x)}: {said}"
+    except Exception as error:
+        if not is_models(error):
+            raise
+        seen = f"The model does not take images of {shape} in {_type_of(x)}: {described(error)}"
         if len(devices) > 1:
             log.wrong("EV226", f"{seen} (parameters on {', '.join(sorted(devices))})", "model.to(device)")
         else:
@@ -180,7 +188,9 @@ def _instead(model: nn.Module, x: Tensor) -> str:
     def runs(tensor: Tensor) -> bool:
         try:
             model(tensor)
-        except REFUSALS:
+        except Exception as error:
+            if not is_models(error):
+                raise
             return False
         return True
 
@@ -222,9 +232,11 @@ def _numbered(y: Tensor, k: int, classes: Sequence[str] | None, log: CheckLog) -
 def _given(model: nn.Module, x: Tensor, log: CheckLog) -> LogitsAsGiven | None:
     try:
         return as_given(model, x)
-    except REFUSALS as error:
-        said = first_line(error)
-        log.wrong("EV211", f"In training mode, in which it was given, the model fails: {said}", "model.eval()")
+    except Exception as error:
+        if not is_models(error):
+            raise
+        seen = f"In training mode, in which it was given, the model fails: {described(error)}"
+        log.wrong("EV211", seen, "model.eval()")
         return None
 
 
