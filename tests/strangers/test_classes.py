@@ -9,6 +9,7 @@ from torch import nn
 from conftest import FULL
 from toughen.attacks import carlini_wagner
 from toughen.evaluation import evaluate, suites
+from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.suites import SUITES
 from toughen.recipes import RecipeError, load
 from toughen.threat import L2, Linf, Threat
@@ -65,9 +66,12 @@ def test_what_stands_in_is_said():
     found = evaluate(model, x, model(x).argmax(1), threat=Linf(1.0), suite="autoattack", audit=False)
     assert found.notes == ("apgd-t: loss margin in place of dlr, which needs 4 classes; the model has 3",)
     assert found.summary()["notes"] == list(found.notes)
-    own = {"mine": suites._spec("apgd_targeted", steps=2)}
-    with pytest.raises(ValueError, match="'mine' is on loss dlr, which needs at least 4 classes; the model has 3; use"):
-        evaluate(model, x, model(x).argmax(1), threat=Linf(1e-4), suite=own, audit=False)
+    # An attack chosen out of a suite, or a step size, makes a dict of it.
+    own: dict[str, Any] = {"mine": suites._spec("pgd", steps=2), "targeted": suites._spec("apgd_targeted", steps=2)}
+    own |= {"aside": SideAttack(suites._spec("apgd_targeted", steps=2), Linf(0.5))}
+    found = evaluate(model, x, model(x).argmax(1), threat=Linf(1e-4), suite=own, audit=False)
+    assert [note.partition(": ")[0] for note in found.notes] == ["targeted", "aside"]
+    assert found.settings["targeted"]["loss"] == "margin"
 
 
 def test_a_ball_that_an_attack_does_not_know_is_refused_before_the_work():

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from toughen.attacks import pgd
+from toughen.cli.app import app
 from toughen.data.base import Split
 from toughen.data.pseudo_labelling.build import label
 from toughen.evaluation import check, corruption_accuracy, evaluate
@@ -212,3 +214,22 @@ REMEDIES: dict[str, tuple[nn.Module, Tensor, str]] = {
 def test_what_is_said_to_help_does(model: nn.Module, x: Tensor, says: str):
     with pytest.raises(ValueError, match=rf"^EV226 the model does not take images of .*{says}"):
         evaluate(model.eval(), x, torch.tensor([0, 1]), threat=BALL, suite="pgd-1")
+
+
+def test_a_suite_of_their_own_that_fails_is_theirs_at_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "import torch\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))\n"
+    )
+    Path("mine.py").write_text(
+        "def attack(model, x, y, *, threat):\n    return {}['flux']\n\n\nSUITE = {'mine': attack}\n"
+        "BROKEN = {'mine': lambda model, x, y, *, threat: x + threat.none}\n"
+    )
+    given = ["evaluate", "net.py:build", "--data", "mnist5k", "--threat", "linf:0.1", "--limit", "64", "--suite"]
+    for name, says in {"SUITE": "KeyError: 'flux'", "BROKEN": "AttributeError: 'Linf' object has no"}.items():
+        done = CliRunner().invoke(app, [*given, f"mine.py:{name}"])
+        assert done.exit_code == 2, done.output
+        assert done.stderr.startswith(f"error: 'mine.py:{name}' fails: {says}")
+        assert done.stderr.strip().endswith(("mine.py, line 2)", "mine.py, line 6)"))
+        assert done.stderr.count("\n") == 1

@@ -204,14 +204,14 @@ class _Planned:
 
 
 def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, classes: int | None = None) -> _Planned:
-    """The plan of a suite; where it has a name, for so many classes."""
+    """The plan of a suite, for so many classes where they are known."""
     if isinstance(suite, str):
         name, attacks = suite, find(suite, threat, side=max(x.shape[-2:], default=0))
     else:
         name, attacks = "custom", check_norms(check(suite), threat)
     said: tuple[str, ...] = ()
     if classes is not None and not isinstance(attacks, Adaptive):
-        attacks, said = fit_classes(attacks, classes, named=isinstance(suite, str))
+        attacks, said = fit_classes(attacks, classes)
     if isinstance(attacks, Adaptive):
         if independent:
             raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")

@@ -275,14 +275,11 @@ DLR_CLASSES = {"apgd": 3, "pgd": 3, "targeted_pgd": 3, "apgd_targeted": 4}
 
 
 def fit_classes(
-    suite: dict[str, AttackSpec | Attack | SideAttack], classes: int, *, named: bool
+    suite: dict[str, AttackSpec | Attack | SideAttack], classes: int
 ) -> tuple[dict[str, AttackSpec | Attack | SideAttack], tuple[str, ...]]:
     """A suite for a model of few classes, and what was changed in it.
 
     Where classes are lacking for DLR the margin stands in, which is DLR without its division.
-
-    Raises:
-        ValueError: the suite is the caller's own, who is asked to write that.
     """
     fitted, said = dict(suite), ()
     for label, member in suite.items():
@@ -292,11 +289,6 @@ def fit_classes(
         needed = DLR_CLASSES.get(attack.name, 3)
         if classes >= needed:
             continue
-        if not named:
-            raise ValueError(
-                f"attack {label!r} is on loss dlr, which needs at least {needed} classes; the model has {classes}; use "
-                "loss: margin"
-            )
         margin = _spec(attack.name, **{**attack.settings, "loss": "margin"})
         fitted[label] = SideAttack(margin, member.threat) if isinstance(member, SideAttack) else margin
         said += (f"{label}: loss margin in place of dlr, which needs {needed} classes; the model has {classes}",)

@@ -5,6 +5,7 @@ found, folder = evaluate("runs/free", EvaluationSettings("autoattack", limit=100
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from toughen.parallel import ranks
 from toughen.settings import format_number, known
 from toughen.threat import Threat
 from toughen.workflows.model_sources import ModelSource, OpenedModel, folder_of, limited, open
-from toughen.workflows.user_code import imported, is_reference
+from toughen.workflows.user_code import imported, is_reference, naming_code
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def evaluate(
     test, index, notes = limited(opened.test, asked.limit)
     attacks = asked.attacks(ball, max(test.shape[-2:]))
     into = out or asked.folder(opened, ball, len(test))
-    with opened.joined():
+    with opened.joined(), naming_code(asked.suite) if is_reference(asked.suite) else nullcontext():
         found = evaluation.evaluate(
             opened.model,
             test.images,

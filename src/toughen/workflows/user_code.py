@@ -9,9 +9,13 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
+
+from toughen.models.refusals import OURS
 
 
 def built(reference: str) -> nn.Module:
@@ -61,6 +65,27 @@ def imported(reference: str) -> object:
     if not hasattr(module, name):
         raise ValueError(f"{place} has no {name!r}; give FILE.py:NAME or package.module:NAME")
     return getattr(module, name)
+
+
+@contextmanager
+def naming_code(reference: str) -> Iterator[None]:
+    """What the code of a reference raises when it is run later on is one sentence that names it."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame.filename for frame in reversed(frames)]
+        inner = theirs[: next(at for at, file in enumerate(theirs) if file.startswith(OURS))]
+        if not any(file == _file_of(reference) for file in inner):
+            raise
+        raise ValueError(f"{reference!r} fails: {_said(error, reference)}") from error
+
+
+def _file_of(reference: str) -> str | None:
+    """Where the code of a reference that was imported lies."""
+    place = reference.rpartition(":")[0]
+    module = sys.modules.get(f"__toughen__{Path(place).stem}" if place.endswith(".py") else place)
+    return getattr(module, "__file__", None)
 
 
 def _said(error: BaseException, reference: str) -> str:
