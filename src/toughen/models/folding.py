@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
+from toughen.models.refusals import is_models
 from toughen.modes import evaluating, running
 from toughen.noise import generator
 
@@ -42,9 +44,8 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
         expected, pairs = _pairs(model, x)
         if not pairs:
             return model
-        try:
-            twin = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-        except (TypeError, RuntimeError, copy.Error):
+        twin = _copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+        if twin is None:
             return model
         modules = dict(model.named_modules())
         for before, after in pairs:
@@ -53,8 +54,21 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
             assert isinstance(norm, nn.BatchNorm2d)
             twin.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
             twin.set_submodule(after, nn.Identity())
-        found = twin(x)
-    return twin.eval() if agree(found, expected) else model
+        try:
+            return twin.eval() if agree(twin(x), expected) else model
+        except Exception as error:
+            # A forward that reads what a BatchNorm holds finds it gone.
+            if not is_models(error):
+                raise
+            return model
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module | None:
+    """A copy; None of a model that cannot be copied, whatever its own code, or what it holds, raises then."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception:  # noqa: BLE001
+        return None
 
 
 class Folding:
@@ -79,9 +93,8 @@ class Folding:
         seen on a copy whose BatchNorms are scrambled, for fresh ones change nothing, wherever they stand; a model that
         cannot be copied is not folded.
         """
-        try:
-            twin = copy.deepcopy(model)
-        except (TypeError, RuntimeError, copy.Error):
+        twin = _copied(model, {})
+        if twin is None:
             return None
         _scramble(twin)
         with evaluating(twin), torch.no_grad():

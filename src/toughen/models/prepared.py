@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
-from toughen.models.adapted import FOUND_IN, NoLogits, adapt, check_logits
+from toughen.models.adapted import FOUND_IN, NoLogits, adapt, check_logits, half_of
 from toughen.models.batched import Batched
 from toughen.models.folding import agree, fused
 from toughen.models.inputs import as_input, check_classes, placement
@@ -156,18 +156,37 @@ def _logits(model: nn.Module, x: Tensor, device: torch.device, *, fast: bool) ->
 
 
 def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) -> bool:
-    """Whether a model takes weights with channels last, and gives the same logits: by two passes over x (1, C, H, W).
+    """Whether a model takes weights with channels last, and gives the same logits and the same gradient of them.
 
-    What flattens by `view` does not take them, which is among the commonest lines there are.
+    What flattens by `view` does not take them, which is among the commonest lines there are. Tried on two images, for a
+    line that joins the images of a batch, or a backward pass of the model's own, shows in no other way.
+
+    Args:
+        model: in any mode, which is left as it was.
+        x: an image (1, C, H, W).
+        device: of the model.
     """
     if device.type != "cpu" or not any(tensor.ndim == 4 for tensor in (*model.parameters(), *model.buffers())):
         return True
+    if half_of(model) is not None:
+        # Whose rounding is no measure of anything.
+        return False
+    two = torch.cat([x, x.flip(3)])
     try:
-        return agree(_logits(model, x, device, fast=True), _logits(model, x, device, fast=False))
+        return all(map(agree, _answers(model, two, device, fast=True), _answers(model, two, device, fast=False)))
     except Exception as error:
         if not is_models(error):
             raise
         return False
+
+
+def _answers(model: nn.Module, x: Tensor, device: torch.device, *, fast: bool) -> tuple[Tensor, ...]:
+    """Logits of images and, where there is one, a gradient of them."""
+    with _undrawn(device), inference(model, device, fast=fast):
+        try:
+            return batched.value_and_grad(model, x, lambda logits, _: logits.amax(1))
+        except batched.NoGradient:
+            return (batched.predict(model, x),)
 
 
 @contextmanager

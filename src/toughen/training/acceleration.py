@@ -38,7 +38,7 @@ from toughen.losses import cross_entropy
 from toughen.methods import Spec
 from toughen.models import Classifier
 from toughen.models.folding import Folding, agree
-from toughen.models.refusals import REFUSALS
+from toughen.models.refusals import is_models
 from toughen.modes import backends, evaluating, running
 from toughen.parallel import ranks
 from toughen.recipes import Recipe
@@ -121,11 +121,12 @@ def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.d
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     x = torch.linspace(0, 1, 2 * math.prod(shape), device=device, dtype=dtype).reshape(2, *shape)
-    other = laid_out(copy.deepcopy(model), Acceleration(channels_last=True)).eval()
     try:
-        found = other(x)
+        found = laid_out(copy.deepcopy(model), Acceleration(channels_last=True)).eval()(x)
         found.sum().backward()
-    except REFUSALS:
+    except Exception as error:
+        if not is_models(error):
+            raise
         return False
     with evaluating(model), torch.no_grad():
         return agree(found.detach(), model(x))
