@@ -328,16 +328,20 @@ def report(
 
 @app.command(name="import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="CIFAR-10 or CIFAR-100 in its Python layout.")],
+    path: Annotated[
+        Path, typer.Argument(help="CIFAR's folder in its Python layout, or a pickle of pseudo-labelled images.")
+    ],
     out: Annotated[Path, typer.Option(help="The .npz file to write; it must not exist.")],
 ) -> None:
-    """Turn CIFAR's pickles into an .npz file, by an unpickler that knows arrays alone."""
+    """Turn pickles of images into an .npz file, by an unpickler that knows arrays alone."""
     with plain_errors():
         from toughen.data.sources.cifar_pickle import import_folder
+        from toughen.data.sources.pseudo_labels import import_pickle
 
-        counts = import_folder(folder, out)
+        pseudo = path.is_file()
+        counts = import_pickle(path, out) if pseudo else import_folder(path, out)
         print(", ".join(f"{count} {part} images" for part, count in counts.items()))
-        print(f"next: {Command('train', 'RECIPE', f'data={out}')}")
+        print(f"next: {Command('train', 'RECIPE', f'data.extra={out}' if pseudo else f'data={out}')}")
 
 
 @app.command()

@@ -47,6 +47,8 @@ PIXELS = 2**26
 BY_SIZE = "sizes-"
 """Begins the keys that were made without reading the files."""
 
+PICKLE = "a Python pickle"
+
 SIGNATURES = (
     (b"PK", "a zip archive"),
     (b"\x1f\x8b", "compressed by gzip"),
@@ -58,7 +60,9 @@ SIGNATURES = (
     (b"\x93NUMPY", "a single numpy array"),
     (b"\x89HDF", "an HDF5 file"),
     (b"PAR1", "a parquet file"),
-    (b"\x80", "a Python pickle"),
+    (b"\x80", PICKLE),
+    # Protocol 0 of a dictionary.
+    (b"(dp", PICKLE),
     (b"<", "a web page"),
 )
 

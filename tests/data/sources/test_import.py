@@ -123,7 +123,7 @@ def test_damaged_and_other_files(tmp_path, one_sentence):
         assert "data_batch_2" in one_sentence(import_folder, folder, tmp_path / "cifar.npz")
     contents = {
         "no data": pickle.dumps({b"labels": [1]}, 2),
-        "not CIFAR's dictionary": pickle.dumps([1, 2], 2),
+        "not a dictionary of arrays": pickle.dumps([1, 2], 2),
         "uint8 data": pickle.dumps({b"data": np.zeros((2, 3072), np.float32), b"labels": [1, 2]}, 2),
         "(N, 3072)": pickle.dumps({b"data": np.zeros((2, 3071), np.uint8), b"labels": [1, 2]}, 2),
         "one whole number": pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, 2),

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from toughen.data.files import unreadable, what_it_is, write_npz
+from toughen.data.files import PICKLE, unreadable, visible, what_it_is, write_npz
+from toughen.storage.limits import shown
 
 PIXELS = 3 * 32 * 32
 
@@ -84,14 +85,13 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
         ValueError: a file is missing, damaged, or asks for more than arrays; or `out` exists or has another ending.
         OSError: `out` cannot be written.
     """
-    if out.suffix != ".npz":
-        raise ValueError(f"{out} must end in .npz; choose another name.")
-    if out.exists():
-        raise ValueError(f"{out} exists, and is not overwritten; remove it or choose another name.")
+    check_new_npz(out)
     layout = layout_of(folder)
     if not folder.exists():
-        raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout.")
+        raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout, or a pickle.")
     if layout is None:
+        if pickles := pickles_in(folder):
+            raise ValueError(f"{folder} does not hold CIFAR's Python layout, but a pickle; give {pickles[0]}.")
         raise ValueError(
             f"{folder} does not hold CIFAR's Python layout (data_batch_1 to data_batch_5, test_batch and batches.meta, "
             "or train, test and meta); other data need no import, give their path as data=PATH."
@@ -111,6 +111,24 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
     return {part: len(arrays[f"{part}_labels"]) for part in ("train", "test")}
 
 
+def pickles_in(folder: Path) -> list[Path]:
+    """The pickles in a folder, sorted by name."""
+    named = [path for path in visible(folder) if path.suffix in ("", ".pickle", ".pkl", ".p") and path.is_file()]
+    return [path for path in named if what_it_is(path) == PICKLE]
+
+
+def check_new_npz(out: Path) -> None:
+    """Refuse a name for the file to write.
+
+    Raises:
+        ValueError: it does not end in .npz, or it exists.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"{out} must end in .npz; choose another name.")
+    if out.exists():
+        raise ValueError(f"{out} exists, and is not overwritten; remove it or choose another name.")
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in a pickle of plain Python values and arrays of numbers.
 
@@ -126,14 +144,15 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise unreadable(path, error) from error
     except Refused as error:
         raise ValueError(
-            f"{path} asks for {error}, which no file of images needs; it was not run, so do not trust this file."
+            f"{path} asks for {error}, which no array of numbers needs, and it was not run; where you trust the file, "
+            "write its images and labels with numpy.savez as image and label."
         ) from None
     except FAULTS as error:
         raise ValueError(
             f"{path} is {what_it_is(path)}, not a whole pickle ({type(error).__name__}); fetch the file again."
         ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not CIFAR's dictionary; fetch the file again.")
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a dictionary of arrays; fetch the file again.")
     named = {_text(key): value for key, value in found.items() if isinstance(key, str | bytes)}
     return {key: value.value if isinstance(value, Array) else value for key, value in named.items()}
 
@@ -151,15 +170,19 @@ class ArraysOnly(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a name in the stream means: our own makers of arrays, never the named thing itself."""
         makers = {
-            ("numpy.core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),
-            ("numpy._core.multiarray", "_reconstruct"): Constructor(lambda *_: Array()),
-            ("numpy", "ndarray"): Constructor(lambda *_: Array()),
-            ("numpy", "dtype"): Constructor(NumberType),
-            ("_codecs", "encode"): Constructor(_encode),
+            "numpy.core.multiarray._reconstruct": lambda *_: Array(),
+            "numpy.core.multiarray.scalar": _scalar,
+            "numpy.core.numeric._frombuffer": _from_buffer,
+            "numpy.ndarray": lambda *_: Array(),
+            "numpy.dtype": NumberType,
+            "_codecs.encode": _encode,
+            "__builtin__.bytes": lambda: b"",  # protocol 2 writes no bytes so
         }
-        if (module, name) not in makers:
+        # Numpy 2 calls its core so.
+        asked = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
+        if asked not in makers:
             raise Refused(f"{module}.{name}")
-        return makers[module, name]
+        return Constructor(makers[asked])
 
     def persistent_load(self, pid: Any) -> Any:
         """Objects kept elsewhere: there are none."""
@@ -202,9 +225,25 @@ class Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, content = state
-        if not isinstance(kind, NumberType) or not isinstance(content, bytes):
-            raise Refused("an array of objects")
-        self.value = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C")
+        self.value = _numbers(content, kind).reshape(shape, order="F" if fortran else "C")
+
+
+def _numbers(content: Any, kind: Any) -> np.ndarray:
+    if not isinstance(kind, NumberType) or not isinstance(content, bytes | bytearray):
+        raise Refused("an array of objects")
+    return np.frombuffer(content, kind.dtype)
+
+
+def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> Array:
+    """An array as protocol 5 writes it."""
+    found = Array()
+    found.value = _numbers(content, kind).reshape(shape, order="F" if _text(order) == "F" else "C")
+    return found
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    """One number, as lists of labels may hold."""
+    return _numbers(content, kind)[0].item()
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
@@ -232,7 +271,7 @@ def _batch(path: Path, layout: PickleLayout) -> tuple[np.ndarray, np.ndarray]:
 
 def _entry(found: dict[str, Any], key: str, path: Path) -> Any:
     if key not in found:
-        raise ValueError(f"{path} holds {', '.join(found) or 'nothing'}, but no {key}; fetch the file again.")
+        raise ValueError(f"{path} holds {shown(found) or 'nothing'}, but no {key}; fetch the file again.")
     return found[key]
 
 

@@ -5,10 +5,13 @@ find_path(Path("pets"))                                  # class folders, parque
 
 from pathlib import Path
 
-from toughen.data.files import visible, what_it_is
+from toughen.data.files import PICKLE, visible, what_it_is
 from toughen.data.image_source import RawDataset
 from toughen.data.sources import cifar_binary, cifar_pickle, image_folder, npz, parquet, webdataset
 from toughen.errors import Command
+
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin")
+"""Of files that are no images, whatever is in them."""
 
 
 def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
@@ -28,10 +31,7 @@ def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
     if cifar_binary.layout_of(path):
         return cifar_binary.find_binary(path)
     if cifar_pickle.layout_of(path):
-        raise ValueError(
-            f"{path} holds CIFAR's Python layout, which is made of pickles and read only once; run "
-            f"`{Command('import', path, out=f'{path.name}.npz')}` and give data={path.name}.npz."
-        )
+        raise _to_import(path, "holds CIFAR's Python layout, which is made of pickles")
     if webdataset.holds_shards(path):
         return webdataset.find_shards(path, unlabelled=unlabelled)
     inside = visible(path)
@@ -48,11 +48,21 @@ def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
         and (parquet.holds_parquet(inside[0]) or cifar_binary.layout_of(inside[0]))
     ):
         raise ValueError(f"The folder {path} has its data in {inside[0].name}; give {inside[0]}.")
-    if image_folder.holds_images(path) and not any(entry.is_dir() for entry in inside):
+    images, folders = image_folder.holds_images(path), any(entry.is_dir() for entry in inside)
+    if not images and not folders and (pickles := cifar_pickle.pickles_in(path)):
+        raise _to_import(pickles[0], f"is {PICKLE}")
+    if images and not folders:
         if unlabelled:
             return image_folder.find_flat(path)
         raise ValueError(f"{path} holds images but no class folders; put the images of each class into a folder of it.")
     return image_folder.find_folder(path)
+
+
+def _to_import(path: Path, what: str) -> ValueError:
+    out = f"{path.stem if path.is_file() else path.name}.npz"
+    return ValueError(
+        f"{path} {what}, and read only once; run `{Command('import', path, out=out)}` and give {out} in its place."
+    )
 
 
 def _find_file(path: Path, unlabelled: bool) -> RawDataset:
@@ -66,6 +76,8 @@ def _find_file(path: Path, unlabelled: bool) -> RawDataset:
     if path.suffix.lower() == ".npz":
         return npz.find_npz(path, unlabelled=unlabelled)
     kind = what_it_is(path)
+    if kind == PICKLE and path.suffix not in WEIGHTS:
+        raise _to_import(path, f"is {kind}")
     packed = "archive" in kind or "compressed" in kind
     remedy = "unpack it and give the folder" if packed else "give one of those"
     if kind == "a parquet file":
