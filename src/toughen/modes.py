@@ -44,6 +44,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Training mode, as the model itself takes it."""
+    with _training_flags(model):
+        model.train()
+        yield
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient, so that a backward pass computes the input's alone."""
     found = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -12,9 +12,9 @@ from conftest import FULL
 from processes import run_ranks
 from toughen.models import build
 from toughen.parallel import ranks
-from toughen.recipes import Recipe, RecipeError
+from toughen.recipes import Recipe
 from toughen.training.run import batchnorm_of_ranks
-from toughen.training.setup import check_ranks_have_rows, synchronises
+from toughen.training.setup import synchronises
 
 SCRIPT = Path(__file__).with_name("many.py")
 
@@ -98,33 +98,6 @@ def test_what_a_sharded_model_cannot_do_is_refused(changes: dict[str, object], w
     recipe(**changes)
     with pytest.raises(ValueError, match=words):
         recipe(sharding="full", **changes)
-
-
-@pytest.mark.usefixtures("two_ranks")
-@pytest.mark.parametrize(
-    ("changes", "norm", "smallest", "words"),
-    [
-        ({}, "batch", 1, "a last batch of 1 for 2 ranks, and BatchNorm needs an example on each"),
-        ({}, "none", 1, None),
-        ({"sharding": "full"}, "none", 1, "a last batch of 1 for 2 ranks, and sharding needs an example on each"),
-        ({"sharding": "full"}, "none", 2, None),
-        # The first rank has 7 rows, the second 6.
-        ({"micro_batch": 3}, "batch", 13, None),
-        ({"micro_batch": 3, "sharding": "full"}, "none", 13, "parts of 3 leave some of the 2 ranks without"),
-        ({"micro_batch": 2, "batchnorm": "synchronised"}, "batch", 13, "last part of a batch of 13, and BatchNorm"),
-        ({"micro_batch": 4, "sharding": "full"}, "none", 13, None),
-        ({"micro_batch": 4, "sharding": "full"}, "none", 9, "last part of a batch of 9"),
-        ({"micro_batch": 4, "sharding": "full"}, "none", 7, None),
-    ],
-)
-def test_a_rank_without_an_example_is_refused_where_the_others_would_wait(
-    changes: dict[str, object], norm: str, smallest: int, words: str | None
-):
-    if words is None:
-        check_ranks_have_rows(recipe(**changes), model_of(norm), smallest)
-        return
-    with pytest.raises(RecipeError, match=words):
-        check_ranks_have_rows(recipe(**changes), model_of(norm), smallest)
 
 
 def test_one_process_says_nothing_of_ranks():

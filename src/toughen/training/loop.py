@@ -52,6 +52,7 @@ class Job:
         graphs: of the network, where it is compiled.
         folding: of its BatchNorms during attacks, where they are folded.
         micro_batch: images of each rank in one pass; None for all.
+        least: images of each rank that a pass needs.
         recomputed: blocks of the model whose activations are computed again in backward passes.
         step: optimiser steps done.
         number: minibatches done.
@@ -74,6 +75,7 @@ class Job:
     graphs: Graphs | None
     folding: Folding | None
     micro_batch: int | None
+    least: int
     recomputed: Sequence[nn.Module]
     finite: Finite
     step: int = 0
@@ -92,7 +94,7 @@ def train_batch(job: Job, batch: Batch) -> None:
         graphs,
         foldable(job.model, job.folding),
         recomputed(job.recomputed),
-        divided(job.method, batch, job.state, job.micro_batch) as parts,
+        divided(job.method, batch, job.state, job.micro_batch, job.least) as parts,
     ):
         for objectives in objectives_of(job, parts):
             job.optimizer.zero_grad(set_to_none=True)

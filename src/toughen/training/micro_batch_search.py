@@ -14,7 +14,7 @@ from toughen.parallel import ranks
 from toughen.recipes import RecipeError
 from toughen.training.activation_checkpointing import recomputed
 from toughen.training.loop import Job, backward, objectives_of
-from toughen.training.micro_batches import divided
+from toughen.training.micro_batches import divided, fewest
 
 
 def rows_that_fit(job: Job, batch: Batch) -> int | None:
@@ -25,16 +25,17 @@ def rows_that_fit(job: Job, batch: Batch) -> int | None:
         batch: a full one.
 
     Raises:
-        RecipeError: not even one image fits.
+        RecipeError: not even one image fits, or not the two that the network needs.
     """
     most = rows = -(-batch.size // ranks.world())
     while not fits(job, batch, rows):
-        if rows == 1:
+        before, rows = rows, -(-rows // 2)
+        if rows == before or fewest(batch.size, rows, job.least) < job.least:
+            few = "two images fit" if job.least == 2 else "one image fits"
             raise RecipeError(
-                "micro_batch: not even one image fits into the device's memory; use a smaller model, "
+                f"micro_batch: not even {few} into the device's memory; use a smaller model, "
                 "activation_checkpointing=true or precision=bf16"
             )
-        rows = -(-rows // 2)
     return None if rows == most else rows
 
 
@@ -57,14 +58,14 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
 
 
 def _first_part(job: Job, batch: Batch, state: State, rows: int) -> None:
-    """The first step of a batch up to its gradients; of equal parts one is enough."""
+    """The first step of a batch up to its gradients; of its parts the largest is enough."""
     trained = [p for p in job.model.parameters() if p.requires_grad]
     beside = [torch.empty_like(p) for p in trained * (3 if job.perturbation else 1)]
     job.model.train()
     with (
         ranks.unsynchronised(job.wrapped),
         recomputed(job.recomputed),
-        divided(job.method, batch, state, rows) as parts,
+        divided(job.method, batch, state, rows, job.least) as parts,
     ):
-        backward(job, batch, next(objectives_of(job, parts[:1])))
+        backward(job, batch, next(objectives_of(job, [max(parts, key=lambda part: part.batch.size)])))
     del beside

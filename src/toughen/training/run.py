@@ -33,11 +33,11 @@ from toughen.training.checkpointer import Checkpointer
 from toughen.training.early_stopping import Accuracies, improved, validate
 from toughen.training.loop import Job, train_batch
 from toughen.training.micro_batch_search import rows_that_fit
+from toughen.training.micro_batches import has_batchnorm, leave_out_short
 from toughen.training.setup import (
     WAY_OUT,
     check_images,
     chosen_device,
-    has_batchnorm,
     load_data,
     load_pseudo_labelled,
     refusal,
@@ -97,8 +97,10 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
-        if recipe.micro_batch == "auto" and job.number == 0:
-            job.micro_batch = rows_that_fit(job, batches[0])
+        if recipe.micro_batch == "auto":
+            if job.number == 0:
+                job.micro_batch = rows_that_fit(job, batches[0])
+            leave_out_short(recipe, job.model, batches, job.micro_batch, job.least, display.note)
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
         if said := batchnorm_of_ranks(recipe, job.model):
             display.note(said)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from toughen import models
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
@@ -33,6 +32,7 @@ from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, fol
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
 from toughen.training.loop import Job
+from toughen.training.micro_batches import has_batchnorm, images_needed, leave_out_short
 from toughen.training.monitors import Finite
 from toughen.training.unsafe_kernels import REASON, narrow
 
@@ -189,7 +189,10 @@ def set_up(
             check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}")
         except ValueError as error:
             raise RecipeError(error) from None
-    check_ranks_have_rows(recipe, model, batches.smallest)
+    together = recipe.batchnorm == "synchronised" and synchronises(model, device)
+    least = images_needed(recipe, model, data.image_shape, device, together=together)
+    rows = None if recipe.micro_batch == "auto" else recipe.micro_batch
+    leave_out_short(recipe, model, batches, rows, least, note)
     slots = ranks.slots(recipe.batch_size)
     try:
         without = narrow(model, data.image_shape, device, dtype)
@@ -200,7 +203,6 @@ def set_up(
         # A run that began elsewhere, on a GPU say.
         ways = replace(ways, channels_last=False, compiled=False)
         note(f"computing in {ways} from here on: {REASON}")
-    together = recipe.batchnorm == "synchronised" and synchronises(model, device)
     spread = recipe.sharding == "full" and ranks.world() > 1
     if together:
         ranks.synchronised(model)
@@ -228,7 +230,8 @@ def set_up(
         ways=ways,
         graphs=Graphs(model.net, slots) if ways.compiled else None,
         folding=folding_of(model, spec) if ways.folded and not spread else None,
-        micro_batch=None if recipe.micro_batch == "auto" else recipe.micro_batch,
+        micro_batch=rows,
+        least=least,
         recomputed=recomputed_blocks(recipe, model),
         finite=Finite(slots, device),
     )
@@ -264,48 +267,9 @@ def recomputed_blocks(recipe: Recipe, model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def check_ranks_have_rows(recipe: Recipe, model: nn.Module, smallest: int) -> None:
-    """Refuse batches of which a rank has nothing, where it must have.
-
-    Per-rank BatchNorm has nothing to normalise by. Where passes wait for all ranks, as those of synchronised BatchNorm
-    and of a sharded model do, all must run equally many, and an attack with restarts runs none on no images.
-
-    Args:
-        recipe: of the run.
-        model: of the run.
-        smallest: rows of the smallest global batch.
-
-    Raises:
-        RecipeError: a batch, or a part of one, leaves a rank without an example.
-    """
-    world, normalises = ranks.world(), has_batchnorm(model)
-    who = "BatchNorm" if normalises else "sharding"
-    spread = recipe.sharding == "full" and world > 1
-    if smallest < world and (normalises or spread):
-        raise RecipeError(
-            f"batch_size: {recipe.batch_size} leaves a last batch of {smallest} for {world} ranks, and "
-            f"{who} needs an example on each; choose a batch size that leaves more or none"
-        )
-    waiting = world > 1 and (spread or (normalises and recipe.batchnorm == "synchronised"))
-    if not (waiting and isinstance(rows := recipe.micro_batch, int)):
-        return
-    for size in (recipe.batch_size, smallest):
-        most = -(-size // world)
-        if size % world and (most - 1) % rows == 0 and most > rows:
-            raise RecipeError(
-                f"micro_batch: parts of {rows} leave some of the {world} ranks without an example in the last part of "
-                f"a batch of {size}, and {who} needs one on each; choose another micro_batch, or null"
-            )
-
-
 def synchronises(model: nn.Module, device: torch.device) -> bool:
     """Whether BatchNorm can be synchronised: there is some, on several ranks, and they are GPUs (torch's condition)."""
     return ranks.world() > 1 and device.type == "cuda" and has_batchnorm(model)
-
-
-def has_batchnorm(model: nn.Module) -> bool:
-    """Whether statistics of the batch enter the model, which several ranks do not share."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def build_model(recipe: Recipe, data: ImageData | DatasetCard, split: Examples | None = None) -> models.Classifier:

@@ -75,7 +75,7 @@ class Batches:
     """The batches of a run, by number.
 
     Epoch e (batches e * len(self) to (e + 1) * len(self) - 1) holds every example exactly once, in an order that is a
-    pure function of (seed, e). The last batch of an epoch is kept when it is short.
+    pure function of (seed, e). The last batch of an epoch is kept when it is short, but see `leave_out_short`.
 
     With `repeats` R that one time is R rows of the same batch, each with a crop and mirroring of its own: a batch of B
     rows holds B / R examples, and an epoch has R times as many batches. The rows of an example are side by side, so
@@ -168,6 +168,11 @@ class Batches:
         """End the processes that decode ahead; another batch that is asked for makes them begin anew."""
         for part in self._parts:
             part.close()
+
+    def leave_out_short(self) -> None:
+        """End each epoch before its last batch where that is short, from now on; called before a batch is asked for."""
+        for part in self._parts:
+            part.order.leave_out_short()
 
     @property
     def smallest(self) -> int:

@@ -38,6 +38,10 @@ class Sampler:
         self._mine, self._device = mine, device
         self._orders: dict[int, Tensor] = {}
 
+    def leave_out_short(self) -> None:
+        """Make no batch of fewer examples any more."""
+        self.batches = self.n // self.distinct
+
     def size(self, number: int) -> int:
         """Rows in the global batch `number`, over all ranks."""
         return min(self.distinct, self.n - number % self.batches * self.distinct) * self.repeats
