@@ -8,7 +8,7 @@ BENCH := $(VENV)/bench
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu bench-step bench-peers \
 	bench-growth bench-methods bench-methods-digits bench-overfitting bench-radii bench-evaluation \
-	bench-evaluation-digits bench-data bench-streaming bench-label bench-corruptions bench-real bench-studies \
+	bench-evaluation-digits bench-data bench-streaming bench-label bench-extra bench-corruptions bench-real bench-studies \
 	bench-heap faults ruler
 
 help:  ## list the targets
@@ -113,6 +113,9 @@ bench-streaming: $(BENCH)/.ready
 
 bench-label: $(READY)  ## an extra set built from CIFAR-10, planted copies, kills, and a million images (20 minutes)
 	$(BIN)/python benchmarks/labelling.py --data $(CIFAR10) runs/labelling
+
+bench-extra: $(READY)  ## an extra set of 5 GB that is streamed: memory, rate, time to open and to resume (5 minutes)
+	$(BIN)/python benchmarks/large_extra_set.py --write
 
 bench-corruptions: $(BENCH)/.ready  ## the 19 corruptions against imagecorruptions-imaug
 	$(BENCH)/bin/python benchmarks/corruptions.py --draws 200 --rounds 9 --data $(CIFAR10)

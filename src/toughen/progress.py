@@ -14,6 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+class Notice(UserWarning):
+    """What the user should know before it is done, such as how much of the disk it takes; commands print it."""
+
+
 class Display:
     """What a run tells its display; this one shows nothing."""
 

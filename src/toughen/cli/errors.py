@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from toughen.errors import in_shell
+from toughen.progress import Notice
 from toughen.storage.files import Damaged, Locked
 
 
@@ -70,7 +71,9 @@ def console() -> Console:
 
 @contextmanager
 def show_warnings_briefly() -> Iterator[None]:
-    """Libraries' warnings about themselves are no news to a user; ours are printed by the display."""
+    """Libraries' warnings about themselves are no news to a user; notices of ours are a line each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         yield

@@ -26,7 +26,7 @@ from toughen.data import cache
 from toughen.data.base import Examples, ImageData, Split
 from toughen.data.crops import ResizeCrop
 from toughen.data.files import BY_SIZE
-from toughen.data.image_source import ArrayImages, Collection, RawDataset
+from toughen.data.image_source import ArrayImages, Collection, RawDataset, holds_pixels
 from toughen.data.lazy_split import LazySplit
 from toughen.noise import generator
 
@@ -51,7 +51,7 @@ def make_image_data(found: RawDataset | ImageData, view: ResizeCrop | None, *, k
     if isinstance(found, ImageData):
         return apply_view(found, view) if view else found
     # Arrays are as good as a copy in the cache; a key that is not made of the contents may be that of other images.
-    arrays = "train" in found.parts and hasattr(found.parts["train"].images, "pixels")
+    arrays = "train" in found.parts and holds_pixels(found.parts["train"].images)
     keep = kind if view is None and not arrays and not found.key.startswith(BY_SIZE) else ""
     path = cache.entry(keep, found.key)
     if keep and (data := cache.read(path, found.name)) is not None:
@@ -160,12 +160,6 @@ def decode_split(stored: LazySplit) -> Split:
     Raises:
         ValueError: an image is broken or unlike the first; says which.
     """
-    pixels = getattr(stored.encoded, "pixels", None)
-    if isinstance(pixels, np.ndarray) and stored.view is None:
-        whole = len(stored) == len(pixels) and bool((stored.rows == torch.arange(len(stored))).all())
-        chosen = pixels if whole else pixels[stored.rows.numpy()]
-        # A copy in any case: what is mapped from a file may not be written to.
-        return Split(torch.from_numpy(np.array(chosen.transpose(0, 3, 1, 2), order="C")), stored.labels)
     return Split(stored.images, stored.labels)
 
 

@@ -14,7 +14,7 @@ from toughen.data.base import Examples, ImageData, Split
 from toughen.data.crops import ResizeCrop
 from toughen.data.decode import apply_view, decode_split, make_lazy_split, too_large
 from toughen.data.files import BY_SIZE
-from toughen.data.image_source import RawDataset
+from toughen.data.image_source import RawDataset, holds_pixels
 from toughen.data.lazy_split import LazySplit
 from toughen.errors import UsageError, image_size
 
@@ -70,7 +70,7 @@ def make_extra_set(
 def _decoded(stored: LazySplit) -> Split:
     """With the pixels in memory, from the cache where they were decoded before."""
     key = stored.key.partition("/")[0]
-    if hasattr(stored.encoded, "pixels") or key.startswith(BY_SIZE):
+    if holds_pixels(stored.encoded) or key.startswith(BY_SIZE):
         return decode_split(stored)
     path = cache.entry("extra", key)
     if (images := cache.read_array(path, "images", np.uint8, 4)) is not None and len(images) == len(stored):

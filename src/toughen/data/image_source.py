@@ -9,7 +9,7 @@ their labels. From there `data.load` makes a data set that is decoded once and k
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -39,12 +39,25 @@ class ImageSource(Protocol):
         ...
 
 
+class PixelSource(ImageSource, Protocol):
+    """Images that are numbers already, so that many are read at once and none can be broken."""
+
+    def read_pixels(self, rows: np.ndarray, /) -> np.ndarray:
+        """(n, H, W, C) uint8: the images at `rows` (n,), in that order."""
+        ...
+
+
+def holds_pixels(source: ImageSource) -> TypeGuard[PixelSource]:
+    """Whether images are numbers already."""
+    return hasattr(source, "read_pixels")
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
     """Images that are decoded already.
 
     Args:
-        pixels: (N, H, W, C) uint8 with C = 1 or 3, in memory or memory-mapped.
+        pixels: (N, H, W, C) uint8 with C = 1 or 3.
         where: what the array is called in messages.
     """
 
@@ -53,6 +66,10 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def read_pixels(self, rows: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8: the images at `rows` (n,)."""
+        return self.pixels[rows]
 
     def open(self, number: int) -> Image.Image:
         """One image, of mode L or RGB."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from toughen.data import cache
 from toughen.data.base import Examples
 from toughen.data.files import BY_SIZE
+from toughen.data.image_source import holds_pixels
 from toughen.data.lazy_split import LazySplit
 from toughen.errors import UsageError
 from toughen.parallel.ranks import cores
@@ -55,7 +56,7 @@ def check_stored_images(splits: Mapping[str, Examples]) -> Iterator[tuple[int, i
     records: dict[tuple[str, bool], IntegrityRecord] = {}
     works = []
     for split in splits.values():
-        if isinstance(split, LazySplit) and not hasattr(split.encoded, "pixels"):
+        if isinstance(split, LazySplit) and not holds_pixels(split.encoded):
             collection = (split.key, split.view is None)
             record = records[collection] = records.get(collection) or _record(split)
             if len(places := record.unknown(split.rows)):

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from toughen.data.crops import UNSCALED, ResizeCrop, to_rgb, unscaled
-from toughen.data.image_source import ImageSource
+from toughen.data.image_source import ImageSource, holds_pixels
 from toughen.errors import UsageError, image_size
 from toughen.parallel.ranks import cores
 
@@ -33,6 +33,9 @@ CHANNELS = {"L": 1, "RGB": 3}
 # Up to so many pixels an image, a thread a core took 1.15 to 1.4 times as long as one (32 and 64 px, two busy cores);
 # whether they gain on larger images with cores to spare was not measured.
 SMALL = 64 * 64
+
+BLOCK = 4096
+"""Images that are read at once where all are wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,11 @@ class LazySplit:
     def images(self) -> Tensor:
         """(N, C, H, W) uint8: every image in its centre view, decoded once, large ones with a thread a core."""
         pixels = np.empty((len(self), *self.shape), np.uint8)
+        if self.reads_pixels:
+            for start in range(0, len(self), BLOCK):
+                numbers = np.arange(start, min(start + BLOCK, len(self)))
+                pixels[numbers[0] : numbers[-1] + 1] = self.read_pixels(numbers).transpose(0, 3, 1, 2)
+            return torch.from_numpy(pixels)
 
         def fill(number: int) -> None:
             pixels[number] = self.decode(number).transpose(2, 0, 1)
@@ -102,6 +110,23 @@ class LazySplit:
     def float_images(self) -> Tensor:
         """The images as (N, C, H, W) float32 in [0, 1]."""
         return self.images.float().div_(255)
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether images are numbers that are taken as they are: then there is nothing to decode."""
+        return self.view is None and holds_pixels(self.encoded)
+
+    def read_pixels(self, numbers: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8: the images at `numbers` (n,) at once, where `reads_pixels`.
+
+        Raises:
+            ValueError: their file has changed, ends too soon, or cannot be read.
+        """
+        assert holds_pixels(self.encoded)
+        try:
+            return self.encoded.read_pixels(self.rows.numpy()[numbers])
+        except OSError as error:
+            raise _unreadable(self.name(int(numbers[0])), error) from error
 
     def decode(self, number: int, draw: np.random.Generator | None = None) -> np.ndarray:
         """One image in its centre view or, with a generator, a random one; without a view as it is: (H, W, C) uint8.
@@ -155,6 +180,10 @@ class LazySplit:
                 raise
             if isinstance(error, OSError) and error.errno is not None:
                 # The system's word, unlike Pillow's: the file is gone, or may not or cannot be read.
-                raise ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.") from error
+                raise _unreadable(name, error) from error
             kind = type(error).__name__
             raise ValueError(f"DA412 {name} is a broken image ({kind}); remove or replace it.") from error
+
+
+def _unreadable(name: str, error: OSError) -> ValueError:
+    return ValueError(f"DA412 {name} cannot be read ({error.strerror}); restore or remove it.")

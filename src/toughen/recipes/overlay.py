@@ -55,4 +55,6 @@ def _laid(key: str, before: Any, value: Any, inside: str) -> Any:
 
 
 def _written_out(key: str, value: Any) -> Any:
-    return {PRIMARY[key]: value} if key in PRIMARY and isinstance(value, str) else value
+    # An extra set may be several files.
+    short = isinstance(value, str) or (key == "extra" and isinstance(value, list | tuple))
+    return {PRIMARY[key]: value} if key in PRIMARY and short else value

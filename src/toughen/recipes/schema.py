@@ -43,7 +43,7 @@ from toughen.threat import Linf, Threat
 
 def _named(key: str) -> BeforeValidator:
     """Text in place of a section stands for its most important field."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str | list | tuple) else value)
 
 
 Source = Annotated[str, Some]
@@ -53,13 +53,13 @@ class ExtraSettings(Settings, frozen=True):
     """A pseudo-labelled set beside the training images (Carmon et al. 2019; Limits, section 4.3).
 
     Attributes:
-        source: like `data.source`, or what `toughen label` wrote; all of its training images are used.
+        source: like `data.source`, what `toughen label` wrote, or a list of .npz files; all training images are used.
         labelled: share of each batch that are training images of `data.source`, rounded to whole images; Limits, table
             9, finds 0.3 best.
         limit: only the first so many.
     """
 
-    source: Source
+    source: Source | Annotated[tuple[Source, ...], Some]
     labelled: OpenShare = 0.3
     limit: Count | None = None
 
@@ -269,8 +269,8 @@ class Recipe(Settings, frozen=True):
             BatchNorm over one number a channel cannot, it is left out, other images in each epoch, and that is said.
         micro_batch: images of each rank in one pass; a larger batch goes through the model in parts, whose gradients
             add up (gradient accumulation): the same step in less memory, but for BatchNorm, which then knows the parts
-            alone. A part that would be too small for BatchNorm is avoided by equal parts. null for all of them; "auto" finds
-            the most that a GPU can hold, and the run keeps to it.
+            alone. A part too small for BatchNorm is avoided by equal parts. null for all of them; "auto" finds the most
+            that a GPU can hold, and the run keeps to it.
         activation_checkpointing: compute what the model's blocks hold again in each backward pass, in place of keeping
             it: the same bits and far less memory for a third more work.
         steps: the budget in optimiser steps, replays included; rounded up to whole batches.

@@ -10,6 +10,7 @@ recipe has a small twin, `cifar10-free-small` or `mine-small.yaml`, by a rule: s
 
 import copy
 import functools
+import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -300,8 +301,12 @@ def build(mapping: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update={"data": data, "model": model})
 
 
-def _absolute(source: str) -> str:
+def _absolute(source: Any) -> Any:
+    if not isinstance(source, str):
+        return tuple(map(_absolute, source))
     path = os.path.expanduser(source)
+    if glob.has_magic(path) and glob.glob(path):
+        return os.path.abspath(path)
     return source if source in DATA or not os.path.exists(path) else str(Path(path).resolve())
 
 

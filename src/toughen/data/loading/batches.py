@@ -151,10 +151,9 @@ class Batches:
         common = {"device": self.device, "rank": rank, "world": world, "workers": workers, "note": note}
         self._parts = [SampledSet(split, index, self.distinct, repeats, seed, start=0, short=extra is None, **common)]
         if extra:
-            count, numbers = batch_size - labelled, torch.arange(len(extra.examples)) + extra.offset
-            own = derive(seed, "extra")
+            count, own = batch_size - labelled, derive(seed, "extra")
             self._parts.append(
-                SampledSet(extra.examples, numbers, count, 1, own, start=labelled, short=False, **common)
+                SampledSet(extra.examples, extra.offset, count, 1, own, start=labelled, short=False, **common)
             )
 
     # Numbers have no end, so Python's iteration by index would run for ever.

@@ -262,6 +262,11 @@ def decode(split: LazySplit, seed: int, keys: Sequence[Key], pixels: np.ndarray,
     Raises:
         ValueError: an image is broken (DA412), or not like the others.
     """
+    if split.reads_pixels and keys:
+        row[0] = keys[0][0]
+        pixels[:] = split.read_pixels(np.array([place for place, _, _ in keys]))
+        row[0] = -1
+        return
     for number, (place, epoch, again) in enumerate(keys):
         row[0] = place
         draw = np.random.default_rng(derive(seed, "view", epoch, int(split.rows[place]), again))

@@ -49,7 +49,7 @@ class Sampler:
     def rows(self, number: int) -> Rows:
         """Which examples make this rank's rows of batch `number`."""
         epoch, place = divmod(number, self.batches)
-        examples = self._order(epoch)[place * self.distinct : (place + 1) * self.distinct]
+        examples = self._order(epoch)[place * self.distinct : (place + 1) * self.distinct].long()
         repeats = torch.arange(self.repeats).expand(len(examples), -1)
         return Rows(
             examples[:, None].expand(-1, self.repeats).flatten()[self._mine], epoch, repeats.flatten()[self._mine]
@@ -59,6 +59,8 @@ class Sampler:
         if epoch not in self._orders:
             # Drawn on the CPU, so that the order is the same on every device.
             order = torch.randperm(self.n, generator=generator(self.seed, "order", epoch))
+            # Half the memory, which for many millions of images counts.
+            order = order.int() if self.n < 2**31 else order
             # Two of them, because a queue of batches may be an epoch ahead of training.
             self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order.to(self._device)}
         return self._orders[epoch]
@@ -69,7 +71,8 @@ class SampledSet:
 
     Args:
         split: the set, N examples.
-        index: (N,) int64, their numbers among all examples that are trained on.
+        index: (N,) int64, their numbers among all examples that are trained on; or the first of N that follow on one
+            another.
         distinct, repeats, seed, short: see `Sampler`.
         start: the first of their rows in the global batch.
         device: where labels and pixels are wanted.
@@ -81,7 +84,7 @@ class SampledSet:
     def __init__(
         self,
         split: Examples,
-        index: Tensor,
+        index: Tensor | int,
         distinct: int,
         repeats: int,
         seed: int,
@@ -101,7 +104,8 @@ class SampledSet:
         home = torch.device("cpu") if streamed else device
         self.start = start
         self.order = Sampler(len(split), distinct, repeats, seed, short=short, mine=mine, device=home)
-        self._device, self._labels, self._index = device, split.labels.to(home), index.to(home)
+        self._device, self._labels = device, split.labels.to(home)
+        self._index = index.to(home) if isinstance(index, Tensor) else index
         if streamed:
             self._images = Streamed(
                 split, self.order.rows, seed=seed, device=device, workers=workers, world=world, note=note
@@ -114,7 +118,8 @@ class SampledSet:
         """This rank's rows of batch `number`: pixels (n, C, H, W) uint8, labels, and numbers (n,), on the device."""
         chosen = self.order.rows(number).rows
         pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]
-        return pixels, self._labels[chosen].to(self._device), self._index[chosen].to(self._device)
+        index = self._index[chosen] if isinstance(self._index, Tensor) else chosen + self._index
+        return pixels, self._labels[chosen].to(self._device), index.to(self._device)
 
     def close(self) -> None:
         """End the processes that decode for it."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from toughen.data.files import PICKLE, visible, what_it_is
 from toughen.data.image_source import RawDataset
-from toughen.data.sources import cifar_binary, cifar_pickle, image_folder, npz, parquet, webdataset
+from toughen.data.sources import cifar_binary, cifar_pickle, image_folder, npz, npz_shards, parquet, webdataset
 from toughen.errors import Command
+from toughen.storage.limits import shown
 
 WEIGHTS = (".pt", ".pth", ".ckpt", ".bin")
 """Of files that are no images, whatever is in them."""
@@ -40,8 +41,13 @@ def find_path(path: Path, *, unlabelled: bool = False) -> RawDataset:
             f"The folder {path} holds no train-*.parquet, no class folders of images and no shards; give a folder of "
             "data."
         )
-    if [entry.suffix for entry in inside] == [".npz"]:
-        return npz.find_npz(inside[0], unlabelled=unlabelled)
+    if all(entry.suffix == ".npz" for entry in inside):
+        if npz_shards.together(inside):
+            return npz_shards.find_shards(npz_shards.in_order(inside), path.resolve().name, unlabelled=unlabelled)
+        raise ValueError(
+            f"{path} holds {shown([entry.name for entry in inside], 3)}, of which each may be a data set; give one of "
+            f"them or, where they are one together, {path / '*.npz'}."
+        )
     if (
         len(inside) == 1
         and inside[0].is_dir()

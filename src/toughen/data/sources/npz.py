@@ -3,24 +3,24 @@
 Such a file holds uint8 images, (N, H, W, C), (N, C, H, W) or (N, H, W), and integer labels (N,) by names like
 `train_images` and `train_labels`, `x_train` and `y_train`, or `image` and `label` alone, which is one part; `classes`
 may name the classes. No pickled object is ever read. Images that are not compressed stay in the file until they are
-asked for.
+asked for; compressed ones are read whole, or, where that is too much for memory, unpacked once (`data.unpacked`).
 
     found = find_npz(Path("1m.npz"))
 """
 
-import functools
 import math
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from toughen.data import decode
 from toughen.data.cache import DAMAGE
+from toughen.data.file_pixels import FilePixels
 from toughen.data.files import LARGE, SPLITS, files_keys, split_of, unreadable, what_it_is
 from toughen.data.image_source import ArrayImages, Collection, RawDataset
+from toughen.data.unpacked import Member, unpack, unpacked
 from toughen.storage.limits import check_zip, shown
 
 KINDS = {
@@ -30,43 +30,13 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class NpzImages:
-    """Images in an uncompressed .npz file, mapped into memory by each process when it first asks.
-
-    Args:
-        path: the file.
-        member: the name of the array in it.
-        changed: when the file was last changed, in nanoseconds.
-    """
-
-    path: str
-    member: str
-    changed: int
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """(N, H, W, C) uint8."""
-        return _mapped(self.path, self.member, self.changed)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def open(self, number: int) -> Image.Image:
-        """One image, of mode L or RGB."""
-        return ArrayImages(self.pixels, self.path).open(number)
-
-    def name(self, number: int) -> str:
-        """Its place."""
-        return f"image {number} of {self.member} in {self.path}"
-
-
-def find_npz(path: Path, *, unlabelled: bool = False) -> RawDataset:
+def find_npz(path: Path, *, unlabelled: bool = False, one_of_many: bool = False) -> RawDataset:
     """The images and labels in an .npz file.
 
     Args:
         path: the file.
         unlabelled: whether labels may be missing; they are -1 then.
+        one_of_many: whether it belongs to others that are large together: then it is not read whole, and has no key.
 
     Raises:
         ValueError: the file is something else or damaged, or its arrays are not what they must be; says which.
@@ -79,7 +49,7 @@ def find_npz(path: Path, *, unlabelled: bool = False) -> RawDataset:
         with zipfile.ZipFile(path) as archive:
             members = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             # The checksums; nobody waits for those of many gigabytes.
-            if path.stat().st_size < LARGE and (bad := archive.testzip()):
+            if not one_of_many and path.stat().st_size < LARGE and (bad := archive.testzip()):
                 raise zipfile.BadZipFile(bad)
     except DAMAGE as error:
         kind = what_it_is(path)
@@ -91,13 +61,24 @@ def find_npz(path: Path, *, unlabelled: bool = False) -> RawDataset:
         if part not in by_part:
             continue
         names = by_part[part]
-        images = _images(path, names["image"])
+        images = _images(path, names["image"], unpack_all=one_of_many)
         if part == "train" and not len(images):
             raise ValueError(f"{names['image']} in {path} holds no images; give a file with some.")
         labels = _labels(path, names, len(images), unlabelled)
         parts[part] = Collection(images, labels)
     classes = tuple(str(name) for name in _array(path, "classes")) if "classes" in members else ()
-    return RawDataset(path.stem, parts, classes, files_keys({"npz": path}, "npz")[0])
+    return RawDataset(path.stem, parts, classes, "" if one_of_many else files_keys({"npz": path}, "npz")[0])
+
+
+def compressed_images(path: Path) -> list[Member]:
+    """The arrays of images in a file that are compressed; none where it is no archive, as `find_npz` will say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    except DAMAGE:
+        return []
+    images = [members[kinds["image"]] for kinds in _by_part(path, list(members)).values()]
+    return [(path, info) for info in images if info.compress_type != zipfile.ZIP_STORED]
 
 
 def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
@@ -124,19 +105,38 @@ def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _images(path: Path, member: str) -> ArrayImages | NpzImages:
+def _images(path: Path, member: str, *, unpack_all: bool) -> ArrayImages | FilePixels:
+    where = f"{member} in {path}"
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{member}.npy")
         with archive.open(info) as file:
-            shape, _, dtype = _header(path, member, file, info.file_size)
+            shape, fortran, dtype = _header(path, member, file, info.file_size)
+            header = file.tell()
     if dtype != np.uint8:
         scaled = "if they are in [0, 1], save (images * 255).round().astype('uint8')"
         remedy = scaled if dtype.kind == "f" else "convert them"
-        raise ValueError(f"{member} in {path} is {dtype}, but images must be uint8; {remedy}.")
-    _channels_last(shape, f"{member} in {path}")
-    if info.compress_type == zipfile.ZIP_STORED:
-        return NpzImages(str(path), member, path.stat().st_mtime_ns)
-    return ArrayImages(_in_channels_last(_array(path, member), f"{member} in {path}"), f"{member} in {path}")
+        raise ValueError(f"{where} is {dtype}, but images must be uint8; {remedy}.")
+    last = _channels_last(shape, where)
+    stored = info.compress_type == zipfile.ZIP_STORED
+    if not stored and not unpack_all and info.file_size <= decode.IN_MEMORY:
+        pixels = _array(path, member)
+        # (N, H, W, C) from any of the three forms, not copied.
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels if last else pixels.transpose(0, 2, 3, 1)
+        return ArrayImages(pixels, where)
+    if not stored:
+        unpack([(path, info)])
+    place = path if stored else unpacked(path, info)
+    start = header + (_content(path, info) if stored else 0)
+    return FilePixels(str(place), start, shape, fortran, last, where, place.stat().st_mtime_ns)
+
+
+def _content(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where in an archive the bytes of a member begin."""
+    with path.open("rb") as file:
+        # The local header of a zip member is 30 bytes, its name and its extra field, whose length only it knows.
+        file.seek(info.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return info.header_offset + 30 + name + extra
 
 
 def _labels(path: Path, names: dict[str, str], n: int, unlabelled: bool) -> np.ndarray:
@@ -147,7 +147,7 @@ def _labels(path: Path, names: dict[str, str], n: int, unlabelled: bool) -> np.n
                 f"{names['probabilities']} in {path} is {labels.dtype} of shape {labels.shape}, but must be floats of "
                 "shape (N, K)."
             )
-        labels = labels.astype(np.float32)
+        labels = labels.astype(np.float32, copy=False)
     elif "label" in names:
         labels = _array(path, names["label"])
         labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -156,7 +156,7 @@ def _labels(path: Path, names: dict[str, str], n: int, unlabelled: bool) -> np.n
                 f"{names['label']} in {path} is {labels.dtype} of shape {labels.shape}, but must be class indices, "
                 "integers of shape (N,)."
             )
-        labels = labels.astype(np.int64)
+        labels = labels.astype(np.int64, copy=False)
     elif unlabelled:
         labels = np.full(n, -1)
     else:
@@ -197,22 +197,6 @@ def _header(path: Path, member: str, file: Any, size: int) -> tuple[tuple[int, .
     return shape, fortran, dtype
 
 
-@functools.lru_cache(maxsize=16)
-def _mapped(path: str, member: str, changed: int) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"{member}.npy")
-        with archive.open(info) as file:
-            shape, fortran, _ = _header(Path(path), member, file, info.file_size)
-            offset = file.tell()
-    with open(path, "rb") as file:
-        # The local header of a zip member is 30 bytes, its name and its extra field, whose length only it knows.
-        file.seek(info.header_offset + 26)
-        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    start = info.header_offset + 30 + name + extra + offset
-    pixels = np.memmap(path, np.uint8, "r", start, shape, "F" if fortran else "C")
-    return _in_channels_last(pixels, path)
-
-
 def _channels_last(shape: tuple[int, ...], where: str) -> bool:
     """Whether the channels are the last axis and not the second."""
     if len(shape) == 3:
@@ -224,10 +208,3 @@ def _channels_last(shape: tuple[int, ...], where: str) -> bool:
             f"{', and not so small that both fit' if last else ''}; transpose it."
         )
     return last
-
-
-def _in_channels_last(pixels: np.ndarray, where: str) -> np.ndarray:
-    """(N, H, W, C) from any of the three forms, not copied."""
-    if pixels.ndim == 3:
-        return pixels[..., None]
-    return pixels if _channels_last(pixels.shape, where) else pixels.transpose(0, 2, 3, 1)

@@ -25,7 +25,7 @@ from toughen.data.crops import ResizeCrop
 from toughen.data.decode import make_image_data
 from toughen.data.extra_set import make_extra_set
 from toughen.data.image_source import RawDataset
-from toughen.data.sources import parquet
+from toughen.data.sources import npz_shards, parquet
 from toughen.data.sources.detect import find_path
 from toughen.data.sources.hub import find_hub, kind_of, load_hub
 from toughen.errors import UsageError, image_size
@@ -95,7 +95,8 @@ FORMS = {
     "hub:OWNER/NAME": "Any data set of the Hub with a column of images and one of labels; hub:OWNER/NAME:CONFIG.",
     "FOLDER": "Class folders, with or without train, val and test above; train-*.parquet and perhaps test-*.parquet; "
     "webdataset's train-*.tar and test-*.tar; CIFAR's binary files.",
-    "FILE.npz": "train_images, train_labels, test_images, test_labels, or x_train and the like, or image and label.",
+    "FILE.npz": "train_images, train_labels, test_images, test_labels, or x_train and the like, or image and label; "
+    "several such files as FOLDER/*.npz.",
 }
 """What else may be given, for `toughen list data`."""
 
@@ -103,18 +104,22 @@ PHOTOGRAPHS = ("imagenet",)
 """Names whose images are of all sizes."""
 
 
-def find(source: str, *, unlabelled: bool = False) -> RawDataset | ImageData:
+def find(source: str | Sequence[str], *, unlabelled: bool = False) -> RawDataset | ImageData:
     """What a source holds, before it is decoded; data of names that are small come decoded.
 
     Args:
-        source: as for `load`.
+        source: as for `load`; or several .npz files, which are joined in their order.
         unlabelled: whether labels may be missing, as in a pool of images; they are -1 then.
 
     Raises:
         ValueError: as for `load`.
     """
+    if not isinstance(source, str):
+        return _find_files([Path(os.path.expanduser(name)) for name in source], unlabelled)
     if source in DATA:
         return DATA[source]()
+    if paths := npz_shards.matching(os.path.expanduser(source)):
+        return _find_files(paths, unlabelled)
     if source.startswith(HUB):
         return find_hub(_hub_name(source), _repository(source), unlabelled=unlabelled)
     return find_path(_path(source), unlabelled=unlabelled)
@@ -125,7 +130,8 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
 
     Args:
         source: a name of `DATA`, `hub:owner/name` or `hub:owner/name:configuration`, or the path of a folder or .npz
-            file (see `FORMS`). A folder that is called like a name of `DATA` is given as ./name.
+            file (see `FORMS`), or a pattern of .npz files that are joined. A folder that is called like a name of
+            `DATA` is given as ./name.
         view: what images are made into when they are asked for; None takes them as they are.
 
     Returns:
@@ -142,7 +148,7 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
     if source.startswith(HUB) and view is None:
         repository = _repository(source)
         return load_hub(_hub_name(source), repository, kind=kind_of(repository))
-    if not source.startswith(HUB):
+    if not source.startswith(HUB) and not npz_shards.matching(os.path.expanduser(source)):
         path = _path(source)
         # The files' key alone says whether their images are in the cache, before the files are opened.
         if path.is_dir() and parquet.holds_parquet(path):
@@ -151,14 +157,26 @@ def load(source: str, view: ResizeCrop | None = None) -> ImageData:
 
 
 def load_extra(
-    source: str, *, shape: tuple[int, int, int], classes: int | Sequence[str], view: ResizeCrop | None = None
+    source: str | Sequence[str],
+    *,
+    shape: tuple[int, int, int],
+    classes: int | Sequence[str],
+    view: ResizeCrop | None = None,
 ) -> Examples:
-    """The training part of a source, all of it, as an extra set; see `toughen.data.extra_set`.
+    """The training part of a source (see `find`), all of it, as an extra set; see `toughen.data.extra_set`.
 
     Raises:
         ValueError: as for `load`; or images are of another shape, or labels are not of these classes.
     """
     return make_extra_set(find(source, unlabelled=True), shape=shape, classes=classes, view=view)
+
+
+def _find_files(paths: Sequence[Path], unlabelled: bool) -> RawDataset:
+    if other := next((path for path in paths if path.suffix.lower() != ".npz" or not path.is_file()), None):
+        raise ValueError(f"{other} is no .npz file, and only such files are joined; check the list of files.")
+    if not paths:
+        raise ValueError("The list of files is empty; give one .npz file at least.")
+    return npz_shards.find_shards(paths, paths[0].stem, unlabelled=unlabelled)
 
 
 def _repository(source: str) -> str:
