@@ -1,9 +1,7 @@
 """Extra sets larger than memory: streamed from .npz files and shards with the bits of those in memory."""
 
-import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from typer.testing import CliRunner
 
 from conftest import tiny_split
 from large_sets import IMAGES, LABELS, RECIPE, RNG, SOFT, batches, extra, same, shards, stored
+from sparse_npz import write_sparse
 from toughen.cli.app import app
 from toughen.data import Batches, LazySplit, ResizeCrop, Split
 from toughen.data.base import fingerprint
@@ -109,44 +108,6 @@ def test_a_view_and_a_part_of_the_images(tmp_path: Path):
 # A file of 100 GB that takes a few hundred kilobytes of the disk.
 
 SIDE, MANY = 512, 127_000
-HEADER = b"\x93NUMPY\x01\x00"
-
-
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    padding = -(len(HEADER) + 2 + len(text) + 1) % 64
-    return HEADER + struct.pack("<H", len(text) + padding + 1) + text + b" " * padding + b"\n"
-
-
-def write_sparse(path: Path, planted: dict[int, np.ndarray]) -> None:
-    """An .npz file as numpy writes large ones (zip64) whose images are a hole but for some of them."""
-    labels = (np.arange(MANY) % 5).astype(np.uint8).tobytes()
-    size, directory = SIDE * SIDE * 3, b""
-    contents = {"image.npy": (npy_header((MANY, SIDE, SIDE, 3)), MANY * size), "label.npy": (npy_header((MANY,)), MANY)}
-    with path.open("wb") as file:
-        for name, (header, length) in contents.items():
-            at, total = file.tell(), len(header) + length
-            # Nobody reads the images' checksum, for that takes minutes.
-            crc = zlib.crc32(header + labels) if name == "label.npy" else 0
-            sizes = struct.pack("<HHQQ", 1, 16, total, total)
-            file.write(struct.pack("<4s5H3L2H", b"PK\3\4", 45, 0, 0, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(name), 20))
-            file.write(name.encode() + sizes + header)
-            if name == "label.npy":
-                file.write(labels)
-            else:
-                start = file.tell()
-                for row, image in planted.items():
-                    file.seek(start + row * size)
-                    file.write(image.tobytes())
-                file.seek(start + length)
-            entry = (b"PK\1\2", 45, 45, 0, 0, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(name), 28, 0, 0, 0, 0, 2**32 - 1)
-            directory += struct.pack("<4s6H3L5H2L", *entry) + name.encode()
-            directory += struct.pack("<HHQQQ", 1, 24, total, total, at)
-        at = file.tell()
-        file.write(directory)
-        file.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 2, 2, len(directory), at))
-        file.write(struct.pack("<4sLQL", b"PK\6\7", 0, at + len(directory), 1))
-        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, len(directory), 2**32 - 1, 0))
 
 
 def read_so_far() -> int:
@@ -160,7 +121,7 @@ def test_of_a_hundred_gigabytes_only_what_is_asked_for_is_read(files: int, tmp_p
     image = RNG.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     paths = [tmp_path / f"gen-{number}.npz" for number in range(files)]
     for path in paths:
-        write_sparse(path, {MANY - 2: image})
+        write_sparse(path, (MANY, SIDE, SIDE, 3), (np.arange(MANY) % 5).astype(np.uint8), {MANY - 2: image})
         assert path.stat().st_size > 99e9
         assert path.stat().st_blocks * 512 < 3e6
     with zipfile.ZipFile(paths[0]) as archive:

@@ -41,6 +41,17 @@ class Net(nn.Module):
         return self.head(self.norm(h if isinstance(self.norm, MAPS) else h.flatten(1)).flatten(1))
 
 
+class Squeezing(nn.Module):
+    """Takes away every axis of one entry, the batch's too where it is one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.adaptive_avg_pool2d(self.conv(x), 1).squeeze())
+
+
 MAPS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
 
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -50,6 +61,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "groups": lambda **_: Net(lambda: nn.GroupNorm(2, 6), 1),
     "lazy": lambda **_: Net(nn.LazyBatchNorm1d, 1),
     "no norm": lambda **_: Net(nn.Identity, 1),
+    "squeezing": lambda **_: Squeezing(),
     "instances": lambda **_: Net(lambda: nn.InstanceNorm2d(6, track_running_stats=True), 1),
 }
 
@@ -113,6 +125,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "weights perturbed": {"weight_perturbation": {}},
     "activations recomputed": {"model": {"name": "resnet18", "width": 4}, "activation_checkpointing": True,
                                "steps": 5},
+    "squeezed": {"model": "squeezing"},
     "parts": {"micro_batch": 31},
     "small parts": {"micro_batch": 3},
 }  # fmt: skip
@@ -122,7 +135,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_a_whole_epoch_is_trained_and_the_lone_image_left_out(case: str):
     job, batches, told = made(build({**RECIPE, **METHODS[case]}))
     (note,) = [text for text in told if "last batch" in text]
-    assert note.startswith("the last batch of every epoch, with 1 of the images, is left out, for BatchNorm needs two")
+    assert note.startswith("the last batch of every epoch, with 1 of the images, is left out, for the network")
     assert len(batches) == 4
     seen: set[int] = set()
     for number in range(5):
@@ -249,9 +262,21 @@ def test_no_part_is_too_small_or_larger_than_asked_for_wherever_it_can_be_so(
 @pytest.mark.parametrize(
     ("changes", "world", "said"),
     [
-        ({"batch_size": 1}, 1, "batch_size: 1 is too few images, for BatchNorm needs two at least; give 2 or more"),
-        ({"batch_size": 3}, 2, "for BatchNorm needs two at least on each of the 2 ranks; give 4 or more"),
-        ({"micro_batch": 1}, 1, "micro_batch: parts of 1 leave too few images in one of a batch of 32, for BatchNorm"),
+        (
+            {"batch_size": 1},
+            1,
+            "batch_size: 1 is too few images, for the network in training mode needs two at least; give 2 or more",
+        ),
+        (
+            {"batch_size": 3},
+            2,
+            "for the network in training mode needs two at least on each of the 2 ranks; give 4 or more",
+        ),
+        (
+            {"micro_batch": 1},
+            1,
+            "micro_batch: parts of 1 leave too few images in one of a batch of 32, for the network",
+        ),
         ({"batch_size": 33, "micro_batch": 2}, 1, "parts of 2 leave too few images in one of a batch of 33"),
         ({"model": "instances"}, 1, "model: instances does not take 1x8x8 images in training mode (Expected more"),
     ],

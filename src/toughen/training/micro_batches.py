@@ -97,7 +97,7 @@ def images_needed(
 ) -> int:
     """How many images each rank must have in a pass in training mode, found by trying.
 
-    Two where the network cannot be trained on one alone, as with BatchNorm over a single number a channel; but one
+    Two where the network cannot be trained on one alone, as with BatchNorm over a single number a channel; one
     where several ranks normalise together or share the weights, and so wait for one another; otherwise none.
 
     Args:
@@ -128,7 +128,10 @@ def _refused(model: nn.Module, x: torch.Tensor) -> Exception | None:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     try:
         with torch.random.fork_rng(), training(model), torch.no_grad():
-            model(x)
+            logits = model(x)
+        if isinstance(logits, torch.Tensor) and logits.shape[:1] != x.shape[:1]:
+            # As of a network that squeezes away whatever axis has one entry.
+            return ValueError(f"it gives logits of shape {tuple(logits.shape)} for {len(x)} images")
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
@@ -158,7 +161,7 @@ def leave_out_short(
     world, normalises = ranks.world(), has_batchnorm(model)
     # In parts a rank may have nothing to normalise, but not in a whole batch.
     whole = max(least, int(normalises and world > 1))
-    who = "BatchNorm" if normalises else "sharding" if least == 1 else "the network"
+    who = "the network in training mode" if least == 2 else "BatchNorm" if normalises else "sharding"
     needs = f"{who} needs {('', 'one', 'two')[whole]} at least" + (
         f" on each of the {world} ranks" if world > 1 else ""
     )

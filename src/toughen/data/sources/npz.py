@@ -8,8 +8,10 @@ asked for; compressed ones are read whole, or, where that is too much for memory
     found = find_npz(Path("1m.npz"))
 """
 
+import contextlib
 import math
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +109,9 @@ def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
 
 def _images(path: Path, member: str, *, unpack_all: bool) -> ArrayImages | FilePixels:
     where = f"{member} in {path}"
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"{member}.npy")
-        with archive.open(info) as file:
-            shape, fortran, dtype = _header(path, member, file, info.file_size)
-            header = file.tell()
+    with _opened(path, member) as (file, info):
+        shape, fortran, dtype = _header(path, member, file, info.file_size)
+        header = file.tell()
     if dtype != np.uint8:
         scaled = "if they are in [0, 1], save (images * 255).round().astype('uint8')"
         remedy = scaled if dtype.kind == "f" else "convert them"
@@ -168,11 +168,18 @@ def _labels(path: Path, names: dict[str, str], n: int, unlabelled: bool) -> np.n
 
 def _array(path: Path, member: str) -> np.ndarray:
     """A whole array, its checksum checked."""
+    with _opened(path, member) as (file, info):
+        _header(path, member, file, info.file_size)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, member: str) -> Iterator[tuple[Any, zipfile.ZipInfo]]:
+    """An array's file in an archive, and what the archive says of it; damage is said with both names."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
-            _header(path, member, file, archive.getinfo(f"{member}.npy").file_size)
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
+            yield file, archive.getinfo(f"{member}.npy")
     except DAMAGE as error:
         if type(error) is ValueError and str(path) in str(error):
             raise
