@@ -80,10 +80,13 @@ class ImageData:
 
     Args:
         name: what it is called in tables and run folders.
-        train: the training split.
+        train: the training split; empty where the data are there to be evaluated on alone.
         validation: the validation split that the data came with, or None.
         test: the test split; for final numbers only, never for choosing.
         classes: the classes' names, in the order of their indices.
+        test_part: which part of its source the test split is: "test", "validation", or "train" where there is no other;
+            then it was set aside of that part, or is all of it and there are no training images.
+        notes: what was done to read them, for the user.
 
     Raises:
         ValueError: a split is empty, its images have another shape than the training images, or a label is no class.
@@ -94,12 +97,14 @@ class ImageData:
     validation: Examples | None
     test: Examples
     classes: tuple[str, ...]
+    test_part: str = "test"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
             if not len(split):
                 raise ValueError(f"The {name} split of {self.name} holds no image; it must hold at least one.")
-            if split.shape != self.train.shape:
+            if split.shape != self.image_shape:
                 raise ValueError(
                     f"The {name} images of {self.name} are {split.shape} (C, H, W), but its training "
                     f"images are {self.image_shape}; bring all splits to one shape."
@@ -116,8 +121,8 @@ class ImageData:
 
     @property
     def splits(self) -> dict[str, Examples]:
-        """The splits there are by name: train, validation (if any), test."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        """The splits there are by name: train (if it holds any image), validation (if any), test."""
+        named = {"train": self.train if len(self.train) else None, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     @property
@@ -128,7 +133,7 @@ class ImageData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        return self.train.shape
+        return (self.train if len(self.train) else self.test).shape
 
     @property
     def channels(self) -> int:
@@ -144,6 +149,19 @@ class ImageData:
     def fingerprints(self) -> dict[str, str]:
         """The same of each split by itself."""
         return {name: fingerprint({name: split}) for name, split in self.splits.items()}
+
+
+def check_several_classes(data: ImageData) -> None:
+    """Refuse what is no classification.
+
+    Raises:
+        ValueError: there is one class only, as of a folder whose images all fall into it.
+    """
+    if data.num_classes < 2:
+        raise ValueError(
+            f"{data.name} has one class only, {data.classes[0]}; give two at least, a folder each, and as data the "
+            "folder that they lie in"
+        )
 
 
 def fingerprint(splits: Mapping[str, Examples]) -> str:

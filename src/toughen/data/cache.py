@@ -15,6 +15,7 @@ import re
 import tokenize
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ def read(path: Path, name: str) -> ImageData | None:
     try:
         arrays = _arrays(path)
         data = from_arrays(name, arrays, tuple(str(label) for label in arrays["classes"]))
+        data = replace(data, test_part=str(arrays["test_part"]), notes=tuple(map(str, arrays["notes"])))
         return data if data.fingerprint == str(arrays["fingerprint"]) else None
     except DAMAGE:
         return None
@@ -79,6 +81,7 @@ def write(path: Path, data: ImageData) -> ImageData:
     splits = {name: split for name, split in data.splits.items() if isinstance(split, Split)}
     if len(splits) == len(data.splits):
         arrays = {"classes": np.array(data.classes), "fingerprint": np.array(data.fingerprint)}
+        arrays |= {"test_part": np.array(data.test_part), "notes": np.array(data.notes, np.str_)}
         for name, split in splits.items():
             arrays |= {f"{name}_images": split.images.numpy(), f"{name}_labels": split.labels.numpy()}
         write_arrays(path, **arrays)
@@ -111,7 +114,7 @@ def from_arrays(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ..
     """A data set from arrays `<split>_images` (N, C, H, W) or (N, H, W) uint8 and `<split>_labels` (N,) integers.
 
     Raises:
-        KeyError: there is no training or no test split.
+        KeyError: there is no test split.
         ValueError: the data contradict themselves.
     """
 
@@ -121,4 +124,6 @@ def from_arrays(name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ..
         return Split(images if images.ndim == 4 else images[:, None], labels)
 
     validation = split("validation") if "validation_images" in arrays else None
-    return ImageData(name, split("train"), validation, split("test"), classes)
+    test = split("test")
+    train = split("train") if "train_images" in arrays else test.take(torch.arange(0))
+    return ImageData(name, train, validation, test, classes)

@@ -7,7 +7,9 @@ The rules, the same for every source:
   images are drawn from the training images (see `held_out`). A test part in which no example has a label counts as
   none.
 - Train alone: a fifth of it, the same share of every class, is set aside as the test split and never trained on. Which
-  examples is a pure function of the class and its size.
+  examples is a pure function of the class and its size. For a model that was not trained on the rest, all of it is the
+  test split instead, and there are no training images (`whole`).
+- Test or validation alone: there is nothing to train on, and the data can be evaluated on.
 - An extra set (`toughen.data.load_extra`) is all of train.
 
 Without a view, pixels are decoded once, and kept in memory and in the cache; training images of more than 4 GiB and
@@ -17,6 +19,8 @@ images with a view stay where they are.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from torch import Tensor
 from toughen.data import cache
 from toughen.data.base import Examples, ImageData, Split
 from toughen.data.crops import ResizeCrop
-from toughen.data.files import BY_SIZE
+from toughen.data.files import BY_SIZE, SPLITS
 from toughen.data.image_source import ArrayImages, Collection, RawDataset, holds_pixels
 from toughen.data.lazy_split import LazySplit
 from toughen.noise import generator
@@ -36,73 +40,112 @@ IN_MEMORY = 4 * 2**30
 TEST_SHARE = 5
 """One in so many examples is set aside where there is no test part."""
 
+MOST_CLASSES = 2**16
+"""Classes that images to evaluate on may be of, where the source names none."""
 
-def make_image_data(found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "") -> ImageData:
+
+def make_image_data(
+    found: RawDataset | ImageData, view: ResizeCrop | None, *, kind: str = "", whole: bool = False
+) -> ImageData:
     """The data set of a source.
 
     Args:
         found: what the source holds, or data that are decoded already.
         view: what images are made into; None takes them as they are.
         kind: the kind of source in the cache's file names; "" keeps nothing there.
+        whole: whether nothing is set aside of a source that is one part alone.
 
     Raises:
-        ValueError: there is no training part, or images or labels are not what they must be.
+        ValueError: there are no images, or images or labels are not what they must be.
     """
     if isinstance(found, ImageData):
-        return apply_view(found, view) if view else found
-    # Arrays are as good as a copy in the cache; a key that is not made of the contents may be that of other images.
-    arrays = "train" in found.parts and holds_pixels(found.parts["train"].images)
-    keep = kind if view is None and not arrays and not found.key.startswith(BY_SIZE) else ""
-    path = cache.entry(keep, found.key)
-    if keep and (data := cache.read(path, found.name)) is not None:
-        return data
-    data = assemble(found, view)
-    return cache.write(path, data) if keep else data
+        data = apply_view(found, view) if view else found
+    else:
+        # Arrays are as good as a copy in the cache; a key that is not made of the contents may be of other images.
+        arrays = any(holds_pixels(part.images) for part in found.parts.values())
+        keep = kind if view is None and not arrays and not found.key.startswith(BY_SIZE) else ""
+        path = cache.entry(keep, found.key)
+        if not keep:
+            data = assemble(found, view)
+        elif (kept := cache.read(path, found.name)) is not None:
+            data = kept
+        else:
+            data = cache.write(path, assemble(found, view))
+        # Not in the cache: they are of this path to the images.
+        data = replace(data, notes=(*found.notes, *data.notes)) if found.notes else data
+    return data if whole else with_test_images(data)
 
 
 def assemble(found: RawDataset, view: ResizeCrop | None = None) -> ImageData:
-    """The data set of a source, not from the cache.
+    """The data set of a source with nothing set aside, not from the cache.
 
     Raises:
         ValueError: as for `make_image_data`.
     """
-    stored = arrange_splits(found, view)
-    classes = found.classes or number_classes(stored["train"].labels, found.name)
-    streamed = view is not None or too_large(stored["train"])
+    stored, test_part, notes = arrange_splits(found, view)
+    first = stored.get("train", stored["test"])
+    # A label beyond the number of training images is a broken file, and would ask for that many names; a few images to
+    # evaluate on may show the last ones of many classes.
+    part, most = ("train", len(first)) if "train" in stored else (test_part, MOST_CLASSES)
+    classes = found.classes or number_classes(first.labels, f"the {part} split of {found.name}", most)
+    aside = set_aside(first.labels) if test_part == "train" else torch.zeros(len(first), dtype=torch.bool)
+    streamed = view is not None or too_large(first.take(~aside))
     if streamed and view is None:
-        _alike(stored["train"])
-    splits: dict[str, Examples] = {
-        part: split if streamed else decode_split(split) for part, split in stored.items() if len(split)
-    }
-    empty = [part for part in ("train", "test") if part not in splits]
-    if empty:
-        raise ValueError(f"{found.name} holds no {empty[0]} images; give data with a train and a test split.")
-    return ImageData(found.name, splits["train"], splits.get("validation"), splits["test"], classes)
+        _alike(first)
+    splits: dict[str, Examples] = {part: split if streamed else decode_split(split) for part, split in stored.items()}
+    train, test = splits.get("train", splits["test"].take(torch.arange(0))), splits["test"]
+    return ImageData(found.name, train, splits.get("validation"), test, classes, test_part, notes)
 
 
-def arrange_splits(found: RawDataset, view: ResizeCrop | None) -> dict[str, LazySplit]:
-    """The splits by the module's rules.
+def arrange_splits(found: RawDataset, view: ResizeCrop | None) -> tuple[dict[str, LazySplit], str, tuple[str, ...]]:
+    """The splits by the module's rules, with nothing set aside.
+
+    Returns:
+        The splits, none of them empty, a test split among them; which part that is, as `ImageData` has it; and what to
+        tell the user.
 
     Raises:
-        ValueError: there is no training part, or it is too small to set test images aside.
+        ValueError: no part holds images with labels.
     """
-    if "train" not in found.parts:
-        there = " and ".join(found.parts) or "nothing"
-        raise ValueError(f"{found.name} holds no training images, only {there}; call one part train.")
-    parts = {
-        part: make_lazy_split(found, part, view)
-        for part, collection in found.parts.items()
-        if part in ("train", "validation", "test") and (part == "train" or _labelled(collection))
-    }
+    parts: dict[str, LazySplit] = {}
+    notes: tuple[str, ...] = ()
+    for part in SPLITS:
+        if part not in found.parts or not len(found.parts[part].labels):
+            continue
+        if part == "train" or _labelled(found.parts[part]):
+            parts[part] = make_lazy_split(found, part, view)
+        else:
+            notes += (f"the {part} part has no labels, and is left aside",)
+    if not parts:
+        raise ValueError(f"{found.name} holds no images{' with labels' if notes else ''}; give data with some.")
     for part in parts.values():
+        if part.labels.ndim != 1:
+            raise ValueError(
+                f"{found.name} holds examples without a class; give data with labels, or use it as an extra set."
+            )
         _refuse_negative(part, found.classes)
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-    if "test" not in parts:
-        train = parts["train"]
-        test = set_aside(train.labels, found.name)
-        parts = {"train": train.take(~test), "test": train.take(test)}
-    return parts
+    test_part = next(part for part in ("test", "validation", "train") if part in parts)
+    parts["test"] = parts.pop(test_part)
+    return parts, test_part, notes
+
+
+def with_test_images(data: ImageData) -> ImageData:
+    """The data with a fifth set aside as the test split, where all of it is one part; else as they are.
+
+    Raises:
+        ValueError: it is too small for that, or has a label beyond the number of its images.
+    """
+    if data.test_part != "train" or len(data.train):
+        return data
+    every = data.test
+    aside = set_aside(every.labels)
+    if not aside.any():
+        raise ValueError(
+            f"{data.name} has no test images and too few others to set some aside; give data with a test split."
+        )
+    if numbered(data.classes):
+        number_classes(every.labels, f"the train split of {data.name}", int((~aside).sum()))
+    return replace(data, train=every.take(~aside), test=every.take(aside))
 
 
 def make_lazy_split(found: RawDataset, part: str, view: ResizeCrop | None) -> LazySplit:
@@ -112,39 +155,36 @@ def make_lazy_split(found: RawDataset, part: str, view: ResizeCrop | None) -> La
     return LazySplit(collection.images, torch.from_numpy(collection.labels), key, view)
 
 
-def set_aside(labels: Tensor, name: str) -> Tensor:
+def set_aside(labels: Tensor) -> Tensor:
     """Which examples are the test split of data that have none: (N,) bool.
 
     Of each class of n examples n/5, rounded, but one at least and never all.
-
-    Raises:
-        ValueError: there are no examples, every class has one only, or labels are probabilities.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    if not len(labels):
-        raise ValueError(f"{name} holds no images; give data with some.")
-    if labels.ndim != 1:
-        raise ValueError(f"{name} holds examples without a class; give data with labels, or use it as an extra set.")
     for label in labels.unique().tolist():
         of_class = (labels == label).nonzero().flatten()
         n = len(of_class)
         order = torch.randperm(n, generator=generator("test split", label, n))
         chosen[of_class[order[: min(max(1, round(n / TEST_SHARE)), n - 1)]]] = True
-    if not chosen.any():
-        raise ValueError(
-            f"{name} has no test images and too few others to set some aside; give data with a test split."
-        )
     return chosen
 
 
-def number_classes(labels: Tensor, name: str) -> tuple[str, ...]:
-    """Names of classes that the source does not name: their numbers."""
-    # A label beyond the number of images is a broken file, and would ask for that many names.
-    highest = int(labels.max()) if len(labels) else -1
-    if highest >= len(labels) and len(labels):
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes are called by their numbers, as where the source does not name them."""
+    return [*classes] == [str(number) for number in range(len(classes))]
+
+
+def number_classes(labels: Tensor, where: str, most: int) -> tuple[str, ...]:
+    """Names of classes that the source does not name: their numbers, of which there are `most` at most.
+
+    Raises:
+        ValueError: a label is beyond that.
+    """
+    highest = int(labels.max())
+    if highest >= most:
         raise ValueError(
-            f"Example {int(labels.argmax())} of the train split of {name} has label {highest}, but "
-            f"{len(labels)} images without class names allow 0 to {len(labels) - 1}; number the classes from 0 on."
+            f"Example {int(labels.argmax())} of {where} has label {highest}, but {most} images without class names "
+            f"allow 0 to {most - 1}; number the classes from 0 on."
         )
     return tuple(str(number) for number in range(highest + 1))
 
@@ -160,6 +200,12 @@ def decode_split(stored: LazySplit) -> Split:
     Raises:
         ValueError: an image is broken or unlike the first; says which.
     """
+    pixels = getattr(stored.encoded, "pixels", None)
+    if isinstance(pixels, np.ndarray) and stored.view is None:
+        whole = len(stored) == len(pixels) and bool((stored.rows == torch.arange(len(stored))).all())
+        chosen = pixels if whole else pixels[stored.rows.numpy()]
+        # A copy in any case: what is mapped from a file may not be written to.
+        return Split(torch.from_numpy(np.array(chosen.transpose(0, 3, 1, 2), order="C")), stored.labels)
     return Split(stored.images, stored.labels)
 
 
@@ -174,7 +220,8 @@ def apply_view(data: ImageData, view: ResizeCrop) -> ImageData:
         return LazySplit(ArrayImages(pixels, where), examples.labels, f"{data.fingerprint}/{part}", view)
 
     splits = {part: split(part, examples) for part, examples in data.splits.items()}
-    return ImageData(data.name, splits["train"], splits.get("validation"), splits["test"], data.classes)
+    train = splits.get("train", splits["test"].take(torch.arange(0)))
+    return replace(data, train=train, validation=splits.get("validation"), test=splits["test"])
 
 
 def _labelled(collection: Collection) -> bool:

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from toughen.storage.files import replace_by
+
+Value = TypeVar("Value")
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,7 +40,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".ti
 # Pillow knows formats that start other programs (EPS); none of them is a photograph's.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
-HARMLESS = (".txt", ".md", ".csv", ".json", ".parquet")
+HARMLESS = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".parquet")
 
 LARGE = 2**30
 
@@ -46,6 +49,14 @@ PIXELS = 2**26
 
 BY_SIZE = "sizes-"
 """Begins the keys that were made without reading the files."""
+
+DATA = (".npz", ".npy", ".arrow", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".bin", ".pt", ".pth", ".tfrecord", ".mdb")
+"""How names of files end that hold many images at once."""
+
+SAVE = "save its images and labels as image and label in an .npz file and give that"
+"""What to do about images in a form that is not read."""
+
+PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 PICKLE = "a Python pickle"
 
@@ -60,6 +71,9 @@ SIGNATURES = (
     (b"\x93NUMPY", "a single numpy array"),
     (b"\x89HDF", "an HDF5 file"),
     (b"PAR1", "a parquet file"),
+    (b"MATLAB", "a MATLAB file"),
+    (b"ARROW1", "an arrow file"),
+    (b"\xff\xff\xff\xff", "an arrow file"),
     (b"\x80", PICKLE),
     # Protocol 0 of a dictionary.
     (b"(dp", PICKLE),
@@ -82,6 +96,27 @@ def split_in(name: str) -> str | None:
     if len(found) > 1:
         raise ValueError(f"The name of {name} speaks of {' and '.join(sorted(found))}; rename it to say one split.")
     return found.pop() if found else None
+
+
+def by_split(where: str, splits: Mapping[str, Value], remedy: str) -> dict[str, Value]:
+    """Train, validation and test among the splits of a source; a single one that is called otherwise is train.
+
+    Args:
+        where: the source, for the message.
+        splits: by the source's own names.
+        remedy: what to do where there are several, and none of them is called like a split.
+
+    Raises:
+        ValueError: they are called so.
+    """
+    named = {part: value for split, value in splits.items() if (part := split_of(split))}
+    if not named and len(splits) == 1:
+        return {"train": next(iter(splits.values()))}
+    if not named:
+        raise ValueError(
+            f"{where} has the splits {', '.join(splits)}, of which none is called train, validation or test; {remedy}."
+        )
+    return {part: named[part] for part in SPLITS if part in named}
 
 
 def refuse_gaps(paths: Iterable[Path]) -> None:
@@ -122,6 +157,20 @@ def visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not skipped(path))
     except OSError as error:
         raise unreadable(folder, error) from error
+
+
+def no_image(path: Path) -> ValueError:
+    """The sentence for a file that lies among images and is none."""
+    kind, name = what_it_is(path), path.name.lower()
+    if name.endswith(PACKED):
+        return ValueError(
+            f"{path} is {kind}, not an image; unpack it and give the folder that comes of it, or, where that is done, "
+            "take it away."
+        )
+    if name.endswith((*DATA, "-ubyte")):
+        remedy = f"give {path} itself" if name.endswith((".npz", ".arrow")) else SAVE
+        return ValueError(f"{path} is no image but holds data; {remedy}, or take it away where it is not wanted.")
+    return ValueError(f"{path} is no image ({', '.join(IMAGES[:4])}, ...); take it out of the folder.")
 
 
 def open_image(content: bytes | memoryview) -> Image.Image:

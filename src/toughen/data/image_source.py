@@ -103,14 +103,16 @@ class RawDataset:
 
     Args:
         name: what the data are called in tables and run folders.
-        parts: by name, "train" and perhaps "validation" and "test".
+        parts: by name, "train", "validation" and "test", those that there are.
         classes: names of the classes, in the order of their indices; empty where the source does not say, and then they
             are called by their numbers.
         key: what tells these data from all others, made from the contents of small sources, and from names and sizes of
             the files of large ones (see the source).
+        notes: what was done to read them, for the user.
     """
 
     name: str
     parts: Mapping[str, Collection]
     classes: tuple[str, ...]
     key: str
+    notes: tuple[str, ...] = ()

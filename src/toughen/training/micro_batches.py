@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 from toughen.data import Batch, Batches
 from toughen.methods import Method, State
 from toughen.methods.wrapper import Wrapper
-from toughen.models.inputs import REFUSALS, first_line
+from toughen.models.refusals import REFUSALS, first_line
 from toughen.modes import training
 from toughen.parallel import ranks
 from toughen.recipes import Recipe, RecipeError

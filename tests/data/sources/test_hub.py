@@ -16,6 +16,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from layouts import CLASSES, encoded, known
 from toughen.cli.listing import catalogue
 from toughen.data import DATA, LazySplit, RawDataset, ResizeCrop, find, load, load_extra
+from toughen.data.files import by_split
 from toughen.data.sources import hub
 
 PARTS = known((5, 7, 3), {"train": 12, "test": 6, "extra": 9})
@@ -183,8 +184,9 @@ def test_imagenet_behind_its_terms(monkeypatch, one_sentence):
 def test_splits_of_other_names(tmp_path, local, one_sentence):
     repository(tmp_path / "a" / "odd", {"train": "one", "test": "two"})
     assert "splits one, two" in one_sentence(load, "hub:a/odd")
-    assert hub.by_split("odd", {"all": 1}) == {"train": 1}
-    assert hub.by_split("odd", {"train": 1, "valid": 2, "extra": 3}) == {"train": 1, "validation": 2}
+    assert by_split("odd", {"all": 1}, "none") == {"train": 1}
+    assert by_split("odd", {"train": 1, "valid": 2, "extra": 3}, "none") == {"train": 1, "validation": 2}
+    assert by_split("odd", {"test": 1}, "none") == {"test": 1}
 
 
 @pytest.mark.parametrize("source", ["hub:pets", "hub:", "hub:/pets", "hub:ada/", "hub:a/b/c", "hub:a/b:c:d"])

@@ -232,7 +232,7 @@ def beside(folder: Path) -> None:
         (empty_class, "train/fox", "remove it or put images"),
         (other_class, "test/kat", "the same class folders"),
         (film, "dog/film.mp4", "take it out"),
-        (outside, "train/stray.png", "put it into one"),
+        (outside, "train/stray.png", "put it into that of its class"),
         (dead_link, "dog/link.png", "restore or remove"),
         (circle, "dog/loop", "remove the link"),
         (twice, "valid", "leave one"),

@@ -127,8 +127,8 @@ def test_npz_without_labels_or_training_images(tmp_path, one_sentence):
     found = find(path, unlabelled=True)
     assert isinstance(found, RawDataset)
     assert found.parts["train"].labels.tolist() == [-1] * 12
-    assert "no training images" in one_sentence(load, written(tmp_path / "b.npz", test_images=PARTS["test"][0]))
-    assert "no training images" in one_sentence(load, written(tmp_path / "c.npz", weights=np.zeros(3)))
+    assert "without labels" in one_sentence(load, written(tmp_path / "b.npz", test_images=PARTS["test"][0]))
+    assert "but no images" in one_sentence(load, written(tmp_path / "c.npz", weights=np.zeros(3)))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_damaged_npz(tmp_path, one_sentence):
     [
         ("cifar.tar.gz", b"\x1f\x8b\x08", "unpack it"),
         ("cifar.zip", b"PK\x03\x04", "unpack it"),
-        ("cifar.parquet", b"PAR1", "give the folder that holds it"),
+        ("cifar.parquet", b"PAR1", "cannot be read as parquet"),
         ("cifar", b"<html>", "a web page"),
     ],
 )

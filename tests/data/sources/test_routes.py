@@ -244,7 +244,10 @@ def test_data_in_memory_can_be_viewed(monkeypatch):
 
 def test_the_place_of_the_data_is_told(tmp_path, one_sentence):
     folder = write_parquet(tmp_path / "repository" / "plain_text")
-    assert f"give {folder}" in one_sentence(load, str(folder.parent))
+    data = load(str(folder.parent))
+    assert data.fingerprint == expected()
+    assert data.notes == (f"the data of {folder.parent} lie in {folder}, and are read there",)
+    assert load(str(folder)).notes == ()
     write_tar(tmp_path / "unpacked.tar", {"a.txt": b""})
     assert "unpack it" in one_sentence(load, str(tmp_path / "unpacked.tar"))
     assert "does not exist" in one_sentence(load, "nowhere.npz")

@@ -164,9 +164,10 @@ def test_what_is_amiss_is_named(tmp_path, spoil, said, one_sentence):
     assert said in one_sentence(load, str(folder))
 
 
-def test_test_shards_alone(tmp_path, one_sentence):
-    folder = write_shards(tmp_path / "pets", {"test": PARTS["test"]})
-    assert "no train-*.tar" in one_sentence(load, str(folder))
+def test_test_shards_alone(tmp_path):
+    data = load(str(write_shards(tmp_path / "pets", {"test": PARTS["test"]})))
+    assert data.test.labels.tolist() == PARTS["test"][1].tolist()
+    assert (len(data.train), data.test_part, [*data.splits]) == (0, "test", ["test"])
 
 
 def test_a_pool_without_labels(tmp_path):

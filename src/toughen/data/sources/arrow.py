@@ -21,8 +21,8 @@ class TableImages:
     """Images in a column of a table.
 
     Args:
-        table: the table, or the files of arrow's streaming format that hold it, as HF `datasets` writes them. A path
-            without bytes in such files is a file to read.
+        table: the table, or the arrow files that hold it, as HF `datasets` writes them. A path without bytes in such
+            files is a file to read.
         column: the name of the column: encoded bytes, or structs of bytes and path, as HF `datasets` has them.
         where: what the images are called in messages.
     """
@@ -48,6 +48,8 @@ class TableImages:
             return open_image(memoryview(buffer))
         if not (path := cell["path"].as_py() if struct and self.sources else None):
             raise ValueError(f"{self.name(number)} holds no image; give files that hold the images themselves.")
+        if not Path(path).is_file():
+            raise ValueError(f"{self.name(number)} is the file {path}, which is not there; restore it.")
         return open_image(Path(path).read_bytes())
 
     def name(self, number: int) -> str:
@@ -61,5 +63,12 @@ class TableImages:
 
 @functools.lru_cache(maxsize=16)
 def map_tables(paths: tuple[str, ...]) -> pa.Table:
-    """The table of some arrow files, mapped into memory."""
-    return pa.concat_tables(pa.ipc.open_stream(pa.memory_map(path)).read_all() for path in paths)
+    """The table of some arrow files, of arrow's streaming or its file format, mapped into memory."""
+    return pa.concat_tables(_mapped(path) for path in paths)
+
+
+def _mapped(path: str) -> pa.Table:
+    source = pa.memory_map(path)
+    opened = pa.ipc.open_file if source.read(6) == b"ARROW1" else pa.ipc.open_stream
+    source.seek(0)
+    return opened(source).read_all()

@@ -86,9 +86,12 @@ def import_folder(folder: Path, out: Path) -> dict[str, int]:
         OSError: `out` cannot be written.
     """
     check_new_npz(out)
-    layout = layout_of(folder)
     if not folder.exists():
         raise ValueError(f"There is no folder {folder}; give one that holds CIFAR's Python layout, or a pickle.")
+    inside = [path for path in visible(folder) if path.is_dir() and layout_of(path)]
+    # torchvision's root, in which the folder lies.
+    folder = inside[0] if len(inside) == 1 and layout_of(folder) is None else folder
+    layout = layout_of(folder)
     if layout is None:
         if pickles := pickles_in(folder):
             raise ValueError(f"{folder} does not hold CIFAR's Python layout, but a pickle; give {pickles[0]}.")

@@ -14,17 +14,14 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterator
 
 from toughen.data import cache
 from toughen.data.base import ImageData
 from toughen.data.decode import assemble
-from toughen.data.files import split_of
+from toughen.data.files import by_split
 from toughen.data.image_source import RawDataset
 from toughen.data.sources.parquet import Table, read_tables
-
-Value = TypeVar("Value")
 
 MISSING = ("RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError")
 
@@ -38,7 +35,7 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
         kind: what it is called in the cache instead, without hyphens.
 
     Returns:
-        The decoded data.
+        The decoded data, with nothing set aside.
 
     Raises:
         ValueError: the Hub cannot be reached, there is no such data set, it may not be read without permission, or
@@ -73,28 +70,17 @@ def kind_of(repository: str) -> str:
     return f"{re.sub('[^A-Za-z0-9]', '_', repository)}_{mark}"
 
 
-def by_split(name: str, splits: Mapping[str, Value]) -> dict[str, Value]:
-    """Train, validation and test among the splits of the Hub, whatever they are called there; a single one is train.
-
-    Raises:
-        ValueError: there are several, and none of them is called train or the like.
-    """
-    named = {part: value for split, value in splits.items() if (part := split_of(split))}
-    if "train" not in named and len(splits) == 1:
-        named = {"train": next(iter(splits.values()))}
-    if "train" not in named:
-        raise ValueError(
-            f"{name} has the splits {', '.join(splits)} on the Hugging Face Hub, but none for training; download it "
-            "and give a folder with train-*.parquet."
-        )
-    return {part: named[part] for part in ("train", "validation", "test") if part in named}
-
-
 def _found(name: str, repository: str, part: str = "", *, unlabelled: bool = False) -> tuple[str, RawDataset]:
     """The commit, and what `find_hub` gives."""
     with _explained(repository), _quiet():
         commit, splits = _download(repository)
-    chosen = by_split(repository, {part: splits[part]} if part in splits else splits)
+    alone = part if part in splits else next(iter(splits)) if len(splits) == 1 else None
+    if alone is None:
+        remedy = "download it and give a folder with train-*.parquet"
+        chosen = by_split(f"{repository} on the Hugging Face Hub", splits, remedy)
+    else:
+        # A single split can be trained on, whatever it is called.
+        chosen = {"train": splits[alone]}
     key = hashlib.sha256(f"{repository}@{commit}/{part}".encode()).hexdigest()
     return commit, read_tables(name, chosen, key, unlabelled=unlabelled)
 

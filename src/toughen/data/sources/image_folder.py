@@ -4,56 +4,28 @@
     pets/train/cat/1.jpg  pets/val/cat/7.jpg  pets/test/...  # any case; training, valid, validation, dev, testing too
 
 Classes are numbered in the order of their folders' names as text, images likewise within a class. Folders inside a
-class folder are looked into; links are followed; hidden files, thumbnails, and .txt, .md, .csv, .json and .parquet
-files are skipped. Anything else that is no image is refused. Images are taken as they lie in the file: EXIF orientation
-is not applied, as in everybody's ImageNet training. (The ImageFolder of HF `datasets` has other rules: it passes over
-what is no image, and calls a class like the innermost folder.)
+class folder are looked into; links are followed; hidden files, thumbnails, and notes and tables (`files.HARMLESS`) are
+skipped. Anything else that is no image is refused. A split whose images lie in no class folders takes their classes
+from a table beside them (see `labels_table`); a test split without one has no labels. Images are taken as they lie in
+the file: EXIF orientation is not applied, as in everybody's ImageNet training. (The ImageFolder of HF `datasets` has
+other rules: it passes over what is no image, and calls a class like the innermost folder.)
 
     found = find_folder(Path("pets"))
     found.parts["train"].images.name(17)
 """
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from toughen.data.files import IMAGES, files_keys, harmless, open_image, split_of, unreadable, visible
+from toughen.data.files import IMAGES, files_keys, no_image, split_of, visible
 from toughen.data.image_source import Collection, RawDataset
+from toughen.data.sources.image_files import FileImages, holds_images, holds_images_within, images_in
+from toughen.data.sources.labels_table import files_by_class
 from toughen.storage.limits import shown
 
-
-@dataclass(frozen=True, eq=False)
-class FileImages:
-    """Images that are a file each.
-
-    Args:
-        folder: where they all are.
-        files: their paths in it.
-    """
-
-    folder: str
-    files: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """All of them."""
-        return tuple(map(self.name, range(len(self))))
-
-    def open(self, number: int) -> Image.Image:
-        """One image, its header read."""
-        # The whole file at once, because Pillow leaves the files of some formats open.
-        return open_image(Path(self.name(number)).read_bytes())
-
-    def name(self, number: int) -> str:
-        """Its path."""
-        return os.path.join(self.folder, self.files[number])
+GENERIC = ("images", "image", "imgs", "img", "data", "jpg", "jpeg", "png", "photos", "pictures", "raw")
+"""What folders of images are called that are no classes."""
 
 
 def find_folder(folder: Path) -> RawDataset:
@@ -63,13 +35,14 @@ def find_folder(folder: Path) -> RawDataset:
         ValueError: there are no class folders, one is empty, something in them is no image, or two splits have other
             classes.
     """
-    splits = split_folders(folder) or {"train": folder}
-    listed = {part: _classes_in(path) for part, path in splits.items()}
-    classes = tuple(listed["train"])
+    splits = {part: unwrapped(path) for part, path in split_folders(folder).items()} or {"train": folder}
+    listed = {part: _by_class(folder, part, path) for part, path in splits.items()}
+    first = next(part for part in ("train", "validation", "test") if part in listed)
+    classes = tuple(listed[first])
     for part, files in listed.items():
-        if strange := [name for name in files if name not in classes]:
+        if strange := [name for name in files if name and name not in classes]:
             raise ValueError(
-                f"{splits[part] / strange[0]} is a class that {splits['train']} does not have; give both the same "
+                f"{splits[part] / strange[0]} is a class that {splits[first]} does not have; give both the same "
                 f"class folders ({shown(strange, 5)} not in training, which has {shown(classes, 5)})."
             )
     names = {part: tuple(name for files in by_class.values() for name in files) for part, by_class in listed.items()}
@@ -77,7 +50,8 @@ def find_folder(folder: Path) -> RawDataset:
     key, keys = files_keys(all_files, "folder", classes)
     parts = {}
     for part, by_class in listed.items():
-        labels = np.repeat([classes.index(name) for name in by_class], [len(files) for files in by_class.values()])
+        numbers = [classes.index(name) if name else -1 for name in by_class]
+        labels = np.repeat(numbers, [len(files) for files in by_class.values()])
         parts[part] = Collection(FileImages(str(splits[part]), names[part]), labels.astype(np.int64), keys[part])
     return RawDataset(folder.resolve().name, parts, classes, key)
 
@@ -88,7 +62,7 @@ def find_flat(folder: Path) -> RawDataset:
     Raises:
         ValueError: something in it is no image, or it is empty.
     """
-    names = tuple(_images_in(folder, folder))
+    names = tuple(images_in(folder, folder))
     if not names:
         raise ValueError(f"{folder} holds no images; give a folder with some.")
     images = FileImages(str(folder), names)
@@ -97,10 +71,10 @@ def find_flat(folder: Path) -> RawDataset:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders inside that are called like splits, by split; none where there is no training folder among them.
+    """The folders inside that are called like splits and hold folders, by split; none where there are no such.
 
     Raises:
-        ValueError: two are called like one split, there are others beside them, or there are only others than training.
+        ValueError: two are called like one split, or there is something else beside them.
     """
     inside = [path for path in visible(folder) if path.is_dir()]
     found: dict[str, Path] = {}
@@ -110,36 +84,43 @@ def split_folders(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{path} and {found[part]} are the same split ({part}); leave one of them there.")
         if part:
             found[part] = path
-    if found and "train" not in found and len(found) == len(inside) and any(_holds_folders(path) for path in inside):
-        raise ValueError(
-            f"{folder} holds {' and '.join(path.name for path in found.values())}, which is no class but a split, and "
-            "no training images; put them beside it, in a folder train with the same class folders."
-        )
     # A class may be called train; then it holds images and not folders.
-    if "train" not in found or not _holds_folders(found["train"]):
+    if "train" in found:
+        if not _holds_folders(found["train"]):
+            return {}
+    elif len(found) != len(inside) or not any(_holds_folders(path) for path in inside):
         return {}
     if strange := [path for path in visible(folder) if path not in found.values()]:
         raise ValueError(
-            f"{strange[0]} lies beside the training folder {found['train']}, but is no split; take it away, or call it "
-            "val or test."
+            f"{strange[0]} lies beside the {'training folder ' if 'train' in found else 'folder '}"
+            f"{found.get('train', next(iter(found.values())))}, but is no split; take it away, or call it val or test."
         )
     return {part: found[part] for part in ("train", "validation", "test") if part in found}
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
-    return any(path.name.lower().endswith(IMAGES) for path in visible(folder) if not path.is_dir())
+def unwrapped(folder: Path) -> Path:
+    """The folder below that holds all, as `images` does where it lies alone; or the folder itself."""
+    inside = [path for path in visible(folder) if path.is_dir()]
+    alone = len(inside) == 1 and not holds_images(folder)
+    if alone and sum(holds_images_within(path) for path in visible(inside[0]) if path.is_dir()) > 1:
+        return unwrapped(inside[0])
+    return folder
 
 
-def holds_images_within(folder: Path) -> bool:
-    """Whether images lie in a folder, or in folders in it."""
-    return holds_images(folder) or any(
-        name.lower().endswith(IMAGES)
-        for path in visible(folder)
-        if path.is_dir()
-        for _, _, files in os.walk(path, followlinks=True)
-        for name in files
-    )
+def _by_class(folder: Path, part: str, place: Path) -> dict[str, list[str]]:
+    """By class, the paths of a part's images in its folder; by "" where they have no labels."""
+    inside = [path for path in visible(place) if path.is_dir()]
+    alone = len(inside) == 1 and inside[0].name.lower() in GENERIC and holds_images(inside[0])
+    flat = alone or (not inside and holds_images(place))
+    if place == folder or not flat:
+        return _classes_in(place)
+    found = files_by_class(folder, part, place)
+    if not found and part != "test":
+        raise ValueError(
+            f"{place} holds images but no class folders; put the images of each class into a folder of it, or write a "
+            f"table {part}.csv of the columns filename and label into {folder}."
+        )
+    return found or {"": list(images_in(place, place))}
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -151,30 +132,20 @@ def _classes_in(folder: Path) -> dict[str, list[str]]:
     found = {}
     for path in visible(folder):
         if not path.is_dir():
-            raise ValueError(f"{path} lies beside the class folders; put it into one of them or take it away.")
-        found[path.name] = list(_images_in(path, folder))
+            if path.name.lower().endswith(IMAGES):
+                raise ValueError(
+                    f"{path} lies beside the class folders; put it into that of its class or take it away."
+                )
+            raise no_image(path)
+        found[path.name] = list(images_in(path, folder))
         if not found[path.name]:
             raise ValueError(f"The class folder {path} holds no image; remove it or put images into it.")
+        below = [inner.name for inner in visible(path)]
+        if len(below) > 1 and all(map(split_of, below)):
+            raise ValueError(
+                f"{path} holds {' and '.join(below)}, so that the splits lie below the classes; turn that round, as in "
+                f"{folder / below[0] / path.name}."
+            )
     if not found:
         raise ValueError(f"{folder} holds no class folders; give a folder with one folder of images for each class.")
     return found
-
-
-def _images_in(folder: Path, above: Path) -> Iterator[str]:
-    seen: set[str] = set()
-
-    def failed(error: OSError) -> None:
-        raise unreadable(Path(error.filename), error)
-
-    for place, folders, files in os.walk(folder, onerror=failed, followlinks=True):
-        if os.path.realpath(place) in seen:
-            raise ValueError(f"{place} is a link to a folder that is in {folder} already; remove the link.")
-        seen.add(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        inside = os.path.relpath(place, above)
-        for name in sorted(files):
-            if name.lower().endswith(IMAGES) and not name.startswith("."):
-                yield os.path.normpath(os.path.join(inside, name))
-            elif not harmless(name):
-                file = os.path.join(place, name)
-                raise ValueError(f"{file} is no image ({', '.join(IMAGES[:4])}, ...); take it out of the folder.")

@@ -1,9 +1,10 @@
 """Images in numpy's .npz files.
 
 Such a file holds uint8 images, (N, H, W, C), (N, C, H, W) or (N, H, W), and integer labels (N,) by names like
-`train_images` and `train_labels`, `x_train` and `y_train`, or `image` and `label` alone, which is one part; `classes`
-may name the classes. No pickled object is ever read. Images that are not compressed stay in the file until they are
-asked for; compressed ones are read whole, or, where that is too much for memory, unpacked once (`data.unpacked`).
+`train_images` and `train_labels`, `x_train` and `y_train`, or `image` and `label` alone, which is one part, as are the
+two that numpy calls `arr_0` and `arr_1`; `classes` may name the classes. No pickled object is ever read. Images that
+are not compressed stay in the file until they are asked for; compressed ones are read whole, or, where that is too much
+for memory, unpacked once (`data.unpacked`).
 
     found = find_npz(Path("1m.npz"))
 """
@@ -26,7 +27,7 @@ from toughen.data.unpacked import Member, unpack, unpacked
 from toughen.storage.limits import check_zip, shown
 
 KINDS = {
-    "image": ("image", "images", "x", "data"),
+    "image": ("image", "images", "img", "imgs", "x", "data"),
     "label": ("label", "labels", "y", "target", "targets"),
     "probabilities": ("probabilities",),
 }
@@ -86,6 +87,9 @@ def compressed_images(path: Path) -> list[Member]:
 def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
     """By split and kind ("image", "label", "probabilities"), the arrays' names."""
     found: dict[str, dict[str, str]] = {}
+    if set(members) == {"arr_0", "arr_1"}:
+        # What np.savez makes of arrays without names, in the order in which everybody gives them.
+        return {"train": {"image": "arr_0", "label": "arr_1"}}
     for member in members:
         words = member.lower().split("_")
         kind = next((kind for kind, names in KINDS.items() for word in words if word in names), None)
@@ -99,10 +103,10 @@ def _by_part(path: Path, members: list[str]) -> dict[str, dict[str, str]]:
             )
         found[part][kind] = member
     found = {part: names for part, names in found.items() if "image" in names}
-    if "train" not in found:
+    if not found:
         raise ValueError(
-            f"{path} holds {shown(members) or 'no array'}, but no training images; call the arrays train_images "
-            "and train_labels, x_train and y_train, or image and label."
+            f"{path} holds {shown(members) or 'no array'}, but no images; call the arrays train_images and "
+            "train_labels, x_train and y_train, or image and label."
         )
     return found
 
@@ -212,6 +216,6 @@ def _channels_last(shape: tuple[int, ...], where: str) -> bool:
     if last == second:
         raise ValueError(
             f"{where} is of shape {shape}, but must be (N, H, W, C), (N, C, H, W) or (N, H, W) with 1 or 3 channels"
-            f"{', and not so small that both fit' if last else ''}; transpose it."
+            f"{', and not so small that both fit' if last else ''}; {'reshape' if len(shape) < 3 else 'transpose'} it."
         )
     return last

@@ -16,10 +16,11 @@ import numpy as np
 
 from toughen.data import decode
 from toughen.data.file_pixels import JoinedPixels
-from toughen.data.files import LARGE, SPLITS, files_keys, refuse_gaps, split_in
+from toughen.data.files import IMAGES, LARGE, SPLITS, files_keys, refuse_gaps, split_in, visible
 from toughen.data.image_source import Collection, RawDataset, holds_pixels
 from toughen.data.sources.npz import compressed_images, find_npz
 from toughen.data.unpacked import unpack
+from toughen.storage.limits import shown
 
 
 def find_shards(paths: Sequence[Path], name: str, *, unlabelled: bool = False) -> RawDataset:
@@ -53,6 +54,29 @@ def find_shards(paths: Sequence[Path], name: str, *, unlabelled: bool = False) -
     # By their order and not by their names, so that a moved set is the same one.
     key = files_keys({f"npz-{number}": path for number, path in enumerate(paths)}, "npz")[0]
     return RawDataset(name, parts, classes.pop(), key)
+
+
+def holds_npz(folder: Path) -> bool:
+    """Whether .npz files lie in a folder, and no folders or images beside them."""
+    inside = visible(folder)
+    return any(path.suffix == ".npz" for path in inside) and not any(
+        path.is_dir() or path.name.lower().endswith(IMAGES) for path in inside
+    )
+
+
+def find_folder(folder: Path, *, unlabelled: bool = False) -> RawDataset:
+    """The .npz files in a folder, which are one data set by their names.
+
+    Raises:
+        ValueError: as for `find_shards`; or each of them may be a data set.
+    """
+    files = [path for path in visible(folder) if path.suffix == ".npz"]
+    if together(files):
+        return find_shards(in_order(files), folder.resolve().name, unlabelled=unlabelled)
+    raise ValueError(
+        f"{folder} holds {shown([path.name for path in files], 3)}, of which each may be a data set; give one of them "
+        f"or, where they are one together, {folder / '*.npz'}."
+    )
 
 
 def together(paths: Sequence[Path]) -> bool:

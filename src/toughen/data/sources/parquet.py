@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from toughen.data import cache
 from toughen.data.base import ImageData
 from toughen.data.crops import ResizeCrop
-from toughen.data.decode import assemble, make_image_data
+from toughen.data.decode import assemble
 from toughen.data.files import (
     BY_SIZE,
     LARGE,
@@ -51,26 +51,26 @@ def load_folder(folder: Path, view: ResizeCrop | None = None) -> ImageData:
     name no split are all training. What is the test split without test-*.parquet says `toughen.data.decode`.
 
     Args:
-        folder: where the files are, or where its folder `data` is that has them.
+        folder: where the files are, or where its folder `data` is that has them; or one file.
         view: what images are made into; None takes them as they are.
 
     Returns:
-        The data; decoded, from the cache where the same files were decoded before.
+        The data, with nothing set aside; decoded, from the cache where the same files were decoded before.
 
     Raises:
-        ValueError: the folder or a split is missing, or the files do not hold images and labels.
+        ValueError: the folder is missing, or the files do not hold images and labels.
     """
-    files, name = split_files(folder), folder.resolve().name
+    files, name = split_files(folder), _name(folder)
     key, keys = source_keys(files)
     path = cache.entry("parquet", key)
     if view is None and (data := cache.read(path, name)) is not None:
         return data
     found = read_tables(name, _opened(files, key), key, keys)
-    return make_image_data(found, view) if view else cache.write(path, assemble(found))
+    return assemble(found, view) if view else cache.write(path, assemble(found))
 
 
 def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
-    """What the parquet files of a folder hold; a test split may be missing.
+    """What the parquet files of a folder hold, or one of them.
 
     Args:
         folder: as for `load_folder`.
@@ -81,17 +81,17 @@ def find_parquet(folder: Path, *, unlabelled: bool = False) -> RawDataset:
     """
     files = split_files(folder)
     key, keys = source_keys(files)
-    return read_tables(folder.resolve().name, _opened(files, key), key, keys, unlabelled=unlabelled)
+    return read_tables(_name(folder), _opened(files, key), key, keys, unlabelled=unlabelled)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The parquet files of each split, sorted by name.
+    """The parquet files of each split, sorted by name; or a single file, by the split that its name mentions.
 
     Raises:
-        ValueError: there is no such folder, or it holds no training files, or not all files that their names mention.
+        ValueError: a split lacks files that the names of the others mention.
     """
-    if not folder.is_dir():
-        raise ValueError(f"The folder {folder} does not exist; give a folder that holds train-*.parquet files.")
+    if folder.is_file():
+        return {split_in(folder.stem) or "train": [folder]}
     place = _place(folder)
     paths = sorted(place.glob("*.parquet"))
     files = {part: [path for path in paths if split_in(path.stem) == part] for part in SPLITS}
@@ -101,10 +101,6 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     if not any(files.values()):
         files["train"] = paths
     refuse_gaps(path for paths in files.values() for path in paths)
-    if not files["train"]:
-        raise ValueError(
-            f"The folder {folder} holds no train-*.parquet; give one with train-*.parquet and test-*.parquet."
-        )
     return {part: paths for part, paths in files.items() if paths}
 
 
@@ -251,6 +247,10 @@ def _labels(table: pa.Table, name: str, where: str) -> np.ndarray:
             f"The labels of {where} are stored as {column.type}, but must be integers; store class indices."
         )
     return column.to_numpy().astype(np.int64)
+
+
+def _name(path: Path) -> str:
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def _place(folder: Path) -> Path:

@@ -14,6 +14,7 @@
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from toughen.data.decode import make_image_data
 from toughen.data.extra_set import make_extra_set
 from toughen.data.image_source import RawDataset
 from toughen.data.sources import npz_shards, parquet
-from toughen.data.sources.detect import find_path
+from toughen.data.sources.detect import find_path, locate, name_of, said
 from toughen.data.sources.hub import find_hub, kind_of, load_hub
 from toughen.errors import UsageError, image_size
 
@@ -93,8 +94,9 @@ DATA: dict[str, Callable[[], ImageData | RawDataset]] = {
 
 FORMS = {
     "hub:OWNER/NAME": "Any data set of the Hub with a column of images and one of labels; hub:OWNER/NAME:CONFIG.",
-    "FOLDER": "Class folders, with or without train, val and test above; train-*.parquet and perhaps test-*.parquet; "
-    "webdataset's train-*.tar and test-*.tar; CIFAR's binary files.",
+    "FOLDER": "Class folders, with or without train, val and test above; images with a table like labels.csv; "
+    "train-*.parquet and perhaps test-*.parquet; what HF datasets' save_to_disk wrote; webdataset's train-*.tar and "
+    "test-*.tar; CIFAR's binary files; MNIST's own files.",
     "FILE.npz": "train_images, train_labels, test_images, test_labels, or x_train and the like, or image and label; "
     "several such files as FOLDER/*.npz.",
 }
@@ -125,35 +127,43 @@ def find(source: str | Sequence[str], *, unlabelled: bool = False) -> RawDataset
     return find_path(_path(source), unlabelled=unlabelled)
 
 
-def load(source: str, view: ResizeCrop | None = None) -> ImageData:
+def load(source: str, view: ResizeCrop | None = None, *, whole: bool = False) -> ImageData:
     """The data set of a name, a path or a name on the Hub.
 
     Args:
-        source: a name of `DATA`, `hub:owner/name` or `hub:owner/name:configuration`, or the path of a folder or .npz
-            file (see `FORMS`), or a pattern of .npz files that are joined. A folder that is called like a name of
-            `DATA` is given as ./name.
+        source: a name of `DATA`, `hub:owner/name` or `hub:owner/name:configuration`, or the path of a folder or file
+            (see `FORMS`), or a pattern of .npz files that are joined. A folder that is called like a name of `DATA` is
+            given as ./name.
         view: what images are made into when they are asked for; None takes them as they are.
+        whole: whether a source that is one part alone comes as it is, all of it as the test split, for a model that was
+            not trained on it. Else a fifth of it is set aside as the test split.
 
     Returns:
-        The data. Without a view images are decoded, and kept in memory and in the user's cache, unless the training
-        images would take more than 4 GiB.
+        The data; without training images where the source has a test part alone. Without a view images are decoded, and
+        kept in memory and in the user's cache, unless the training images would take more than 4 GiB.
 
     Raises:
         ValueError: there is no such name or path, the Hub cannot be reached, or the files do not hold what they must.
     """
     if source in PHOTOGRAPHS and view is None:
         raise UsageError(f"{source} holds photographs of all sizes; give ", image_size(like=224), ".")
-    if source in DATA:
-        return make_image_data(DATA[source](), view)
     if source.startswith(HUB) and view is None:
         repository = _repository(source)
-        return load_hub(_hub_name(source), repository, kind=kind_of(repository))
-    if not source.startswith(HUB) and not npz_shards.matching(os.path.expanduser(source)):
+        found = load_hub(_hub_name(source), repository, kind=kind_of(repository))
+    elif source in DATA or source.startswith(HUB) or npz_shards.matching(os.path.expanduser(source)):
+        found = find(source)
+    else:
         path = _path(source)
+        place = locate(path)
         # The files' key alone says whether their images are in the cache, before the files are opened.
-        if path.is_dir() and parquet.holds_parquet(path):
-            return parquet.load_folder(path, view)
-    return make_image_data(find(source), view, kind="decoded")
+        if place.is_dir() and parquet.holds_parquet(place):
+            held = parquet.load_folder(place, view)
+            where = said(path, place)
+            found = replace(held, name=name_of(path, held.name), notes=(*where, *held.notes)) if where else held
+            return make_image_data(found, None, whole=whole)
+        found = find_path(path)
+    kind = "" if source in DATA else "decoded"
+    return make_image_data(found, view, kind=kind, whole=whole)
 
 
 def load_extra(

@@ -24,7 +24,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toughen.data.files import IMAGES, SPLITS, files_keys, open_image, refuse_gaps, split_in, split_of, what_it_is
+from toughen.data.files import (
+    IMAGES,
+    SPLITS,
+    files_keys,
+    open_image,
+    refuse_gaps,
+    split_in,
+    split_of,
+    visible,
+    what_it_is,
+)
 from toughen.data.image_source import Collection, RawDataset
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -90,8 +100,17 @@ def find_shards(folder: Path, *, unlabelled: bool = False) -> RawDataset:
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether tar files, compressed or not, lie in a folder or in folders in it that are called like splits."""
-    return any(_archives(place) for place in (folder, *_split_folders(folder).values()))
+    """Whether tar files that may be shards lie in a folder or in folders in it that are called like splits.
+
+    An archive that is compressed, or lies beside what may have been unpacked from it, must have labels to be a shard.
+    """
+    splits = _split_folders(folder)
+    beside = any(path.is_dir() and path not in splits.values() for path in visible(folder))
+    return any(
+        not (beside or path.name.lower().endswith(COMPRESSED)) or is_shard(path)
+        for place in (folder, *splits.values())
+        for path in _archives(place)
+    )
 
 
 def is_shard(path: Path) -> bool:
@@ -125,8 +144,6 @@ def _shards(folder: Path) -> dict[str, list[Path]]:
             found[part].append(path)
     if not any(found.values()):
         found["train"] = here
-    if not found["train"]:
-        raise ValueError(f"The folder {folder} holds no train-*.tar; call the training shards so.")
     refuse_gaps(path for paths in found.values() for path in paths)
     if compressed := [path for paths in found.values() for path in paths if path.name.lower().endswith(COMPRESSED)]:
         raise ValueError(
