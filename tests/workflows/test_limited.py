@@ -17,7 +17,7 @@ from toughen.data import DATA, ImageData, Split
 from toughen.evaluation import Evaluation
 from toughen.evaluation.corruption.result import CorruptionResult
 from toughen.workflows import EvaluationSettings, ModelSource, evaluate, measure_corruptions
-from toughen.workflows.model_sources import limited
+from toughen.workflows.evaluated_images import limited
 
 # Answers by the brightest quarter; noise leaves some answers wrong.
 MINE = """
@@ -103,12 +103,13 @@ def test_an_evaluation_says_which_images_it_took(here: Path):
     assert found.outcomes.index[clean].tolist() == ROWS
     assert found.outcomes.label[clean].tolist() == test.labels[ROWS].tolist()
     assert found.outcomes.survived[clean].tolist() == right(test)[ROWS].tolist()
-    (note,) = found.notes
+    which, note = found.notes
+    assert which == "images: from the test part of sorted (40)"
     assert note == f"6 {SORTED}i * 40 / 6) of them; that is its index in examples.parquet"
     assert Evaluation.read(folder).notes == found.notes
     # A part of the whole: an image's random draws are those that it has there.
     whole, _ = evaluate(SORTED_DATA, whole_set)
-    assert whole.notes == ()
+    assert whole.notes == (which,)
     for attack in whole.outcomes.attacks:
         all_of = whole.outcomes.attack == attack
         distances = dict(zip(whole.outcomes.index[all_of], whole.outcomes.distance[all_of], strict=True))
@@ -116,7 +117,7 @@ def test_an_evaluation_says_which_images_it_took(here: Path):
         for row, distance in zip(found.outcomes.index[some], found.outcomes.distance[some], strict=True):
             assert distance == pytest.approx(distances[row], abs=1e-7)
     mixed, _ = evaluate(ModelSource("mine.py:build", data="tiny"), few, out=Path("mixed"))
-    assert mixed.notes == ()
+    assert mixed.notes == ("images: from the test part of tiny (40)",)
     assert mixed.outcomes.index[mixed.outcomes.attack == "clean"].tolist() == list(range(6))
 
 
@@ -135,9 +136,9 @@ def test_corruptions_of_spread_images_are_those_of_the_whole_test_set(here: Path
     assert np.array_equal(found.label, whole.label[ROWS])
     assert np.array_equal(found.clean, whole.clean[ROWS])
     assert np.array_equal(found.prediction, whole.prediction[:, :, ROWS])
-    (note,) = CorruptionResult.read(folder).notes
+    which, note = CorruptionResult.read(folder).notes
     assert note == f"6 {SORTED}i * 40 / 6) of them; i is its index in examples.parquet"
-    assert whole.notes == ()
+    assert whole.notes == (which,)
 
 
 def test_published_images_are_found_where_the_spread_ones_are(here: Path):

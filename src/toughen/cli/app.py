@@ -209,8 +209,8 @@ def check(
 
         with show_warnings_briefly():
             opened = workflows.open(arguments.source_of(run_or_model, mean, std, data=data, size=size))
-            if opened.said:
-                print(opened.said)
+            for said in filter(None, (opened.said, opened.used)):
+                print(said)
             some = opened.test.take(choose_images(len(opened.test), limit))
             found = look(opened.model, some.images, some.labels, classes=opened.classes, limit=limit)
         console().print(render(describe_model_check(found.summary())))

@@ -66,6 +66,7 @@ class RunFacts:
             "recipe": run.recipe.name,
             "method": run.recipe.method.name,
             "data": data.name,
+            "fingerprints": dict(data.fingerprints),
             "weights": run.weights,
             "step": run.step,
             "checkpoint_sha256": self.checkpoint.files[f"{run.weights}.safetensors"]["sha256"],

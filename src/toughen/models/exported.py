@@ -43,6 +43,7 @@ Config = dict[str, Any]
     view                    {"size", "resize"}: the short side was resized, the centre taken; null: as the images are
     threat                  the ball it was trained for, like linf:8/255
     recipe, method, data    their names
+    fingerprints            of the data's splits, by which it is known again what the model was trained on
     weights, step           which of the run's weights, and the optimiser steps behind them
     checkpoint_sha256       of the file of the run's checkpoint that they came from
 """
@@ -231,6 +232,7 @@ class _Description(_StrictDescription):
     view: _ViewDescription | None = None
     threat: str = ""
     data: str = ""
+    fingerprints: dict[str, str] = {}
 
 
 def _check(config: Config, file: Path) -> None:

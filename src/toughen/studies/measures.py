@@ -13,7 +13,7 @@ from toughen.evaluation.suites import find
 from toughen.studies.folder import StudyFolder
 from toughen.threat import parse
 from toughen.workflows import EvaluationSettings, ModelSource, OpenedRun, evaluate, measure_corruptions, open_run
-from toughen.workflows.model_sources import limited
+from toughen.workflows.evaluated_images import limited
 
 Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 """(folder, row, training, the measure as in study.json, where it goes)"""

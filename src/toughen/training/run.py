@@ -78,6 +78,12 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
             check_folder(recipe, out)
         data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
+        for said in data.notes:
+            display.note(said)
+        if data.test_part == "train":
+            display.note(
+                f"{data.name} has no test part; {len(data.test):,} images, a fifth of each class, are set aside"
+            )
         extra = load_pseudo_labelled(recipe, data)
         fresh, ways = distributed.from_main(resume_state(out) if distributed.is_main() else None)
         read = {"train": train_split, "validation": validation, "test": data.test}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toughen import models
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
-from toughen.data.base import Examples, first, per_class
+from toughen.data.base import Examples, check_several_classes, first, per_class
 from toughen.data.dataset_card import DatasetCard
 from toughen.data.integrity import check_stored_images
 from toughen.data.lazy_split import LazySplit
@@ -82,12 +82,13 @@ def load_pseudo_labelled(recipe: Recipe, data: ImageData) -> Extra | None:
 def splits(recipe: Recipe, data: ImageData) -> tuple[Examples, Examples, Tensor]:
     """Training and validation images and their numbers; the test split is not looked at."""
     settings = recipe.data
-    if data.num_classes < 2:
+    if not len(data.train):
         raise RecipeError(
-            f"data: {data.name} has one class only, {data.classes[0]}; give two at least, a folder each, and as data "
-            "the folder that they lie in"
+            f"data: {data.name} holds {data.test_part} images alone, and nothing to train on; give data with training "
+            "images, and keep these to evaluate on"
         )
     try:
+        check_several_classes(data)
         train_split, validation, index = held_out(data, seed=recipe.seed, size=settings.validation)
         if settings.limit is not None:
             train_split, chosen = subset(train_split, settings.limit, seed=recipe.seed)

@@ -22,7 +22,8 @@ from toughen.modes import plain
 from toughen.settings import known
 from toughen.storage import files
 from toughen.workflows.analysis_kinds import FILES, SURFACES, Told, Work, radii_of
-from toughen.workflows.model_sources import ModelSource, is_run, limited, open
+from toughen.workflows.evaluated_images import limited
+from toughen.workflows.model_sources import ModelSource, is_run, open
 
 IDENTITY = "identity.json"
 
@@ -90,8 +91,8 @@ def analyse(
     names = _chosen(only)
     opened = open(source)
     what = opened.source.what
-    if opened.said:
-        note(opened.said)
+    for said in filter(None, (opened.said, opened.used)):
+        note(said)
     ball = opened.ball(threat)
     test, index, _ = limited(opened.test, min(LIMIT, len(opened.test)) if limit is None else limit)
     run = opened.source.path if is_run(what) else None

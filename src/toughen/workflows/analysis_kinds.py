@@ -34,7 +34,8 @@ from toughen.recipes import Recipe
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.threat import L2, Linf, Threat
 from toughen.training.setup import load_data
-from toughen.workflows.model_sources import OpenedModel, limited
+from toughen.workflows.evaluated_images import limited
+from toughen.workflows.model_sources import OpenedModel
 
 SHARES = tuple(quarters / 4 for quarters in range(9))
 """Radii of the sweep, as shares of the ball's."""

@@ -20,7 +20,8 @@ from toughen.evaluation.corruption.result import (
 )
 from toughen.evaluation.time_left import StatusCallback
 from toughen.parallel import ranks
-from toughen.workflows.model_sources import ModelSource, folder_of, limited, open
+from toughen.workflows.evaluated_images import limited
+from toughen.workflows.model_sources import ModelSource, folder_of, open
 
 SUITE = "corruptions"
 
@@ -79,6 +80,6 @@ def measure_corruptions(
             shared=ranks.world() > 1,
             progress=progress,
             index=index,
-            notes=[f"{said}; i is its index in examples.parquet" for said in notes],
+            notes=[*filter(None, (opened.used,)), *(f"{said}; i is its index in examples.parquet" for said in notes)],
         )
     return found, mean_corruption_error(found, baseline), into

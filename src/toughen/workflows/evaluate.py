@@ -20,7 +20,8 @@ from toughen.evaluation.time_left import StatusCallback
 from toughen.parallel import ranks
 from toughen.settings import format_number, known
 from toughen.threat import Threat
-from toughen.workflows.model_sources import ModelSource, OpenedModel, folder_of, limited, open
+from toughen.workflows.evaluated_images import limited
+from toughen.workflows.model_sources import ModelSource, OpenedModel, folder_of, open
 from toughen.workflows.user_code import imported, is_reference, naming_code
 
 
@@ -135,6 +136,9 @@ def evaluate(
             shared=ranks.world() > 1,
             progress=progress,
             index=index,
-            notes=[f"{said}; that is its index in examples.parquet" for said in notes],
+            notes=[
+                *filter(None, (opened.used,)),
+                *(f"{said}; that is its index in examples.parquet" for said in notes),
+            ],
         )
     return found, into

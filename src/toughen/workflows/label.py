@@ -20,6 +20,7 @@ from toughen.data.pseudo_labelling.build import THRESHOLD, ProgressFunction
 from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
 from toughen.training.setup import chosen_device
+from toughen.workflows.evaluated_images import used
 from toughen.workflows.model_sources import (
     ModelSource,
     as_source,
@@ -78,11 +79,13 @@ def label(
     with torch.random.fork_rng():
         scored = open_classifier(scorer, lambda view: load(against, view), foreign=foreign)
         second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None
-        for opened in (scored, second):
-            if opened is not None and opened.said:
-                note(opened.said)
+        target = scored.target
+        against_what = used(target) if target.test_part != "test" or target.notes else ""
+        for said in (scored.said, second.said if second else "", against_what):
+            if said:
+                note(said)
         return build.label(
-            open_pool(pool, scored.view),
+            open_pool(pool, scored.view, note),
             scored.model,
             test_images=scored.target.test.images,
             classes=scored.target.classes,
@@ -97,8 +100,10 @@ def label(
         )
 
 
-def open_pool(source: str, view: ResizeCrop | None) -> Examples:
+def open_pool(source: str, view: ResizeCrop | None, note: Callable[[str], None] = lambda text: None) -> Examples:
     """The training part of a source, whose images are decoded when they are asked for unless they are in memory.
+
+    What was done to find it is told to `note`.
 
     Raises:
         ValueError: as for `data.find`, or the source has no training images.
@@ -106,6 +111,8 @@ def open_pool(source: str, view: ResizeCrop | None) -> Examples:
     found = find(source, unlabelled=True)
     if isinstance(found, ImageData):
         return (apply_view(found, view) if view else found).train
+    for said in found.notes:
+        note(said)
     if "train" not in found.parts:
         raise ValueError(f"{found.name} holds no training images to choose from; give a folder of images or shards.")
     return make_lazy_split(found, "train", view)

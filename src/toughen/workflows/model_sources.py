@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toughen.data import ImageData, load
-from toughen.data.base import Examples, first
+from toughen.data.base import Examples, check_several_classes
 from toughen.data.crops import ResizeCrop
+from toughen.data.decode import numbered
 from toughen.errors import Command, Option, UsageError, image_size, naming
 from toughen.models import build, exported, load_weights, pretrained_normalization, read_state
 from toughen.models.classifier import normalised
@@ -31,6 +32,7 @@ from toughen.storage.limits import check_safetensors
 from toughen.threat import Threat
 from toughen.threat import parse as parse_threat
 from toughen.training.setup import chosen_device
+from toughen.workflows.evaluated_images import check_classes, for_classes, may_lack_classes, unseen, used
 from toughen.workflows.run_folder import open_run
 from toughen.workflows.user_code import built, is_reference
 
@@ -99,11 +101,13 @@ class OpenedModel:
         source: what it was opened from.
         model: in the mode in which it was given.
         test: the images.
-        classes: the classes' names, in the order of the labels.
+        classes: the classes' names, in the order of the labels; empty where they are only numbered, and the images may
+            not show all of them.
         threat: the ball in which it was trained, where that is known.
         folder: where its evaluations go.
         variant: what tells these weights from the run's usual ones, for the name of the folder.
         said: what was done to open it, for the user; often nothing.
+        used: which images of its data these are, for the user and the reader of a result; empty for a run's test split.
     """
 
     source: ModelSource
@@ -114,6 +118,7 @@ class OpenedModel:
     folder: Path
     variant: str = ""
     said: str = ""
+    used: str = ""
 
     def ball(self, threat: str | None) -> Threat:
         """The ball that a text names; without one that in which it was trained.
@@ -164,10 +169,14 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
             return _open_exported(source)
         if source.data is None:
             raise _without_data(source, "cifar10")
-        images = load(source.data, source.view)
+        images = load(source.data, source.view, whole=True)
+        # A class that has a number may be one of many that the model knows; a folder is no number.
+        if not numbered(images.classes):
+            check_several_classes(images)
         model, said = build_model(source, images)
     folder = Path("evaluation") / re.sub(r"\W+", "-", what).strip("-")
-    return OpenedModel(source, model.to(chosen_device("auto")), images.test, images.classes, None, folder, said=said)
+    model, classes = model.to(chosen_device("auto")), () if may_lack_classes(images) else images.classes
+    return OpenedModel(source, model, images.test, classes, None, folder, said=said, used=used(images))
 
 
 def refuse_run_options(source: ModelSource) -> None:
@@ -245,29 +254,6 @@ def _named(what: str) -> tuple[str, str, str]:
     return ("", "", what) if "=" not in what or Path(what).is_file() else what.partition("=")
 
 
-def limited(test: Examples, limit: int | None) -> tuple[Examples, Tensor | None, tuple[str, ...]]:
-    """The first `limit` test images, as in most papers; as many spread over all of them where these lie by class.
-
-    Class folders are read one after another, so that the first images would be of one class.
-
-    Returns:
-        The images; their positions in the test set (limit,), None where they are the first ones; and what to note.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    total, labels = len(test), test.labels
-    if limit is None or limit == total:
-        return test, None, ()
-    if limit > total:
-        raise ValueError(f"limit is {limit}, but there are {total} test images; give at most that")
-    if not (bool((labels[1:] >= labels[:-1]).all()) and labels[0] < labels[-1]):
-        return first(test, limit), None, ()
-    rows = torch.arange(limit) * total // limit
-    said = f"{limit} images spread over the {total} of the test set, which lie sorted by class: "
-    return test.take(rows), rows, (f"{said}the i-th, from 0, is number floor(i * {total} / {limit}) of them",)
-
-
 def folder_of(opened: OpenedModel, *parts: str, images: int, seed: int, after: Sequence[str] = ()) -> Path:
     """Where a result of a model goes by default: a folder named after what is measured and what is unusual."""
     parts += (f"n{images}" if images < len(opened.test) else "", opened.variant, f"seed{seed}" if seed else "")
@@ -296,8 +282,11 @@ def _open_run(source: ModelSource) -> OpenedModel:
     # A run that was sent by somebody must not say where on this machine is written.
     if into.is_symlink():
         raise UsageError(f"{into} is a link to another place; replace it by a folder, or give ", Option("out"))
-    test, classes = run.data.test, run.data.classes
-    return OpenedModel(source, run.model, test, classes, run.recipe.threat, into, variant, run.said)
+    images = run.data
+    which = used(images) if images.test_part != "test" or images.notes else ""
+    return OpenedModel(
+        source, run.model, images.test, images.classes, run.recipe.threat, into, variant, run.said, which
+    )
 
 
 def _open_exported(source: ModelSource) -> OpenedModel:
@@ -306,19 +295,28 @@ def _open_exported(source: ModelSource) -> OpenedModel:
         raise ValueError(f"{path} does not say its {lacking[0]}; export the run again")
     if source.data is None:
         raise _without_data(source, config["data"])
-    images = load(source.data, view_of(source, config))
-    exported.check_fits(config, source.data, images.classes, images.image_shape)
+    name = source.data
+    images = load(name, view_of(source, config), whole=True)
+    shown = for_classes(images, config["num_classes"]).classes
+    exported.check_fits(config, name, shown, images.image_shape)
+    images = unseen(source.what, images, config, lambda: load(name, trained_view(config), whole=True))
     model = exported.load_model(path).to(chosen_device("auto"))
     named = (path if path.is_dir() else path.parent).resolve().name
     # On the data that it was trained on, the name says enough.
     named += "" if images.name == config["data"] else "-on-" + re.sub(r"[^\w.+-]+", "-", images.name)
     folder = Path("evaluation") / named
-    return OpenedModel(source, model, images.test, images.classes, parse_threat(config["threat"]), folder)
+    classes = tuple(config["classes"]) if numbered(images.classes) else images.classes
+    return OpenedModel(source, model, images.test, classes, parse_threat(config["threat"]), folder, used=used(images))
 
 
 def view_of(source: ModelSource, config: Mapping[str, Any]) -> ResizeCrop | None:
     """Of the images of an exported model: as named, or else as it was trained on."""
-    return source.view or (ResizeCrop(**config["view"]) if config["view"] else None)
+    return source.view or trained_view(config)
+
+
+def trained_view(config: Mapping[str, Any]) -> ResizeCrop | None:
+    """Of the images that an exported model was trained on."""
+    return ResizeCrop(**config["view"]) if config["view"] else None
 
 
 def _from_weights(source: ModelSource, images: ImageData) -> tuple[nn.Module, str]:
@@ -334,7 +332,9 @@ def _from_weights(source: ModelSource, images: ImageData) -> tuple[nn.Module, st
         )
     if found:
         name, theirs, _ = found[0]
-        _check_classes(file, theirs.get("num_classes", images.num_classes), images)
+        images = for_classes(images, theirs.get("num_classes"))
+        options["num_classes"] = images.num_classes
+        check_classes(file, theirs.get("num_classes", images.num_classes), images)
         options |= {key: value for key, value in theirs.items() if key not in options}
     # Its own weights are here: those of the Hub need not be fetched.
     options |= {"pretrained": False} if name.startswith(PREFIXES) else {}
@@ -359,17 +359,11 @@ def _pretrained(source: ModelSource, images: ImageData) -> tuple[nn.Module, str]
                     ", which makes all images RGB",
                 )
         model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
-    # timm keeps what the weights were for; for other classes it has drawn a new head.
-    _check_classes(name, getattr(model.net, "pretrained_cfg", {}).get("num_classes", images.num_classes), images)
+        # timm keeps what the weights were for; for other classes it has drawn a new head.
+        theirs = getattr(model.net, "pretrained_cfg", {}).get("num_classes", images.num_classes)
+        if theirs != images.num_classes and (images := for_classes(images, theirs)).num_classes == theirs:
+            options["num_classes"] = theirs
+            model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
+    check_classes(name, theirs, images)
     done = f"mean {[*mean]} and std {[*std]}" if mean is not None and std is not None else "nothing"
     return model, f"{name}: pretrained weights, normalised by {done}"
-
-
-def _check_classes(what: str, theirs: int, images: ImageData) -> None:
-    if theirs != images.num_classes:
-        raise UsageError(
-            f"{what} tells {theirs} classes apart and {images.name} has {images.num_classes} "
-            f"({', '.join(images.classes[:5])}{', ...' * (images.num_classes > 5)}); give the data that it is for, "
-            "or fine-tune it: ",
-            Command("train", "finetune"),
-        )

@@ -1,0 +1,123 @@
+"""Which images a model is evaluated on: those of its data that it was not trained on, and a sentence that says so.
+
+images = unseen("exports/mine", load("pets.npz", whole=True), trained_on)
+used(images)                                     # "images: from all 600 of pets, which has no test part"
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toughen.data import ImageData
+from toughen.data.base import Examples, fingerprint, first
+from toughen.data.decode import numbered, set_aside
+from toughen.errors import Command, Option, UsageError
+
+
+def unseen(what: str, images: ImageData, config: Mapping[str, Any], trained: Callable[[], ImageData]) -> ImageData:
+    """Without what an exported model was trained on: of one part alone, the fifth that was set aside then.
+
+    Args:
+        what: the model, for messages.
+        images: with nothing set aside.
+        config: what is known of the model, see `exported.Config`.
+        trained: what gives the same data in the view in which it was trained on.
+
+    Raises:
+        ValueError: it was trained on all of these images.
+    """
+    seen = config.get("fingerprints", {}).get("train")
+    if seen is not None and fingerprint({"train": images.test}) == seen:
+        raise UsageError(
+            f"{what} was trained on all {len(images.test):,} images of {images.name}; give it others with ",
+            Option("data"),
+            ", such as the test images that go with them",
+        )
+    if images.test_part != "train":
+        return images
+    held = held_out_part(images)
+    if seen is None:
+        return held if images.name == config["data"] else images
+    if fingerprint({"train": held.train}) == seen:
+        return held
+    # What cannot be read in that view was not trained on in it.
+    with contextlib.suppress(ValueError):
+        return held if fingerprint({"train": held_out_part(trained()).train}) == seen else images
+    return images
+
+
+def held_out_part(images: ImageData) -> ImageData:
+    """With a fifth set aside as `load` does it, or as they are where that leaves nothing."""
+    aside = set_aside(images.test.labels)
+    return replace(images, train=images.test.take(~aside), test=images.test.take(aside)) if aside.any() else images
+
+
+def for_classes(images: ImageData, count: int | None) -> ImageData:
+    """As of so many classes, where the images' classes are only numbered and some of them may not be shown."""
+    if count is None or count <= images.num_classes or not numbered(images.classes):
+        return images
+    return replace(images, classes=tuple(map(str, range(count))))
+
+
+def used(images: ImageData) -> str:
+    """Which images of their data a model is evaluated on, for the user."""
+    n, name = f"{len(images.test):,}", images.name
+    if images.test_part == "test":
+        said = f"from the test part of {name} ({n})"
+    elif images.test_part == "validation":
+        said = f"from the validation part of {name} ({n}), which has no test part"
+    elif len(images.train):
+        rest = f"{len(images.train):,}"
+        said = f"from the {n} that are set aside of {name}, which has no test part, and not the {rest} to train on"
+    else:
+        said = f"from all {n} of {name}, which has no test part"
+    shown = images.test.labels.unique().tolist()
+    alone = (f"all of them are of class {images.classes[shown[0]]}",) if len(shown) == 1 else ()
+    return "; ".join((f"images: {said}", *alone, *images.notes))
+
+
+def limited(test: Examples, limit: int | None) -> tuple[Examples, Tensor | None, tuple[str, ...]]:
+    """The first `limit` test images, as in most papers; as many spread over all of them where these lie by class.
+
+    Class folders are read one after another, so that the first images would be of one class.
+
+    Returns:
+        The images; their positions in the test set (limit,), None where they are the first ones; and what to note.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    total, labels = len(test), test.labels
+    if limit is None or limit == total:
+        return test, None, ()
+    if limit > total:
+        raise ValueError(f"limit is {limit}, but there are {total} test images; give at most that")
+    if not (bool((labels[1:] >= labels[:-1]).all()) and labels[0] < labels[-1]):
+        return first(test, limit), None, ()
+    rows = torch.arange(limit) * total // limit
+    said = f"{limit} images spread over the {total} of the test set, which lie sorted by class: "
+    return test.take(rows), rows, (f"{said}the i-th, from 0, is number floor(i * {total} / {limit}) of them",)
+
+
+def may_lack_classes(images: ImageData) -> bool:
+    """Whether there may be more classes than the images show."""
+    return numbered(images.classes) and not len(images.train)
+
+
+def check_classes(what: str, theirs: int, images: ImageData) -> None:
+    """Refuse images of more or fewer classes than a model tells apart.
+
+    Raises:
+        ValueError: they are.
+    """
+    if theirs != images.num_classes:
+        raise UsageError(
+            f"{what} tells {theirs} classes apart and {images.name} has {images.num_classes} "
+            f"({', '.join(images.classes[:5])}{', ...' * (images.num_classes > 5)}); give the data that it is for, "
+            "or fine-tune it: ",
+            Command("train", "finetune"),
+        )
