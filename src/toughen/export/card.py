@@ -153,7 +153,7 @@ def _left(found: Evaluation) -> str:
 
 
 def _codes(found: Evaluation) -> str:
-    return ", ".join(found.audit.codes) if found.audit is not None else ""
+    return ", ".join(one.code for one in found.audit.reasons) if found.audit is not None else ""
 
 
 def _verdict(found: Evaluation) -> str:
@@ -184,7 +184,7 @@ def _corrupted(found: dict[str, Any]) -> str:
     return "; ".join(each)
 
 
-FILTERS: dict[str, Callable[[Any], str]] = {
+FILTERS: dict[str, Callable[[Any], object]] = {
     "plain": escape,
     "thousands": "{:,}".format,
     "percent": percent,
@@ -194,6 +194,7 @@ FILTERS: dict[str, Callable[[Any], str]] = {
     "robust": lambda found: with_interval(found.robust_accuracy, found.robust_interval),
     "left": _left,
     "codes": _codes,
+    "notes": lambda found: (*found.notes, *(found.audit.notes if found.audit is not None else ())),
     "verdict": _verdict,
     "origin": _origin,
     "corrupted": _corrupted,

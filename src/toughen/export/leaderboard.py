@@ -91,7 +91,7 @@ def _footnote(facts: RunFacts, best: Evaluation) -> list[str]:
     total = facts.run.about.sizes["test"]
     sentences = [] if best.n == total else [f"Measured on {best.n} of the {total} test images."]
     if best.unreliable and best.audit is not None:
-        sentences.append(f"The audit found {', '.join(best.audit.codes)}.")
+        sentences.append(f"The audit found {', '.join(found.code for found in best.audit.reasons)}.")
     return [*sentences, f"Weights: {facts.run.weights} at step {facts.run.step}.", *other_images(facts)]
 
 

@@ -11,7 +11,7 @@ read is left out and named in `problems`, by its path in the folder, so that a p
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,9 @@ class StoredEvaluation:
 
     @property
     def codes(self) -> list[str]:
-        """Of the audit's findings."""
+        """Of the audit's findings by which the figures are not to be believed."""
         audit = self.result.get("audit")
-        return [str(found["code"]) for found in audit["findings"]] if audit else []
+        return [str(found["code"]) for found in reasons(audit["findings"])] if audit else []
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -80,6 +80,11 @@ class StoredEvaluation:
         if self.result.get("audit") is None:
             return "not audited", "dim"
         return (f"unreliable: {', '.join(self.codes)}", "bad") if self.codes else ("nothing found", "good")
+
+
+def reasons(findings: Iterable[JsonObject]) -> list[JsonObject]:
+    """Those of an audit's findings by which figures are not to be believed; of earlier versions, all."""
+    return [found for found in findings if found.get("severity") != "note"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from toughen.outcomes import interval
 from toughen.report.alarms import read_alarms
 from toughen.report.blocks import JsonObject
+from toughen.report.records import reasons
 from toughen.storage import files
 from toughen.studies.folder import StudyFolder
 
@@ -104,7 +105,8 @@ def _share(accuracy: float, bounds: Any, **more: Any) -> JsonObject:
 
 def _robust(result: Mapping[str, Any], column: Mapping[str, Any]) -> JsonObject:
     audit = result["audit"]
-    more = {"unreliable": result["unreliable"], "findings": audit and [found["code"] for found in audit["findings"]]}
+    found = audit and [one["code"] for one in reasons(audit["findings"])]
+    more = {"unreliable": result["unreliable"], "findings": found}
     if column["attack"] is None:
         return _share(result["robust_accuracy"], result["robust_interval"], **more)
     (attack,) = (row for row in result["attacks"] if row["attack"] == column["attack"])

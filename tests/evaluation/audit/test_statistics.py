@@ -8,6 +8,7 @@ from oracles import linear_problem
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.audit import audit
 from toughen.evaluation.audit.gradient_repairs import DOUBLE, LOGARITHM, REPAIRED, STRAIGHT, RepairedModel
+from toughen.evaluation.audit.observation import Observed, Operations
 from toughen.threat import Linf
 from zoo import Around
 
@@ -88,13 +89,13 @@ def test_repeated_rows():
     ],
 )
 def test_sees_autograd(call):
-    with statistics.Operations() as seen:
+    with Operations(seen := Observed()):
         call(torch.rand(3, requires_grad=True))
     assert (seen.autograd, seen.low_precision) == (1, False)
 
 
 def test_sees_low_precision():
-    with statistics.Operations() as seen:
+    with Operations(seen := Observed()):
         torch.ones(2).bfloat16().float()
     assert (seen.autograd, seen.low_precision) == (0, True)
 

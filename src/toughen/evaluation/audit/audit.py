@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.evaluation.audit.attack_checks import AttackChecks
-from toughen.evaluation.audit.clean_checks import as_given, undisturbed
-from toughen.evaluation.audit.findings import Audit, Finding, finding
-from toughen.evaluation.audit.statistics import WatchedModel
+from toughen.evaluation.audit.findings import Audit, Finding, advised, finding
+from toughen.evaluation.audit.observation import WatchedModel, as_given, undisturbed
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.inputs import as_labels, check_batch, out_of_unit
@@ -93,7 +92,7 @@ def audit(
             )
             checks.run(given)
     return Audit(
-        findings=tuple(checks.findings),
+        findings=advised(checks.findings),
         not_checked=tuple(checks.not_checked),
         examples=n,
         forwards=passes.example_forwards + (0 if given is None else len(given.logits)),

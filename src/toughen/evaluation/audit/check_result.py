@@ -10,6 +10,8 @@ log.done(128, passes).items
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from toughen.evaluation.audit.findings import Finding
+from toughen.evaluation.audit.messages import UPPER_BOUND
 from toughen.models.cost import Passes
 
 Verdict = Literal["fine", "wrong", "not checked"]
@@ -20,24 +22,14 @@ CHECKED: dict[str, tuple[str, ...]] = {
     "input": ("EV226",),
     "classes": ("EV227",),
     "train mode": ("EV211",),
-    "randomness": ("EV212", "EV214"),
+    "randomness": ("EV212", "EV214", "EV215"),
     "batch": ("EV213",),
     "output": ("EV203", "EV209", "EV224", "EV225"),
     "normalisation": ("EV222",),
     "channel order": ("EV228",),
     "label order": ("EV223",),
     "accuracy": ("EV229",),
-    "gradients": ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207"),
-}
-
-# What to write, where the finding itself has nothing more exact.
-REMEDIES: dict[str, str] = {
-    "EV202": "with torch.autograd.set_detect_anomaly(True): model(x).sum().backward()",
-    "EV204": "model.float()",
-    "EV211": "model.eval()",
-    "EV213": "model.eval(), and BatchNorm with track_running_stats=True",
-    "EV224": "return logits, not logits.softmax(1)",
-    "EV225": "return logits, not logits.log_softmax(1)",
+    "gradients": ("EV201", "EV202", "EV204", "EV205", "EV206", "EV207", "EV210"),
 }
 
 
@@ -50,7 +42,7 @@ class CheckItem:
         verdict: "fine", "wrong" or "not checked".
         evidence: what was seen, in figures; or why it was not looked at.
         remedy: what to write; empty where nothing is wrong.
-        code: of the finding, empty where nothing is wrong.
+        code: of the finding, empty where there is none; what is fine may have one that is no more than a note.
     """
 
     what: str
@@ -100,6 +92,10 @@ class ModelCheck:
         return {**asdict(self), "items": [asdict(item) for item in self.items], "fine": self.fine}
 
 
+def _belongs(code: str) -> str:
+    return next(what for what, codes in CHECKED.items() if code in codes)
+
+
 @dataclass
 class CheckLog:
     """The items so far, and how to add to them."""
@@ -115,9 +111,14 @@ class CheckLog:
         self.items.append(CheckItem(what, "not checked", why))
 
     def wrong(self, code: str, evidence: str, remedy: str) -> None:
-        """This is a finding."""
-        what = next(what for what, codes in CHECKED.items() if code in codes)
-        self.items.append(CheckItem(what, "wrong", evidence, remedy, code))
+        """This is wrong."""
+        self.items.append(CheckItem(_belongs(code), "wrong", evidence, remedy, code))
+
+    def found(self, found: Finding) -> None:
+        """A finding, which is wrong unless it is a note; what it means for a robust accuracy is left out."""
+        verdict: Verdict = "fine" if found.severity == "note" else "wrong"
+        remedy = found.remedy or " ".join(sentence for sentence in found.advice if sentence != UPPER_BOUND)
+        self.items.append(CheckItem(_belongs(found.code), verdict, found.message, remedy, found.code))
 
     def has(self, what: str) -> bool:
         """Whether there is an item of this name."""

@@ -8,76 +8,41 @@
 
 What each costs an example at most (forward and backward passes) and what it may find:
 
-    outputs         4.5  logits, twice and in another batch                        EV203, EV209, EV211-214, EV224, EV225
+    outputs         5.5  logits, twice and in other batches                        EV203, EV209, EV211-215, EV224, EV225
     preprocessing  17    other preprocessings, channel orders, orders of classes   EV222, EV223, EV228
-    gradients       4    the gradient against the change of the output             EV201, EV202, EV204-EV207
+    gradients       6    the gradient against the change of the output             EV201, EV202, EV204-EV207, EV210
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toughen.evaluation.audit import statistics
-from toughen.evaluation.audit.findings import Finding, exceeds, finding, first_ids
+from toughen.evaluation.audit.findings import NONE, Finding, exceeds, finding, first_ids
+from toughen.evaluation.audit.observation import LogitsAsGiven, Observed, WatchedModel, batch_norms
 from toughen.evaluation.audit.preprocessing import MISMATCHED, FirstNorm, Preprocessing, Trial, bypassing, coarse, finer
 from toughen.losses import Loss, cross_entropy, full_precision, margin
-from toughen.models.batched import Batched, Objective, out_of_memory, predict, value_and_grad
+from toughen.models.batched import Batched, Objective, predict, value_and_grad
 from toughen.models.cost import Passes
 from toughen.noise import Stream
 
 # What concerns at most 2 % of the examples moves the accuracy by at most 2 points.
 FEW = 0.02
 
+# What may come of a model that remembers what it was asked.
+MEMORY = ("EV206", "EV207", "EV208", "EV212", "EV213", "EV222", "EV281", "EV282", "EV283", "EV284")
+
 # A pixel's change that is far above rounding and far below one grey level.
 TINY = 1e-5
 
 
-@dataclass(frozen=True)
-class LogitsAsGiven:
-    """What a model returns in the mode in which it was given, where that is not inference mode.
-
-    Attributes:
-        logits: of the first examples, (M, K); NaN where it then returns no logits.
-        names: its modules in training mode.
-    """
-
-    logits: Tensor
-    names: list[str]
-
-
-@contextmanager
-def undisturbed(device: torch.device, seed: int) -> Iterator[None]:
-    """The global random state restored, and inside fixed: a random model then gives the same verdict every time."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def as_given(model: nn.Module, x: Tensor) -> LogitsAsGiven | None:
-    """The model's logits in the mode in which it was given, where that is not inference mode; buffers are restored."""
-    training = {name or "the model": module for name, module in model.named_modules() if module.training}
-    if not training:
-        return None
-    names = [name for name, module in training.items() if not any(module.children())] or list(training)
-    kept, logits = [(buffer, buffer.clone()) for buffer in model.buffers()], None
-    try:
-        # BatchNorm refuses to train on a single example.
-        logits = model(x if len(x) > 1 else torch.cat([x, x]))
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
-    if logits is None:
-        return as_given(model, x[: len(x) // 2]) if len(x) > 1 else None
-    if not isinstance(logits, Tensor):
-        # As of networks with outputs for training alone.
-        return LogitsAsGiven(torch.full((len(x), 1), torch.nan), names)
-    return LogitsAsGiven(full_precision(logits[: len(x)]).clone(), names)
+COPY = (
+    "Attack a copy whose steps pass gradients on, x + (step(x) - x).detach(), and show the model what that finds: "
+    "toughen.evaluation.transfer(model, copy, x, y, threat=threat)."
+)
+"""What to do about steps that were seen in a model."""
 
 
 @dataclass(kw_only=True)
@@ -96,13 +61,15 @@ class CleanChecks:
         spent: passes of an example that are not in `passes`.
         findings: what was found.
         not_checked: what was not looked at.
+        seen: what was seen of the first passes.
         logits: of the clean images, (N, K), and `grad`, the cross-entropy's gradient there.
+        margin_grad: the margin's gradient at the images that were looked at, and `judged`, where it says enough.
         as_is: the trial of the images as they were given; `trials`, those of other preprocessings; `unswapped`, the
             one that explains the model; `swapped`, the same with red and blue exchanged; `best`, the better of these.
     """
 
     model: Batched
-    watched: statistics.WatchedModel
+    watched: WatchedModel
     x: Tensor
     y: Tensor
     ids: Tensor
@@ -131,12 +98,11 @@ class CleanChecks:
 
     def check_outputs(self, given: LogitsAsGiven | None) -> None:
         """The logits of the clean images, and whether they are the same again."""
-        with FirstNorm(self.watched.model) as norm:
+        with FirstNorm(self.watched.model) as norm, self.watched.observing() as self.seen:
             _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))
-        with statistics.Operations() as seen:
-            again = full_precision(predict(self.model, self.x))
+        again = full_precision(predict(self.model, self.x))
         self.logits = logits = full_precision(raw)
-        self.low_precision = seen.low_precision
+        seen = self.seen
         self.as_is = self.best = Trial.of(None, self.x, logits, norm.mismatch(), self.y)
         lost = statistics.not_finite(logits)
         if lost.any():
@@ -146,23 +112,49 @@ class CleanChecks:
         if seen.autograd:
             self._find("EV214", calls=seen.autograd)
         # What kernels that add in any order do; 16 bits have their own rounding.
-        rounding = 0.05 if self.low_precision else 1000 * torch.finfo(logits.dtype).eps
+        rounding = 0.05 if self.seen.low_precision else 1000 * torch.finfo(logits.dtype).eps
         random = statistics.differ(logits, again, rounding)
         if mostly(random):
-            self._find("EV212", differ=int(random.sum()), examples=self.n)
+            self._find("EV212", differ=int(random.sum()), examples=self.n, seen=seen.of_repeats(), remedy=_settle(seen))
         elif self.n > 1:
             # TF32 does a tenth of a per cent between two kernels; batch statistics do several per cent.
-            order = torch.arange(0, self.n, 2, device=self.x.device).flip(0)
-            elsewhere = full_precision(predict(self.model, self.x[order]))
-            elsewhere_differs = statistics.differ(logits[order], elsewhere, max(rounding, 0.01))
-            if mostly(elsewhere_differs):
-                self._find("EV213", differ=int(elsewhere_differs.sum()), examples=len(order))
+            self._check_batch(max(rounding, 0.01))
         if statistics.are_constant(logits) and not (self.x == self.x[:1]).all():
             self._find("EV209", examples=self.n)
         if statistics.are_probabilities(logits):
             self._find("EV224", examples=self.n)
         elif statistics.are_log_probabilities(logits):
             self._find("EV225", examples=self.n)
+
+    def _check_batch(self, tolerance: float) -> None:
+        """Whether half of the examples, in another order, have other logits; if so, what they depend on."""
+        order = torch.arange(0, self.n, 2, device=self.x.device).flip(0)
+        elsewhere = full_precision(predict(self.model, self.x[order]))
+        differs = statistics.differ(self.logits[order], elsewhere, tolerance)
+        if not mostly(differs):
+            return
+        # Every other example at its place, with others around it.
+        mixed = torch.arange(self.n, device=self.x.device)
+        mixed[1::2] = mixed[1::2].roll(1)
+        beside = full_precision(predict(self.model, self.x[mixed]))[::2]
+        figures: dict[str, float | str] = {"differ": int(differs.sum()), "examples": len(order)}
+        if mostly(statistics.differ(self.logits[::2], beside, tolerance)):
+            names = batch_norms(self.watched.model)
+            remedy = "Make an image's logits depend on that image alone, or evaluate with a batch size of 1."
+            if self.seen.normalises:
+                which = f" ({', '.join(names[:3])})" if names else ""
+                remedy = f"A BatchNorm normalises by the batch{which}: give it running statistics, and call eval()."
+            self._find("EV213", what="the other examples of its batch", remedy=remedy, **figures)
+        else:
+            what = "its place in the batch, whoever the others are"
+            remedy = "Make an image's logits depend on that image alone, or evaluate with a batch size of 1."
+            self._find("EV213", what=what, seen=self.seen.of_repeats(), remedy=remedy, **figures)
+
+    def note_changes(self) -> None:
+        """That the model keeps something from pass to pass, where something was found that it may be behind."""
+        if self.seen.changes and self.has(MEMORY):
+            names = ", ".join(self.seen.changes[:3]) + (", ..." if len(self.seen.changes) > 3 else "")
+            self._find("EV215", changes=names)
 
     def check_preprocessing(self) -> None:
         """Whether another preprocessing, order of channels or naming of the classes explains more of the predictions.
@@ -291,35 +283,91 @@ class CleanChecks:
         """The gradient at the clean images, by itself and against what a tiny change does to the output."""
         x, y, logits, n = self.x[rows], self.y[rows], self.logits[rows], len(rows)
         lost, zeros = statistics.not_finite(self.grad), statistics.all_zero(self.grad)[rows]
-        full = statistics.one_hot(logits)
+        full = statistics.one_hot(logits) & self.seen.gradient
         if lost.any():
             self._find("EV202", lost=int(lost.sum()), examples=self.n, which=self._which(lost))
         if (zeros & full).sum() > FEW * n:
             self._find("EV205", saturated=int((zeros & full).sum()), examples=n)
         if (zeros & ~full).sum() > FEW * n:
-            self._find("EV204" if self.low_precision else "EV201", zero=int((zeros & ~full).sum()), examples=n)
-        if self.has(("EV212", "EV224")):
+            zero, reaches = int((zeros & ~full).sum()), self.seen.gradient
+            if self.seen.low_precision and reaches:
+                self._find("EV204", zero=zero, examples=n)
+            else:
+                figures = {} if reaches else {"gradient": NONE}
+                self._find("EV201", zero=zero, examples=n, seen=self.seen.of_gradients(), **figures)
+        if not self.has(("EV212", "EV224")):
             # The change of a random output, or of a probability that is 1 to the last bit, says nothing.
-            return
-        _, grad, _ = value_and_grad(self.model, x, ascending(margin, y))
+            self._check_slope(x, y, logits, rows)
+
+    def _check_slope(self, x: Tensor, y: Tensor, logits: Tensor, rows: Tensor) -> None:
+        """What a change of 1e-5 of every pixel does to the margin, and what the gradient promises of it."""
+        n, coarse = len(rows), self.seen.low_precision
+        _, self.margin_grad, _ = value_and_grad(self.model, x, ascending(margin, y))
+        grad = self.margin_grad
         signs = self.noise[rows.cpu()].child("signs").uniform(tuple(x.shape[1:]), dtype=x.dtype).to(x.device).sign()
-        direction = torch.where(grad.isfinite() & (grad != 0), grad.sign(), signs)
-        up, down = ((x + step * direction).clamp(0, 1) for step in (TINY, -TINY))
-        above, below = (full_precision(predict(self.model, end)) for end in (up, down))
-        promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
-        kept = margin(above.double(), y) - margin(below.double(), y)
+        flat = ~(grad.isfinite() & (grad != 0))
+        slope = measure_slope(self.model, x, y, grad, torch.where(flat, signs, grad.sign()))
         # 200 units in the last place: what is promised is then known to a per cent.
-        digits = 200 * torch.finfo(torch.float16 if self.low_precision else logits.dtype).eps
-        judged = ~statistics.not_finite(grad) & (promised > digits * logits.abs().amax(1))
-        still = (above == below).all(1) & (above == logits).all(1) & (judged | statistics.all_zero(grad))
+        digits = 200 * torch.finfo(torch.float16 if coarse else logits.dtype).eps * logits.abs().amax(1)
+        judged = ~statistics.not_finite(grad) & (slope.promised > digits)
+        still = slope.still & (slope.above == logits).all(1) & (judged | statistics.all_zero(grad))
         # Few pixels of a quantised image lie within 1e-5 of a threshold, and no other model has the same output twice.
-        if mostly(still, 0.1) and not self.low_precision:
-            self._find("EV206", still=int(still.sum()), examples=n)
+        if mostly(still, 0.1) and not coarse:
+            remedy = COPY if self.seen.steps else ""
+            self._find("EV206", still=int(still.sum()), examples=n, seen=self.seen.of_gradients(), remedy=remedy)
         judged &= ~still
-        wrong = judged & ((kept < 0.5 * promised) | (kept > 2 * promised))
+        wrong = judged & ((slope.kept < 0.5 * slope.promised) | (slope.kept > 2 * slope.promised))
         # Of a network with kinks a few examples lie near one; a quarter of them do not.
         if judged.sum() >= 8 and exceeds(int(wrong.sum()), int(judged.sum()), 0.25):
-            self._find("EV207", wrong=int(wrong.sum()), examples=int(judged.sum()))
+            self._find("EV207", wrong=int(wrong.sum()), examples=int(judged.sum()), seen=self.seen.of_gradients())
+        partly = (flat.flatten(1).double().mean(1) > 0.05) & ~statistics.all_zero(grad) & ~still
+        if partly.sum() >= 8 and not coarse and not self.has(("EV202", "EV207")):
+            self._check_flat(x[partly], y[partly], signs[partly], flat[partly], digits[partly] / 20)
+
+        self.judged = judged
+
+    def _check_flat(self, x: Tensor, y: Tensor, signs: Tensor, flat: Tensor, digits: Tensor) -> None:
+        """What a change of those pixels alone does whose gradient is zero: nothing but rounding, where that is true."""
+        slope = measure_slope(self.model, x, y, torch.zeros_like(x), signs * flat)
+        moved = slope.kept.abs() > digits
+        if exceeds(int(moved.sum()), len(x), 0.25):
+            share = flat.flatten(1).double().mean().item()
+            self._find("EV210", moved=int(moved.sum()), examples=len(x), share=share, seen=self.seen.of_gradients())
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The change of the margin between two points near an image, and the change that a gradient promises.
+
+    Attributes:
+        kept: the change (n,).
+        promised: by the gradient, (n,).
+        above: logits at one of the two points, (n, K).
+        still: which examples have the same logits at both, (n,).
+    """
+
+    kept: Tensor
+    promised: Tensor
+    above: Tensor
+    still: Tensor
+
+
+def measure_slope(
+    model: Batched, x: Tensor, y: Tensor, grad: Tensor, direction: Tensor, length: Tensor | float = TINY
+) -> Slope:
+    """Go a length (n, 1, 1, 1) of a direction (n, C, H, W) from images to either side, by two forward passes."""
+    up, down = ((x + step * direction).clamp(0, 1) for step in (length, -length))
+    above, below = (full_precision(predict(model, end)) for end in (up, down))
+    promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
+    kept = margin(above.double(), y) - margin(below.double(), y)
+    return Slope(kept, promised, above, (above == below).all(1))
+
+
+def _settle(seen: Observed) -> str:
+    """What to do about a model that does not answer the same twice."""
+    if seen.draws:
+        return "Fix the randomness, or evaluate the mean over draws: toughen.Ensemble([model] * 32)."
+    return "Find what differs between two passes over the same images, and leave it out."
 
 
 def ascending(loss: Loss, y: Tensor) -> Objective:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.audit import EXAMPLES, check_range
-from toughen.evaluation.audit.check_result import REMEDIES, CheckItem, CheckLog, ModelCheck, Verdict
-from toughen.evaluation.audit.clean_checks import CleanChecks, LogitsAsGiven, as_given, undisturbed
-from toughen.evaluation.audit.messages import MESSAGES
+from toughen.evaluation.audit.check_result import CheckItem, CheckLog, ModelCheck, Verdict
+from toughen.evaluation.audit.clean_checks import CleanChecks
+from toughen.evaluation.audit.findings import advised, finding
+from toughen.evaluation.audit.observation import LogitsAsGiven, WatchedModel, as_given, undisturbed
 from toughen.evaluation.audit.preprocessing import MISMATCHED, undone
 from toughen.models.adapted import FOUND_IN, AdaptedModel, NoLogits, adapt, check_logits
 from toughen.models.batched import Batched
@@ -100,7 +101,7 @@ def check(
         counted(model, passes),
         naming_theirs(),
     ):
-        watched = statistics.WatchedModel(model)
+        watched = WatchedModel(model)
         checks = CleanChecks(
             model=Batched(watched, batch_size),
             watched=watched,
@@ -248,9 +249,10 @@ def _run_checks(checks: CleanChecks, given: LogitsAsGiven | None, log: CheckLog)
     if not uninformative and not badly_fed:
         rows = checks.as_is.right.nonzero().squeeze(1)
         checks.check_gradients(rows if len(rows) else torch.arange(checks.n, device=checks.x.device))
-    for found in checks.findings:
+    checks.note_changes()
+    for found in advised(checks.findings):
         if not (found.code == "EV211" and log.has("train mode")):
-            log.wrong(found.code, found.message, found.remedy or REMEDIES.get(found.code, ""))
+            log.found(found)
     if not log.has("classes"):
         _unused(checks, log)
     seen: dict[str, tuple[Verdict, str]] = {
@@ -360,7 +362,6 @@ def _accuracy(checks: CleanChecks, log: CheckLog) -> None:
     elif checks.has(("EV212",)):
         log.unknown("accuracy", f"{seen}: the output is random")
     elif interval(int(as_is.right.sum()), checks.n, 0.99)[1] < chance + 0.2 * (1 - chance):
-        figures = {"accuracy": as_is.accuracy, "examples": checks.n, "chance": chance}
-        log.wrong("EV229", MESSAGES["EV229"].format(**figures), "toughen.models.load_weights(net, path)")
+        log.found(*advised([finding("EV229", accuracy=as_is.accuracy, examples=checks.n, chance=chance)]))
     else:
         log.unknown("accuracy", f"{seen}: too few to tell from guessing")

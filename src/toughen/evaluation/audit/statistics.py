@@ -7,11 +7,10 @@ comments say where a threshold comes from.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from toughen.losses import cross_entropy, margin
 from toughen.outcomes import interval
@@ -40,65 +39,6 @@ class Trace:
         self.first[rows] = torch.where(self.first[rows].isnan(), ahead, self.first[rows])
         self.broken[rows] |= ahead > 0
         return self.loss(logits, self.y[rows])
-
-
-class Operations(TorchFunctionMode):
-    """Looks at what a model computes until the context ends.
-
-    Attributes:
-        autograd: calls of `torch.autograd.grad` and `backward`, `Tensor.backward` and what is built on them.
-        low_precision: whether any operation gave numbers of 16 bits.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.autograd = 0
-        self.low_precision = False
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """The call itself."""
-        self.autograd += func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
-        result = func(*args, **(kwargs or {}))
-        self.low_precision |= isinstance(result, Tensor) and result.dtype in (torch.float16, torch.bfloat16)
-        return result
-
-
-class WatchedModel(nn.Module):
-    """A model that counts the logits and gradients that are not finite.
-
-    Where its logits do not depend on the images in autograd's eyes, their gradient is zero instead of an error.
-
-    Args:
-        model: the classifier.
-
-    Attributes:
-        nonfinite_logits: rows of logits that held NaN or infinity, since the last `forget`.
-        nonfinite_gradients: likewise of input gradients.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forget()
-
-    def forget(self) -> None:
-        """Count anew."""
-        self.nonfinite_logits: Tensor | int = 0
-        self.nonfinite_gradients: Tensor | int = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        logits = self.model(x)
-        self.nonfinite_logits = self.nonfinite_logits + not_finite(logits.detach()).sum()
-        if torch.is_grad_enabled() and x.requires_grad:
-            x.register_hook(self._see)
-            return logits + (0 * x.flatten(1).sum(1, keepdim=True)).to(logits.dtype)
-        return logits
-
-    def _see(self, grad: Tensor) -> None:
-        self.nonfinite_gradients = self.nonfinite_gradients + not_finite(grad).sum()
 
 
 def not_finite(values: Tensor) -> Tensor:

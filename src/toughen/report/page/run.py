@@ -27,7 +27,7 @@ from toughen.report.counts import common_confusions, confusion_matrix, count_by_
 from toughen.report.formatting import interval_text, percent
 from toughen.report.page.analyses import describe_analyses
 from toughen.report.page.figures import run as draw
-from toughen.report.records import RunRecord, StoredCorruptions, StoredEvaluation
+from toughen.report.records import RunRecord, StoredCorruptions, StoredEvaluation, reasons
 from toughen.report.tables.corruptions import corruption_table
 from toughen.report.tables.evaluation import EVALUATION_COLUMNS, attack_table, evaluation_cells, finding_text
 from toughen.report.tables.training import best_table
@@ -117,7 +117,7 @@ def _list_messages(found: StoredEvaluation) -> Iterator[Paragraph]:
     """What the audit and the notes of an evaluation say, under its name."""
     audit = found.result.get("audit")
     for one in audit["findings"] if audit else ():
-        yield Paragraph(f"{found.folder}: {finding_text(one)}", "bad")
+        yield Paragraph(f"{found.folder}: {finding_text(one)}", "bad" if reasons([one]) else "note")
     for note in found.result.get("notes", ()):
         yield Paragraph(f"{found.folder}: {note}", "note")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from toughen.progress import duration
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 from toughen.report.formatting import with_interval
-from toughen.report.records import StoredEvaluation
+from toughen.report.records import StoredEvaluation, reasons
 
 EVALUATION_COLUMNS = ("ball", "suite", "images", "clean", "robust", "audit")
 
@@ -68,16 +68,19 @@ def describe_evaluation(result: JsonObject) -> list[Block]:
 
 def finding_text(found: JsonObject) -> str:
     """A finding of the audit in a line: its code, what was found and what to do."""
-    return " ".join(filter(None, (str(found["code"]), str(found["message"]), str(found.get("remedy", "")))))
+    parts = (found["code"], found["message"], *found.get("advice", ()), found.get("remedy", ""))
+    return " ".join(filter(None, map(str, parts)))
 
 
 def _verdict(audit: JsonObject | None) -> list[Paragraph]:
     """What the audit says, worst first."""
     if audit is None:
         return [Paragraph("audit: left out")]
-    found = [Paragraph(f"UNRELIABLE {finding_text(one)}", "bad") for one in audit["findings"]]
+    doubts = reasons(audit["findings"])
+    found = [Paragraph(f"UNRELIABLE {finding_text(one)}", "bad") for one in doubts]
     sound = Paragraph(f"audit: nothing found on {audit['examples']} examples", "good")
-    return [*(found or [sound]), *(Paragraph(f"audit: {sentence}") for sentence in audit["not_checked"])]
+    notes = [Paragraph(f"note: {finding_text(one)}", "") for one in audit["findings"] if one not in doubts]
+    return [*(found or [sound]), *notes, *(Paragraph(f"audit: {sentence}") for sentence in audit["not_checked"])]
 
 
 def comparison_table(rows: Sequence[tuple[str, JsonObject, JsonObject]], caption: str) -> Table:
