@@ -1,12 +1,13 @@
 """Models that hide their gradients, or whose answer is not a function of the image, as strangers build them.
 
 Each stands around the linear problem, whose robust accuracy is known: masks that change no answer leave the truth as it
-is, and steps of single pixels take the better of the levels within reach. `TRUTH` has what no closed form knows.
+is, and steps of single pixels take the better of the levels within reach.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oracles import EPS, LinearProblem, linear_problem
+from toughen.attacks import AttackSpec
+from toughen.evaluation import Evaluation, evaluate
+from toughen.evaluation.audit.audit import audit
+from toughen.evaluation.audit.findings import Audit
+from toughen.threat import Linf
 from zoo import Around, answers
 
 Map = Callable[[Tensor], Tensor]
@@ -27,13 +33,13 @@ class Masked:
         model: in inference mode.
         x: images (N, 3, 16, 16).
         y: what it answers to them (N,).
-        truth: its robust accuracy in the Linf ball of 2/255; None where nobody knows it.
+        truth: its robust accuracy in `BALL`, or, where `before` is no function of each pixel, that without it.
     """
 
     model: nn.Module
     x: Tensor
     y: Tensor
-    truth: float | None
+    truth: float
 
 
 def masked(
@@ -242,8 +248,8 @@ MASKS: dict[str, Callable[[], Masked]] = {
     "reseeded noise": lambda: masked(reseeded),
     "noise by a hash of the image": lambda: masked(hashed),
     "noise by a hash of the batch": lambda: masked(of_the_batch),
-    "memory of earlier questions": lambda: masked(Memory()),
-    "suspicion of earlier questions": lambda: masked(Suspicious()),
+    "memory of earlier questions": lambda: masked(Memory(), n=32),
+    "suspicion of earlier questions": lambda: masked(Suspicious(), n=32),
     "early exit": lambda: masked(after=lambda z: torch.where(z.amax(1, keepdim=True) > 3, z.detach() * 100, z)),
     "k winners": lambda: masked(k_winners),
     "shattered": lambda: masked(shattered),
@@ -256,3 +262,45 @@ def _hooked(x: Tensor) -> Tensor:
     if h.requires_grad:
         h.register_hook(lambda grad: -grad)
     return h
+
+
+BALL = Linf(EPS)
+
+# Without a gradient: attacks that follow one are refused.
+BLIND = ("bits by integers", "thresholded by a comparison", "thermometer", "detached whole", "hard labels")
+
+QUICK = (
+    *("rounded to 8 levels", "thresholded by a comparison", "a mask of comparisons", "thermometer", "negated gradient"),
+    *("negated by detach", "negated by a hook", "broken straight-through", "detached half", "cold softmax"),
+    *("seeded noise", "noise by a hash of the image", "memory of earlier questions", "shattered", "squashed logits"),
+    *("logarithm of a cold softmax", "hard labels", "gradient zero by chance"),
+)
+"""Masks that the tests try; `make faults` tries all."""
+
+SHORT = {
+    "apgd-ce": AttackSpec(name="apgd", steps=5),
+    "apgd-t": AttackSpec.model_validate({"name": "apgd_targeted", "steps": 5, "targets": 3}),
+    "fab-t": AttackSpec.model_validate({"name": "fab", "steps": 5, "targets": 3}),
+    "square": AttackSpec.model_validate({"name": "square", "queries": 30}),
+}
+"""AutoAttack, short."""
+
+
+def evaluated(name: str, suite: Any = None) -> tuple[Masked, Evaluation]:
+    torch.manual_seed(0)
+    found = MASKS[name]()
+    without = name in BLIND or name in ("thresholded by where", "gradient of nothing")
+    suite = suite or ({"square": AttackSpec(name="square", queries=50)} if without else "pgd-20")
+    return found, evaluate(found.model, found.x, found.y, threat=BALL, suite=suite, batch_size=128)
+
+
+@cache
+def audited(name: str) -> Audit:
+    """The audit of a mask, without an evaluation."""
+    torch.manual_seed(0)
+    found = MASKS[name]()
+    return audit(found.model, found.x, found.y, threat=BALL)
+
+
+def texts(found: Audit) -> str:
+    return "\n".join(map(str, found.findings))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import ascend, default_step, move, start_in
 from toughen.attacks.square import square
 from toughen.evaluation.audit import statistics
-from toughen.evaluation.audit.clean_checks import FEW, TINY, CleanChecks, ascending, measure_slope, mostly
+from toughen.evaluation.audit.clean_checks import FEW, CleanChecks, ascending, mostly
 from toughen.evaluation.audit.findings import GAP, exceeds
 from toughen.evaluation.audit.gradient_repairs import (
     DOUBLE,
@@ -39,7 +39,7 @@ from toughen.evaluation.audit.gradient_repairs import (
     THROUGH,
     RepairedModel,
 )
-from toughen.evaluation.audit.observation import LogitsAsGiven, WatchedModel
+from toughen.evaluation.audit.observation import TINY, LogitsAsGiven, WatchedModel, measure_slope
 from toughen.losses import full_precision, margin
 from toughen.models.batched import Batched, predict, value_and_grad
 from toughen.threat import Threat

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.findings import NONE, Finding, exceeds, finding, first_ids
-from toughen.evaluation.audit.observation import LogitsAsGiven, Observed, WatchedModel, batch_norms
+from toughen.evaluation.audit.observation import LogitsAsGiven, Observed, WatchedModel, batch_norms, measure_slope
 from toughen.evaluation.audit.preprocessing import MISMATCHED, FirstNorm, Preprocessing, Trial, bypassing, coarse, finer
 from toughen.losses import Loss, cross_entropy, full_precision, margin
 from toughen.models.batched import Batched, Objective, predict, value_and_grad
@@ -31,11 +31,12 @@ from toughen.noise import Stream
 # What concerns at most 2 % of the examples moves the accuracy by at most 2 points.
 FEW = 0.02
 
+# What a network has learnt (see `statistics.learnt`) from which its labels tell preprocessings apart: those that were
+# trained to an end, robust ones too, have 0.35 and more; one after ten steps, 0.1.
+LEARNT = 0.25
+
 # What may come of a model that remembers what it was asked.
 MEMORY = ("EV206", "EV207", "EV208", "EV212", "EV213", "EV222", "EV281", "EV282", "EV283", "EV284")
-
-# A pixel's change that is far above rounding and far below one grey level.
-TINY = 1e-5
 
 
 COPY = (
@@ -62,6 +63,7 @@ class CleanChecks:
         findings: what was found.
         not_checked: what was not looked at.
         seen: what was seen of the first passes.
+        batches: how few batches the first BatchNorm has met in training; 0 where they were enough, or none knows.
         logits: of the clean images, (N, K), and `grad`, the cross-entropy's gradient there.
         margin_grad: the margin's gradient at the images that were looked at, and `judged`, where it says enough.
         as_is: the trial of the images as they were given; `trials`, those of other preprocessings; `unswapped`, the
@@ -101,7 +103,8 @@ class CleanChecks:
         with FirstNorm(self.watched.model) as norm, self.watched.observing() as self.seen:
             _, self.grad, raw = value_and_grad(self.model, self.x, ascending(cross_entropy, self.y))
         again = full_precision(predict(self.model, self.x))
-        self.logits = logits = full_precision(raw)
+        self.logits, self.batches = full_precision(raw), norm.few_batches()
+        logits = self.logits
         seen = self.seen
         self.as_is = self.best = Trial.of(None, self.x, logits, norm.mismatch(), self.y)
         lost = statistics.not_finite(logits)
@@ -133,9 +136,9 @@ class CleanChecks:
         differs = statistics.differ(self.logits[order], elsewhere, tolerance)
         if not mostly(differs):
             return
-        # Every other example at its place, with others around it.
+        # Every other example at its place, and the others gone: copies of these are there.
         mixed = torch.arange(self.n, device=self.x.device)
-        mixed[1::2] = mixed[1::2].roll(1)
+        mixed[1::2] = mixed[::2][: self.n // 2].clone()
         beside = full_precision(predict(self.model, self.x[mixed]))[::2]
         figures: dict[str, float | str] = {"differ": int(differs.sum()), "examples": len(order)}
         if mostly(statistics.differ(self.logits[::2], beside, tolerance)):
@@ -170,9 +173,9 @@ class CleanChecks:
             targets = self._targets(renamed)
             as_is, trials = self._again(self.as_is, targets), [self._again(trial, targets) for trial in trials]
             best = self._best(trials, as_is, targets)
-            self._report_best(best, as_is, trials)
+            self._report_best(best, as_is, trials, targets)
         else:
-            self._report_best(best, self.as_is, trials)
+            self._report_best(best, self.as_is, trials, targets)
             renamed = self._renamed(best) if best.how is not None else renamed
             if renamed is not None:
                 self._report_renamed(renamed, best)
@@ -219,9 +222,19 @@ class CleanChecks:
             ]
             trials += self._trials(left, targets)
         beating = [trial for trial in trials if trial.beats(as_is, targets, len(trials))]
-        return min(beating, key=Trial.rank, default=as_is)
+        best = min(beating, key=Trial.rank, default=as_is)
+        if self._is_young(best, targets):
+            # The nearest is an accident then, and the commonest, which is tried first, the likeliest.
+            best = next((trial for trial in beating if trial.is_related(best)), best)
+        return best
 
-    def _report_best(self, best: Trial, as_is: Trial, trials: Sequence[Trial]) -> None:
+    def _is_young(self, trial: Trial, targets: Tensor) -> str:
+        """Why neither labels nor BatchNorm tell relatives apart, for a network that is not trained to an end."""
+        if self.batches:
+            return f"whose first BatchNorm has met {self.batches} batches only"
+        return "that has hardly learnt" if statistics.learnt(trial.logits, targets) < LEARNT else ""
+
+    def _report_best(self, best: Trial, as_is: Trial, trials: Sequence[Trial], targets: Tensor) -> None:
         if best.how is None:
             return
         said = [best.how.remedy + "."]
@@ -230,17 +243,25 @@ class CleanChecks:
                 f"The first BatchNorm is {as_is.mismatch:.2g} away from what it was trained on as fed, "
                 f"{best.mismatch:.2g} {best.how.change} (divergence; 0 is the same)."
             )
-        like = [
-            trial.how.change.removeprefix("with ").removesuffix(f" normalisation {best.how.family}")
-            for trial in trials
-            if trial.how is not None and trial.how is not best.how and trial.how.family == best.how.family
-            if best.alike(trial)
-        ]
-        if like:
-            said.append(f"These images do not tell it apart from {', '.join(like)}; take that of the training.")
+        said.append(self._how_sure(best, as_is, trials, targets))
         # Images that shrink to nothing, or that saturate the network, look all the same to it.
         self.findings = [found for found in self.findings if found.code != "EV209"]
         self._find("EV222", accuracy=as_is.accuracy, other=best.accuracy, change=best.how.change, remedy=" ".join(said))
+
+    def _how_sure(self, best: Trial, as_is: Trial, trials: Sequence[Trial], targets: Tensor) -> str:
+        """What speaks for this preprocessing and not for another one."""
+        young = self._is_young(best, targets)
+        like = [
+            trial.name
+            for trial in trials
+            if trial is not best and trial.is_related(best)
+            if best.alike(trial) or (young and trial.beats(as_is, targets, len(trials)))
+        ]
+        said = f"How sure this is: {int(best.right.sum())} of {self.n} images are right so"
+        said += f", by a network {young}" if young else ""
+        if not like:
+            return f"{said}, and nothing else of its kind that was tried comes near."
+        return f"{said}. These images do not tell it apart from {', '.join(like)}; take that of the training."
 
     def _renamed(self, trial: Trial) -> statistics.Renaming | None:
         found = statistics.relabelling(trial.logits.argmax(1), self.y, trial.logits.shape[1], self.names)
@@ -333,34 +354,6 @@ class CleanChecks:
         if exceeds(int(moved.sum()), len(x), 0.25):
             share = flat.flatten(1).double().mean().item()
             self._find("EV210", moved=int(moved.sum()), examples=len(x), share=share, seen=self.seen.of_gradients())
-
-
-@dataclass(frozen=True)
-class Slope:
-    """The change of the margin between two points near an image, and the change that a gradient promises.
-
-    Attributes:
-        kept: the change (n,).
-        promised: by the gradient, (n,).
-        above: logits at one of the two points, (n, K).
-        still: which examples have the same logits at both, (n,).
-    """
-
-    kept: Tensor
-    promised: Tensor
-    above: Tensor
-    still: Tensor
-
-
-def measure_slope(
-    model: Batched, x: Tensor, y: Tensor, grad: Tensor, direction: Tensor, length: Tensor | float = TINY
-) -> Slope:
-    """Go a length (n, 1, 1, 1) of a direction (n, C, H, W) from images to either side, by two forward passes."""
-    up, down = ((x + step * direction).clamp(0, 1) for step in (length, -length))
-    above, below = (full_precision(predict(model, end)) for end in (up, down))
-    promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
-    kept = margin(above.double(), y) - margin(below.double(), y)
-    return Slope(kept, promised, above, (above == below).all(1))
 
 
 def _settle(seen: Observed) -> str:

@@ -28,8 +28,11 @@ from toughen.evaluation.audit.gradient_repairs import (
     to_integers,
 )
 from toughen.evaluation.audit.statistics import not_finite
-from toughen.losses import full_precision
-from toughen.models.batched import out_of_memory
+from toughen.losses import full_precision, margin
+from toughen.models.batched import Batched, out_of_memory, predict
+
+# A pixel's change that is far above rounding and far below one grey level.
+TINY = 1e-5
 
 
 @dataclass
@@ -207,6 +210,34 @@ def as_given(model: nn.Module, x: Tensor) -> LogitsAsGiven | None:
         # As of networks with outputs for training alone.
         return LogitsAsGiven(torch.full((len(x), 1), torch.nan), names)
     return LogitsAsGiven(full_precision(logits[: len(x)]).clone(), names)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The change of the margin between two points near an image, and the change that a gradient promises.
+
+    Attributes:
+        kept: the change (n,).
+        promised: by the gradient, (n,).
+        above: logits at one of the two points, (n, K).
+        still: which examples have the same logits at both, (n,).
+    """
+
+    kept: Tensor
+    promised: Tensor
+    above: Tensor
+    still: Tensor
+
+
+def measure_slope(
+    model: Batched, x: Tensor, y: Tensor, grad: Tensor, direction: Tensor, length: Tensor | float = TINY
+) -> Slope:
+    """Go a length (n, 1, 1, 1) of a direction (n, C, H, W) from images to either side, by two forward passes."""
+    up, down = ((x + step * direction).clamp(0, 1) for step in (length, -length))
+    above, below = (full_precision(predict(model, end)) for end in (up, down))
+    promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
+    kept = margin(above.double(), y) - margin(below.double(), y)
+    return Slope(kept, promised, above, (above == below).all(1))
 
 
 def batch_norms(model: nn.Module) -> list[str]:

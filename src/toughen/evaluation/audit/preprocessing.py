@@ -136,6 +136,17 @@ class Trial:
         """Smaller is the better explanation: by the BatchNorm, else by accuracy, then by loss."""
         return (self.mismatch,) if self.mismatch is not None else (-self.accuracy, self.loss)
 
+    @property
+    def name(self) -> str:
+        """What it is, without what it has in common with its family."""
+        if self.how is None:
+            return ""
+        return self.how.change.removeprefix("with ").removesuffix(f" normalisation {self.how.family}")
+
+    def is_related(self, other: "Trial") -> bool:
+        """Whether both are of one family of preprocessings."""
+        return self.how is not None and other.how is not None and self.how.family == other.how.family
+
     def alike(self, other: "Trial") -> bool:
         """Whether these examples do not tell two trials apart."""
         if self.mismatch is not None and other.mismatch is not None:
@@ -177,6 +188,17 @@ class FirstNorm:
         self.count += values.shape[1]
         self.sum = self.sum + values.sum(1).cpu()
         self.squares = self.squares + values.square().sum(1).cpu()
+
+    def few_batches(self) -> int:
+        """How many batches it has met in training, where its statistics are still a tenth of what they began with.
+
+        0 where there were more, or where nobody knows.
+        """
+        first = self.first
+        tracked = 0 if first is None or first.num_batches_tracked is None else int(first.num_batches_tracked)
+        if first is None or not first.momentum or not tracked:
+            return 0
+        return tracked if (1 - first.momentum) ** tracked > 0.1 else 0
 
     def mismatch(self) -> float | None:
         """The median over channels of KL(N(m, v) || N(M, V)), m and v of what was seen, M and V of the training.

@@ -140,9 +140,14 @@ def untrained(logits: Tensor, y: Tensor) -> bool:
     neither: those in `tests/frozen` gain 86 % and more, and one that is often wrong is sure nevertheless.
     """
     even, right = 1 / logits.shape[1], (logits.argmax(1) == y).double().mean().item()
-    gain = 1 + cross_entropy(logits, y).double().mean().item() / math.log(even) if even < 1 else 1.0
     sure = logits.double().softmax(1).amax(1).mean().item()
-    return gain < 0.25 and sure - even < (right - even) / 3
+    return learnt(logits, y) < 0.25 and sure - even < (right - even) / 3
+
+
+def learnt(logits: Tensor, y: Tensor) -> float:
+    """By which share the cross-entropy of labels y (n,) is below that of even guesses, log K; negative where above."""
+    classes = logits.shape[1]
+    return 1 - cross_entropy(logits, y).double().mean().item() / math.log(classes) if classes > 1 else 1.0
 
 
 class Renaming(NamedTuple):
