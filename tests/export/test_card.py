@@ -193,6 +193,21 @@ def test_what_is_unreliable_is_said_wherever_the_figure_is(run: Path, tmp_path: 
     assert "| audit left out |" in exported(copy, tmp_path / "out")[1]
 
 
+def test_a_note_is_said_and_is_no_verdict(run: Path, tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    folder = copy / "evaluation" / "pgd-20_n30"
+    found = Evaluation.read(folder)
+    assert found.audit is not None
+    note = finding("EV225", examples=30)
+    dataclasses.replace(found, audit=dataclasses.replace(found.audit, findings=(note,))).write(folder)
+    made = export(copy, tmp_path / "out")
+    assert not any("UNRELIABLE" in said for said in made.notes)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "UNRELIABLE" not in text
+    assert f"  - {escape(note)}" in text
+
+
 def test_the_hub_reads_the_header(run: Path, tmp_path: Path):
     export(run, tmp_path / "out", licence="Apache-2.0")
     card: Any = ModelCard.load(tmp_path / "out" / "README.md")

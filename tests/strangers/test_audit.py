@@ -72,7 +72,7 @@ def test_a_repaired_gradient_is_tried_and_finds_the_truth(name: str, remedy: str
     assert remedy in told[0].remedy
     assert f"to {len(found.standing) / 128:.1%}." in told[0].remedy
     # JPEG's coefficients depend on many pixels: what is found there is more than the closed form for single ones.
-    assert abs(len(found.standing) / 128 - truth) <= 0.03
+    assert abs(len(found.standing) / 128 - truth) <= 0.04
     assert found.unreliable
 
 
@@ -142,6 +142,15 @@ def test_a_sound_model_that_has_own_derivatives_steps_and_detached_values_raises
     threat = set_up.threat[torch.arange(48)] if isinstance(set_up.threat.eps, Tensor) else set_up.threat
     found = audit(Around(set_up.model, after=after).eval(), x, y, threat=threat)
     assert texts(found) == ""
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_ties_of_a_maximum_on_even_ground_are_no_missing_gradient(seed: int):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(7), nn.Flatten(), nn.Linear(64, 10)
+    x, model = zoo.images(64)[0], nn.Sequential(*layers).eval()
+    assert audit(model, x, zoo.answers(model, x), threat=Linf(0.02)).codes == ()
 
 
 # Passes

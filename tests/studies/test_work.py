@@ -17,6 +17,7 @@ import torch
 
 from conftest import Faults
 from toughen.evaluation import Audit, Evaluation, Finding
+from toughen.evaluation.audit.messages import NOTES
 from toughen.outcomes import COLUMNS, Outcomes
 from toughen.storage import files
 from toughen.studies import worker as working
@@ -139,10 +140,14 @@ def evaluated(folder: StudyFolder, row: str, column: str, codes: Sequence[str], 
         device="cpu",
         torch="2",
         identity={},
-        audit=Audit(tuple(Finding(code, "message", {}) for code in codes), (), 2, 1, 1, (0,), (0,), (0,)),
+        audit=Audit(tuple(_found(code) for code in codes), (), 2, 1, 1, (0,), (0,), (0,)),
     ).write(
         folder.run(folder.rows[row]["trainings"][0]) / "evaluation" / folder.rows[row]["measures"][column]["folder"]
     )
+
+
+def _found(code: str) -> Finding:
+    return Finding(code, "message", {}, severity="note" if code in NOTES else "unreliable")
 
 
 def test_each_figure_carries_the_findings_of_its_evaluation(tmp_path: Path, tiny_study: Path):
@@ -150,7 +155,7 @@ def test_each_figure_carries_the_findings_of_its_evaluation(tmp_path: Path, tiny
     tiny_study.write_text(tiny_study.read_text().replace("rows:", columns))
     folder = begun(tiny_study, tmp_path / "out")
     evaluated(folder, "natural", "pgd-2", ["EV286", "EV281"])
-    evaluated(folder, "natural", "one", [])
+    evaluated(folder, "natural", "one", ["EV225"])
     figures = collect(folder)["rows"]["natural"]["figures"]
     found = {key: (figure.get("findings"), figure.get("unreliable")) for key, figure in figures.items()}
     assert found == {

@@ -111,6 +111,11 @@ def test_evaluation_table_says_what_not_to_believe_and_what_ran_aside():
         "audit: No stronger attack.",
     ):
         assert part in text
+    note = {**finding, "code": "EV225", "advice": ["Nothing to do.", "Nothing."], "severity": "note"}
+    text = " ".join(shown(describe_evaluation({**result, "audit": {**audit, "findings": [note]}})).split())
+    assert "note: EV225 All gradients are zero. Nothing to do. Nothing. Tried: square." in text
+    assert "audit: nothing found on 128 examples" in text
+    assert "UNRELIABLE" not in text
     sound = {**result, "audit": {**audit, "findings": []}}
     assert "audit: nothing found on 128 examples" in " ".join(shown(describe_evaluation(sound)).split())
 

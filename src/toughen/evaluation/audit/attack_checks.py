@@ -6,7 +6,7 @@
 
 What each costs an example at most (forward and backward passes) and what it may find:
 
-    clean images  28.5  see `clean_checks`
+    clean images  32.5  see `clean_checks`
     attacks       48    the gradient an eighth of the radius away,
                         PGD-20, FGSM, random noise                                   EV208, EV216, EV281-EV283
     remedies            what is left, only where something calls for one             EV285, EV289

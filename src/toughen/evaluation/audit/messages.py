@@ -143,7 +143,7 @@ ADVICE: dict[str, tuple[str, ...]] = {
     ),
     "EV209": ("Look for weights that were not loaded, a dead layer, or images that saturate the first one.",),
     "EV210": (UPPER_BOUND, GRADIENT, BLACK_BOX),
-    "EV211": ("Call model.eval() before it is evaluated.",),
+    "EV211": ("model.eval() before it is evaluated.",),
     "EV212": (),
     "EV213": (),
     "EV214": (UPPER_BOUND, OWN_ATTACK),
