@@ -22,6 +22,29 @@ def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _remedies_are_there() -> Iterator[None]:
+    """Of every command that ends with an error: what its sentence tells the reader to give is there."""
+    import click
+
+    from named_remedies import missing
+    from toughen.cli import errors
+
+    fail = errors._fail
+
+    def checked(message: str, code: int) -> None:
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            name = context.command_path.partition(" ")[2]
+            wrong = missing(message, name)
+            assert not wrong, f"{name}: {wrong} in {message!r}"
+        fail(message, code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "_fail", checked)
+        yield
+
+
 def tiny_split(name: str, n: int, classes: int = 4, side: int = 8) -> Split:
     """Images whose class is a bright quarter under noise: a small network learns them in a few steps."""
     draw = generator("tiny", name)
