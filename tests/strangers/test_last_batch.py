@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from toughen.cli.app import app
-from toughen.data import Batches, load
+from toughen.data import Batches, LazySplit, load
+from toughen.data.image_source import ArrayImages
 from toughen.data.loading.batches import Extra
 from toughen.models.registry import MODELS
 from toughen.parallel import ranks
@@ -198,6 +200,21 @@ def test_looking_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert [module.training for module in (net, net[0], net[1])] == [True, True, False]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_decoded_ahead_is_of_the_batches_that_are_left():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1)).astype(np.uint8)
+    split = LazySplit(ArrayImages(images), torch.arange(9) % 3, "arrays")
+    given = {"batch_size": 4, "seed": 0, "device": "cpu"}
+    plain, ahead = (Batches(split, torch.arange(9), workers=workers, **given) for workers in (0, 2))
+    plain.leave_out_short()
+    # As the search for what fits into a GPU's memory does before it is known what is left out.
+    ahead[0], ahead[1]
+    ahead.leave_out_short()
+    for number in range(5):
+        assert torch.equal(ahead[number].x, plain[number].x)
+        assert ahead[number].size == 4
+    ahead.close()
 
 
 @pytest.mark.parametrize("extra", [0.5, 0.3])

@@ -169,9 +169,11 @@ class Batches:
             part.close()
 
     def leave_out_short(self) -> None:
-        """End each epoch before its last batch where that is short, from now on; called before a batch is asked for."""
+        """End each epoch before its last batch where that is short, from now on."""
         for part in self._parts:
             part.order.leave_out_short()
+        # What is decoded ahead may be of batches that are others now.
+        self.close()
 
     @property
     def smallest(self) -> int:
