@@ -209,7 +209,7 @@ def test_what_is_decoded_ahead_is_of_the_batches_that_are_left():
     plain, ahead = (Batches(split, torch.arange(9), workers=workers, **given) for workers in (0, 2))
     plain.leave_out_short()
     # As the search for what fits into a GPU's memory does before it is known what is left out.
-    ahead[0], ahead[1]
+    assert [ahead[number].size for number in (0, 1)] == [4, 4]
     ahead.leave_out_short()
     for number in range(5):
         assert torch.equal(ahead[number].x, plain[number].x)
