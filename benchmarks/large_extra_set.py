@@ -245,8 +245,9 @@ def page(gigabytes: float) -> list[str]:
         "are of the set; cropped and mirrored, on the CPU, nothing is trained. Cold: the file is not in the system's",
         "cache. Memory is the process's own (RssAnon), above what it held before the set was opened, at its most over",
         "200 batches; that of workers is what each holds in all, most of it shared with the process that began it. The",
-        "50 million images lie in a hole of a file, so their rate says little. Files below 1 GiB are read once when",
-        "they are opened, for their checksum.",
+        "50 million images lie in a hole of a file, so their rate says little. Reading is what an image takes of a",
+        "core, with what the system does for it: most where the file is not in its cache. Files below 1 GiB are read",
+        "once when they are opened, for their checksum.",
         "",
     ]
 

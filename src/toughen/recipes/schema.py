@@ -264,13 +264,11 @@ class Recipe(Settings, frozen=True):
             {mean: [...], std: [...]}.
         method: a training method and its settings.
         threat: the ball, like linf:8/255, for training and for evaluation.
-        batch_size: images in a batch, over all ranks together. The last batch of an epoch is shorter where they do not
-            divide; where it would leave a rank or a part a single image on which the network cannot be trained, as
-            BatchNorm over one number a channel cannot, it is left out, other images in each epoch, and that is said.
-        micro_batch: images of each rank in one pass; a larger batch goes through the model in parts, whose gradients
-            add up (gradient accumulation): the same step in less memory, but for BatchNorm, which then knows the parts
-            alone. A part too small for BatchNorm is avoided by equal parts. null for all of them; "auto" finds the most
-            that a GPU can hold, and the run keeps to it.
+        batch_size: images in a batch, over all ranks together. A short last batch of an epoch on which the network
+            cannot be trained, as on one image with BatchNorm, is left out: other images in each epoch.
+        micro_batch: images of each rank in one pass; a larger batch goes through in parts, whose gradients add up
+            (gradient accumulation): the same step in less memory, but BatchNorm knows the parts alone. null for all of
+            them; "auto" finds the most that a GPU can hold, and the run keeps to it.
         activation_checkpointing: compute what the model's blocks hold again in each backward pass, in place of keeping
             it: the same bits and far less memory for a third more work.
         steps: the budget in optimiser steps, replays included; rounded up to whole batches.
