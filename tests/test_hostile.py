@@ -12,6 +12,7 @@ import pytest
 
 import hostile_data  # noqa: F401  (enters its files into CASES)
 import hostile_folders  # noqa: F401
+import hostile_layouts  # noqa: F401
 import hostile_texts  # noqa: F401
 from conftest import Faults
 from hostile import CANARY, CASES, MARKUP, SMALL, Fine, Place

@@ -203,6 +203,18 @@ SPLIT: Mapping[str, tuple[Parts, Write]] = {
             images(p / "test_images", "test"),
         ),
     ),
+    "a table in each split": (
+        COLOUR,
+        lambda p: (
+            table(
+                table(p / "train" / "labels.csv", "image,label", images(p / "train" / "images")).parent
+                / "test"
+                / "labels.csv",
+                "image,label",
+                images(p / "test" / "images", "test"),
+            ).parent
+        ),
+    ),
     "a column of splits": (
         COLOUR,
         lambda p: table(

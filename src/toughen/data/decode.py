@@ -183,8 +183,8 @@ def number_classes(labels: Tensor, where: str, most: int) -> tuple[str, ...]:
     highest = int(labels.max())
     if highest >= most:
         raise ValueError(
-            f"Example {int(labels.argmax())} of {where} has label {highest}, but {most} images without class names "
-            f"allow 0 to {most - 1}; number the classes from 0 on."
+            f"Example {int(labels.argmax())} of {where} has label {highest}, but {len(labels)} images without class "
+            f"names allow 0 to {most - 1}; number the classes from 0 on."
         )
     return tuple(str(number) for number in range(highest + 1))
 

@@ -21,7 +21,7 @@ import numpy as np
 from toughen.data.files import IMAGES, files_keys, no_image, split_of, visible
 from toughen.data.image_source import Collection, RawDataset
 from toughen.data.sources.image_files import FileImages, holds_images, holds_images_within, images_in
-from toughen.data.sources.labels_table import files_by_class
+from toughen.data.sources.labels_table import files_by_class, find_table, holds_table
 from toughen.storage.limits import shown
 
 GENERIC = ("images", "image", "imgs", "img", "data", "jpg", "jpeg", "png", "photos", "pictures", "raw")
@@ -36,6 +36,8 @@ def find_folder(folder: Path) -> RawDataset:
             classes.
     """
     splits = {part: unwrapped(path) for part, path in split_folders(folder).items()} or {"train": folder}
+    if folder not in splits.values() and all(map(_is_flat, splits.values())) and holds_table(folder):
+        return find_table(folder)
     listed = {part: _by_class(folder, part, path) for part, path in splits.items()}
     first = next(part for part in ("train", "validation", "test") if part in listed)
     classes = tuple(listed[first])
@@ -107,12 +109,16 @@ def unwrapped(folder: Path) -> Path:
     return folder
 
 
+def _is_flat(folder: Path) -> bool:
+    """Whether images lie in a folder, or in one that is called `images` or the like, and in no class folders."""
+    inside = [path for path in visible(folder) if path.is_dir()]
+    alone = len(inside) == 1 and inside[0].name.lower() in GENERIC and holds_images(inside[0])
+    return alone or (not inside and holds_images(folder))
+
+
 def _by_class(folder: Path, part: str, place: Path) -> dict[str, list[str]]:
     """By class, the paths of a part's images in its folder; by "" where they have no labels."""
-    inside = [path for path in visible(place) if path.is_dir()]
-    alone = len(inside) == 1 and inside[0].name.lower() in GENERIC and holds_images(inside[0])
-    flat = alone or (not inside and holds_images(place))
-    if place == folder or not flat:
+    if place == folder or not _is_flat(place):
         return _classes_in(place)
     found = files_by_class(folder, part, place)
     if not found and part != "test":

@@ -60,7 +60,10 @@ HEADER = 2**20
 TRIED = 64
 """Rows that show which column names images."""
 
-WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+WHOLE = re.compile(r"[+-]?\d{1,15}(\.0*)?")
+"""A class index; of more digits it is a name, such as the number of a patient."""
+
+MOST_COLUMNS = 1000
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ class ImageIndex:
             for key in {name, _without_ending(name)}:
                 self._named.setdefault(key, []).append(file)
 
-    def find(self, called: str, part: str = "") -> list[str]:
+    def find(self, called: str, part: str = "", below: str = "") -> list[str]:
         """The images that a text may mean: one, none, or several that it does not tell apart.
 
         Args:
             called: a path or a name, with or without its ending.
             part: of several, those in a folder that is called like this split.
+            below: of several, those in this folder.
         """
         path = called.strip().replace("\\", "/").removeprefix("./")
         if path in self.files:
@@ -113,9 +117,11 @@ class ImageIndex:
             for file in self._named.get(name) or self._named.get(_without_ending(name)) or ()
             if (lies := f"/{_without_ending(file)}").endswith(stem) or stem.endswith(lies)
         ]
-        above = ((file, map(split_said, PurePosixPath(file).parts[:-1])) for file in found)
-        of_part = [file for file, said in above if part in said] if part and len(found) > 1 else []
-        return of_part or found
+        if below and len(found) > 1:
+            found = [file for file in found if file.startswith(f"{below}/")] or found
+        if part and len(found) > 1:
+            found = [file for file in found if part in map(split_said, PurePosixPath(file).parts[:-1])] or found
+        return found
 
 
 def holds_table(folder: Path) -> bool:
@@ -189,7 +195,8 @@ def read_rows(folder: Path, tables: Sequence[Path] | None = None) -> Iterator[La
             continue
         header, body = [plain(name) for name in cells[0]], cells[1:]
         file = next((number for number, cell in enumerate(cells[0]) if index.find(cell)), None)
-        if file is not None:
+        # An image may be called like a column.
+        if file is not None and not {*header} & {*FILES, *LABELS}:
             label, split, body = (1 if file == 0 else 0), None, cells
         elif (file := _file_column(header, body, index)) is None:
             continue
@@ -199,10 +206,11 @@ def read_rows(folder: Path, tables: Sequence[Path] | None = None) -> Iterator[La
         if label is None:
             continue
         said = split_said(path.stem)
+        below = "" if path.parent == folder else path.parent.relative_to(folder).as_posix()
         for number, row in enumerate(body, 1):
             where = f"Row {number} of {path}"
             part = said if split is None else split_of(row[split].strip()) or ""
-            found = index.find(row[file], part)
+            found = index.find(row[file], part, below)
             if len(found) != 1:
                 raise ValueError(_unclear(where, row[file], found, folder))
             text = row[label].strip()
@@ -247,6 +255,10 @@ def _read(path: Path) -> list[list[str]]:
         columns = [f"f{number}" for number in range(len(next(csv.reader([line], delimiter=separator), [])))]
         if not columns:
             return []
+        if len(columns) > MOST_COLUMNS:
+            raise ValueError(
+                f"{path} has {len(columns):,} columns, more than a table of labels; leave most of them out."
+            )
         table = read_csv(
             path,
             ReadOptions(column_names=columns),
