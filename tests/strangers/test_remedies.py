@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import toughen
 from masked import BALL, MASKS, QUICK, SHORT, audited, evaluated, masked, texts
 from toughen.attacks import AttackSpec
-from toughen.evaluation import check, evaluate, transfer
+from toughen.evaluation import audit, check, evaluate, transfer
 from toughen.evaluation.audit import messages
 from toughen.evaluation.audit.messages import ADVICE, CODES, MESSAGES
 from toughen.evaluation.suites import check as check_suite
@@ -68,6 +68,14 @@ def test_what_an_advice_says_can_be_written():
     copy = Around(net, lambda x: x + ((x * 8).round() / 8 - x).detach()).eval()
     shown = transfer(coarse.model, copy, x, coarse.y[:4], threat=BALL, attack=AttackSpec(name="pgd", steps=2))
     assert shown.summary()["n"] == 4
+
+
+def test_one_image_at_a_time_an_output_depends_on_no_place_and_no_company():
+    for name in ("seeded noise", "noise by a hash of the batch"):
+        found = MASKS[name]()
+        x, y = found.x[:16], found.y[:16]
+        assert "batch size of 1" in texts(audit(found.model, x, y, threat=BALL))
+        assert "EV213" not in audit(found.model, x, y, threat=BALL, batch_size=1).codes
 
 
 def test_without_a_gradient_only_what_needs_none_is_advised():

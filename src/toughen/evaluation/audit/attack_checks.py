@@ -220,7 +220,7 @@ class AttackChecks(CleanChecks):
             # The model itself decides, not its remedied copy.
             after -= int(self._mark_broken(predict(self.model, found), rows).sum())
         queries = self._passes_for_remedies() - 1
-        if after == before and queries > 0 and self.has(BAD_GRADIENT) and not self.has(("EV205",)):
+        if after == before and queries > 0 and not self.has(("EV205",)):
             names.append(f"Square of {queries} queries")
             given = {"threat": self.threat[rows], "queries": queries, "noise": self.noise[rows.cpu()].child("square")}
             found = square(self.model, self.x[rows], self.y[rows], **given)

@@ -80,8 +80,6 @@ def advised(findings: Iterable[Finding], *, queried: bool = False, strong: bool 
 
 def _possible(advice: str, gradient: bool, queried: bool, strong: bool) -> tuple[str, ...]:
     """What stands for an advice where it cannot be followed, or was."""
-    if advice in messages.NEED_GRADIENT and not gradient:
-        advice = messages.BLACK_BOX
     if advice == messages.BLACK_BOX and queried:
         return (messages.MORE_QUERIES,) if gradient else (messages.MORE_QUERIES, messages.TRANSFER)
     if strong and advice == messages.RESTARTS:

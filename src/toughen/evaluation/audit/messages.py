@@ -172,6 +172,3 @@ ADVICE: dict[str, tuple[str, ...]] = {
     "EV289": (UPPER_BOUND, BLACK_BOX),
 }
 """By code, what it means for the figure and what to do; what only a case itself knows is in a finding's `remedy`."""
-
-NEED_GRADIENT = {OTHER_LOSSES, RESTARTS, STRONGER}
-"""Advice that only a model with a gradient can be given."""

@@ -184,10 +184,12 @@ class FirstNorm:
         self.first = self.first or module
         if module is not self.first:
             return
-        values = inputs[0].detach().double().transpose(0, 1).flatten(1)
-        self.count += values.shape[1]
-        self.sum = self.sum + values.sum(1).cpu()
-        self.squares = self.squares + values.square().sum(1).cpu()
+        # Not by detach(), which an observation would take for the model's own.
+        with torch.no_grad():
+            values = inputs[0].double().transpose(0, 1).flatten(1)
+            self.count += values.shape[1]
+            self.sum = self.sum + values.sum(1).cpu()
+            self.squares = self.squares + values.square().sum(1).cpu()
 
     def few_batches(self) -> int:
         """How many batches it has met in training, where its statistics are still a tenth of what they began with.
