@@ -169,7 +169,7 @@ def test_every_form_gives_the_very_logits(here: Path, what: str):
             f"small_cnn: {len(small().state_dict())} tensors from {what.removeprefix(SMALL)}"
         )
         assert subject.said.endswith("; images are not normalised")
-        assert ("prefix 'module.' removed" in subject.said) == ("wrapped" in what)
+        assert ("prefix 'model.module.' removed" in subject.said) == ("wrapped" in what)
 
 
 @pytest.mark.parametrize("what", ["small.pt", "small_cnn=small.pt", "mine.py:build"])

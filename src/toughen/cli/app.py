@@ -94,6 +94,7 @@ def evaluate(
     std: arguments.Std = None,
     checkpoint: arguments.Checkpoint = "best",
     weights: arguments.Weights = None,
+    key: arguments.Key = None,
     threat: arguments.Ball = None,
     batch_size: arguments.BatchSize = 250,
     seed: arguments.Seed = 0,
@@ -116,7 +117,7 @@ def evaluate(
         from toughen.report.tables.corruptions import describe_corruptions
         from toughen.settings import known, parse_number
 
-        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
+        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights, "key": key}
         source = arguments.source_of(run_or_model, mean, std, **chosen)
         attacked = {"--threat": threat, "--step-size": step_size, "--independent": independent, "--keep": keep}
         named = ", ".join(option for option, value in attacked.items() if value)
@@ -163,6 +164,7 @@ def analyse(
     std: arguments.Std = None,
     checkpoint: arguments.Checkpoint = "best",
     weights: arguments.Weights = None,
+    key: arguments.Key = None,
     threat: arguments.Ball = None,
     batch_size: arguments.BatchSize = 250,
     seed: arguments.Seed = 0,
@@ -173,7 +175,7 @@ def analyse(
         from toughen import workflows
         from toughen.progress import counting
 
-        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights}
+        chosen = {"data": data, "size": size, "checkpoint": checkpoint, "weights": weights, "key": key}
         source = arguments.source_of(run_or_model, mean, std, **chosen)
         given: Any = {
             "limit": limit,
@@ -198,6 +200,7 @@ def check(
     limit: Annotated[int, typer.Option(min=1, help="How many test images are looked at.")] = 128,
     mean: arguments.Mean = None,
     std: arguments.Std = None,
+    key: arguments.Key = None,
 ) -> None:
     """Find what is wrong with how a model is fed, within a minute; exit code 3 if anything is."""
     with plain_errors():
@@ -208,7 +211,7 @@ def check(
         from toughen.report.tables.model_check import describe_model_check
 
         with show_warnings_briefly():
-            opened = workflows.open(arguments.source_of(run_or_model, mean, std, data=data, size=size))
+            opened = workflows.open(arguments.source_of(run_or_model, mean, std, data=data, size=size, key=key))
             for said in filter(None, (opened.said, opened.used)):
                 print(said)
             some = opened.test.take(choose_images(len(opened.test), limit))
@@ -266,6 +269,8 @@ def label(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write soft labels too.")] = False,
     foreign: Annotated[bool, typer.Option("--foreign", help="The scorer's last output is for other images.")] = False,
     size: arguments.Size = None,
+    key: arguments.Key = None,
+    labeller_key: arguments.Key = None,
     batch_size: arguments.BatchSize = 256,
 ) -> None:
     """Build an extra, pseudo-labelled training set from a pool of images; killed, the same command goes on."""
@@ -277,15 +282,17 @@ def label(
         from toughen.workflows import ModelSource
         from toughen.workflows import label as build
 
+        if labeller_key is not None and labeller is None:
+            raise ValueError("--labeller-key goes with --labeller; leave it out")
         with show_warnings_briefly(), counting(console()) as watch:
             manifest = build(
                 pool,
-                ModelSource(scorer, size=size),
+                ModelSource(scorer, size=size, key=key),
                 against=against,
                 counts=count,
                 out=out,
                 threshold=parse_number(threshold),
-                labeller=labeller,
+                labeller=labeller and ModelSource(labeller, key=labeller_key),
                 soft=probabilities,
                 foreign=foreign,
                 batch_size=batch_size,

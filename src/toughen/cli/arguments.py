@@ -22,6 +22,9 @@ Mean = Annotated[str | None, typer.Option(help="Normalise first: one number a ch
 Std = Annotated[str | None, typer.Option(help="Goes with --mean.")]
 Checkpoint = Annotated[str, typer.Option(help="Of a run: best (by validation) or last.")]
 Weights = Annotated[str | None, typer.Option(help="Of a run: weights, or an average like average-0.995.")]
+Key = Annotated[
+    str | None, typer.Option(metavar="ENTRY", help="Of a file of weights with several that fit, like state_dict_ema.")
+]
 Ball = Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random draws.")]

@@ -80,6 +80,6 @@ def measure_corruptions(
             shared=ranks.world() > 1,
             progress=progress,
             index=index,
-            notes=[*filter(None, (opened.used,)), *(f"{said}; i is its index in examples.parquet" for said in notes)],
+            notes=[*opened.facts, *(f"{said}; i is its index in examples.parquet" for said in notes)],
         )
     return found, mean_corruption_error(found, baseline), into

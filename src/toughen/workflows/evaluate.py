@@ -136,9 +136,6 @@ def evaluate(
             shared=ranks.world() > 1,
             progress=progress,
             index=index,
-            notes=[
-                *filter(None, (opened.used,)),
-                *(f"{said}; that is its index in examples.parquet" for said in notes),
-            ],
+            notes=[*opened.facts, *(f"{said}; that is its index in examples.parquet" for said in notes)],
         )
     return found, into

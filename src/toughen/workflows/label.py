@@ -28,6 +28,7 @@ from toughen.workflows.model_sources import (
     check_there,
     is_exported,
     is_run,
+    refuse_key,
     refuse_normalisation,
     refuse_run_options,
     view_of,
@@ -78,7 +79,8 @@ def label(
     """
     with torch.random.fork_rng():
         scored = open_classifier(scorer, lambda view: load(against, view), foreign=foreign)
-        second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None
+        with naming(key="labeller_key"):
+            second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None
         target = scored.target
         against_what = used(target) if target.test_part != "test" or target.notes else ""
         for said in (scored.said, second.said if second else "", against_what):
@@ -150,6 +152,7 @@ def open_classifier(
             run that says itself what it is.
     """
     source = as_source(source)
+    refuse_key(source)
     what, path, view = source.what, source.path, source.view
     if source.data is not None:
         raise UsageError(f"{what} is to tell the classes of ", Option("against"), " apart; leave out ", Option("data"))

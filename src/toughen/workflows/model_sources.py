@@ -21,11 +21,13 @@ from toughen.data import ImageData, load
 from toughen.data.base import Examples, check_several_classes
 from toughen.data.crops import ResizeCrop
 from toughen.data.decode import numbered
-from toughen.errors import Command, Option, UsageError, image_size, naming
-from toughen.models import build, exported, load_weights, pretrained_normalization, read_state
+from toughen.errors import Command, Option, UsageError, naming
+from toughen.models import build, exported, pretrained_normalization
 from toughen.models.classifier import normalised
 from toughen.models.inputs import check_radius
-from toughen.models.pretrained.load import networks_of
+from toughen.models.pretrained.choice import check_channels, networks_of, told_apart
+from toughen.models.pretrained.files import read_tensors
+from toughen.models.pretrained.load import load_tensors
 from toughen.models.pretrained.timm_hub import PREFIXES
 from toughen.parallel import ranks
 from toughen.storage.limits import check_safetensors
@@ -62,6 +64,7 @@ class ModelSource:
         std: see `mean`.
         checkpoint: of a run, see `open_run`.
         weights: of a run, see `open_run`.
+        key: of a file of weights that holds several that fit, see `load_weights`.
     """
 
     what: str
@@ -71,6 +74,7 @@ class ModelSource:
     std: Sequence[float] | None = None
     checkpoint: str = "best"
     weights: str | None = None
+    key: str | None = None
 
     @property
     def path(self) -> Path:
@@ -120,6 +124,11 @@ class OpenedModel:
     said: str = ""
     used: str = ""
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What a reader of a result should know: which weights of a file the model has, and which images were taken."""
+        return tuple(filter(None, (self.said if _is_weights(self.source.what) else "", self.used)))
+
     def ball(self, threat: str | None) -> Threat:
         """The ball that a text names; without one that in which it was trained.
 
@@ -152,6 +161,7 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
             returns no module; or an option does not go with it.
     """
     source = as_source(source)
+    refuse_key(source)
     what, path = source.what, source.path
     with torch.random.fork_rng():
         if is_run(what):
@@ -174,7 +184,8 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
         if not numbered(images.classes):
             check_several_classes(images)
         model, said = build_model(source, images)
-    folder = Path("evaluation") / re.sub(r"\W+", "-", what).strip("-")
+    named = f"{what}-{source.key}" if source.key else what
+    folder = Path("evaluation") / re.sub(r"\W+", "-", named).strip("-")
     model, classes = model.to(chosen_device("auto")), () if may_lack_classes(images) else images.classes
     return OpenedModel(source, model, images.test, classes, None, folder, said=said, used=used(images))
 
@@ -188,6 +199,16 @@ def refuse_run_options(source: ModelSource) -> None:
     if source.checkpoint != "best" or source.weights is not None:
         options = (Option("checkpoint"), " and ", Option("weights"))
         raise UsageError(*options, f" go with a run folder, which {source.what} is not; leave them out")
+
+
+def refuse_key(source: ModelSource) -> None:
+    """Refuse to choose from what is no file of weights.
+
+    Raises:
+        ValueError: a key was named.
+    """
+    if source.key is not None and (not _is_weights(source.what) or is_exported(source.path)):
+        raise UsageError(Option("key"), f" goes with a file of weights, which {source.what} is not; leave it out")
 
 
 def refuse_normalisation(source: ModelSource) -> None:
@@ -322,24 +343,31 @@ def trained_view(config: Mapping[str, Any]) -> ResizeCrop | None:
 def _from_weights(source: ModelSource, images: ImageData) -> tuple[nn.Module, str]:
     """The network that a file of weights belongs to, with them, in inference mode; and what was done."""
     name, equals, file = _named(source.what)
-    state = read_state(file)
+    tensors = read_tensors(file)
     options: dict[str, Any] = {"num_classes": images.num_classes, "in_channels": images.channels}
-    found = [row for row in networks_of(state) if row[0] == name or not equals]
-    if not equals and (not found or found[0][2] < 1):
-        nearest = f" (nearest: {found[0][0]})" if found else ""
+    found = [row for row in networks_of(tensors, source.key) if row.name == name or not equals]
+    # A teacher and its student may tell different classes apart.
+    found.sort(
+        key=lambda row: (row.share < 1, row.options.get("num_classes", images.num_classes) != images.num_classes)
+    )
+    if not equals and (not found or found[0].share < 1):
+        nearest = f" (nearest: {found[0].name})" if found else ""
         raise ValueError(
             f"{file} does not say of which network it is{nearest}; write NETWORK=FILE, like resnet18={file}"
         )
+    if not equals:
+        told_apart(found, file)
     if found:
-        name, theirs, _ = found[0]
+        name, theirs = found[0].name, found[0].options
         images = for_classes(images, theirs.get("num_classes"))
         options["num_classes"] = images.num_classes
         check_classes(file, theirs.get("num_classes", images.num_classes), images)
+        check_channels(file, theirs["in_channels"], images.name, images.channels)
         options |= {key: value for key, value in theirs.items() if key not in options}
     # Its own weights are here: those of the Hub need not be fetched.
     options |= {"pretrained": False} if name.startswith(PREFIXES) else {}
     model = build(name, **options, mean=source.mean, std=source.std)
-    said = f"{name}: {load_weights(model, file)}"
+    said = f"{name}: {load_tensors(model, tensors, file, key=source.key)}"
     model.eval()
     return model, said if not isinstance(model.normalize, nn.Identity) else f"{said}; images are not normalised"
 
@@ -351,13 +379,8 @@ def _pretrained(source: ModelSource, images: ImageData) -> tuple[nn.Module, str]
     with naming(weights=Option("what", f"{name}=FILE")):
         if not source.normalises:
             mean, std = pretrained_normalization(name) or (None, None)
-            if mean is not None and len(mean) != images.channels:
-                raise UsageError(
-                    f"{name} was trained on images of {len(mean)} channels, and those of {images.name} have "
-                    f"{images.channels}; give ",
-                    image_size(like=224),
-                    ", which makes all images RGB",
-                )
+            if mean is not None:
+                check_channels(name, len(mean), images.name, images.channels)
         model = build(name, **options, mean=mean, std=std, pretrained=True).eval()
         # timm keeps what the weights were for; for other classes it has drawn a new head.
         theirs = getattr(model.net, "pretrained_cfg", {}).get("num_classes", images.num_classes)

@@ -1,4 +1,4 @@
-import argparse
+import logging
 import os
 import pickle
 import re
@@ -31,7 +31,7 @@ def test_safetensors_under_any_name(tmp_path: Path):
         found = read_state(tmp_path / name)
         assert sorted(found) == sorted(STATE)
         assert torch.equal(found["a.weight"], STATE["a.weight"])
-    with pytest.raises(ValueError, match="safetensors file, which holds one state dict; leave out key='ema'"):
+    with pytest.raises(ValueError, match='no weights under key="ema"; leave out key: the file is one state dict'):
         read_state(tmp_path / "model.bin", key="ema")
 
 
@@ -59,12 +59,14 @@ def test_the_only_state_dict_is_found_whatever_it_is_called(tmp_path: Path, cont
 
 def test_of_several_one_is_chosen_by_name(tmp_path: Path):
     path = saved(tmp_path / "a.pt", {"model": {"b": torch.ones(2, 2)}, "more": {"ema": STATE}})
-    with pytest.raises(ValueError, match=r"a.pt holds several state dicts \(model, more.ema\); choose one with key="):
+    with pytest.raises(
+        ValueError, match=r'a.pt holds several state dicts \(model, more.ema\); .* with key, like key="model"$'
+    ):
         read_state(path)
     assert same(read_state(path, key="more.ema"))
-    with pytest.raises(ValueError, match=r"no state dict under key='ema'; it has model, more.ema$"):
+    with pytest.raises(ValueError, match=r'no weights under key="ema"; it has model, more.ema$'):
         read_state(path, key="ema")
-    with pytest.raises(ValueError, match=r"under key='ema'; leave it out: the file is one state dict"):
+    with pytest.raises(ValueError, match=r'under key="ema"; leave out key: the file is one state dict'):
         read_state(saved(tmp_path / "b.pt", STATE), key="ema")
     model = build("small_cnn", num_classes=3)
     both: dict[str, Any] = {"model": model.state_dict(), "best": {"x": torch.zeros(1, 1)}}
@@ -88,7 +90,7 @@ def test_a_file_that_needs_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: p
         "trust it, load it with the code that made it and write its state_dict() alone with torch.save or safetensors"
     )
     for content, asked in (
-        ({"net": STATE, "args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+        ({"net": STATE, "args": logging.Formatter()}, "logging.Formatter"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         (Evil(), "getattr"),
         (Shell(), f"{os.system.__module__}.system"),

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toughen.models.pretrained.groups import Names, beside
 from toughen.models.registry import find
-
-Names = dict[str, str]  # key under a layout -> key in the file
 
 # Left out of every comparison: files of before 2018 lack it, and nothing depends on it at BatchNorm's fixed momentum.
 COUNTER = "num_batches_tracked"
@@ -105,8 +104,11 @@ LAYOUTS = (
 
 
 def agreement(names: Names, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The share of tensors, of the file's and the network's together, that agree in key and shape; in [0, 1]."""
-    both = {key for key in {*names, *expected} if not key.endswith(COUNTER)}
+    """The share of tensors, of the file's and the network's together, that agree in key and shape; in [0, 1].
+
+    What is known to be none of the network's is not counted.
+    """
+    both = {key for key in {*names, *expected} - beside(names, expected, state) if not key.endswith(COUNTER)}
     same = sum(key in names and key in expected and state[names[key]].shape == expected[key].shape for key in both)
     return same / max(1, len(both))
 
