@@ -243,7 +243,10 @@ class NamedCall(BaseModel, frozen=True, extra="allow"):
         name = str(settings.pop("name"))
         own = {key: settings.pop(key) for key in cls.model_fields if key in settings}
         checked = settings_of(cls.find(name), cls.given, tuple(cls.model_fields)).model_validate(settings)
-        return handler({"name": name, **own, **dict(checked)})
+        found = handler({"name": name, **own, **dict(checked)})
+        # What was said and what is by default can be told apart afterwards: `model_fields_set` holds the former alone.
+        object.__setattr__(found, "__pydantic_fields_set__", {"name", *own, *checked.model_fields_set})
+        return found
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -89,11 +89,17 @@ def test_the_commands_of_the_readme(here: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "timm", Timm())
     commands = [line for line in README.read_text().splitlines() if "toughen train finetune" in line]
     assert len(commands) == 2
-    torch.save({}, "resnet50.pth")
-    texts = [done(*shlex.split(line.removeprefix("$ toughen "), comments=True), "--dry-run") for line in commands]
+    torch.save(trained("resnet50", width=2), "resnet50.pth")
+    # The stand-in for timm was trained with other numbers, and there are fewer photographs than in a batch.
+    few = ("batch_size=8", "data.size=32", "--dry-run")
+    more = [(*few, "normalize=pretrained"), few]
+    lines = [shlex.split(line.removeprefix("$ toughen "), comments=True) for line in commands]
+    texts = [done(*words, *rest) for words, rest in zip(lines, more, strict=True)]
+    assert "batch_size is 64, but there are 27 training images" in failed(*lines[1], "--dry-run")
     for text in texts:
         assert f"source: {here}/photos" in text
-        assert "# predicted cost: 1000 batches of 64, 4000 optimiser steps" in text
+        assert "# predicted cost: 1000 batches of 8, 4000 optimiser steps" in text
+    assert f"# model.width=2, as {here}/resnet50.pth shows" in texts[1]
     assert "pretrained: true" in texts[0]
     assert f"weights: {here}/resnet50.pth" in texts[1]
     assert "freeze: true" in texts[1]

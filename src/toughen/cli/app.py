@@ -56,7 +56,9 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, like method.replays=4 seed=1.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the same command in the same folder goes on.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole recipe and its cost, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try all that training might refuse, print recipe and cost, and stop.")
+    ] = False,
 ) -> None:
     """Train a classifier."""
     with plain_errors():
@@ -66,10 +68,15 @@ def train(
         from toughen.training import train as run
 
         loaded = recipes.load(recipe, changes or ())
-        if dry_run:
-            print(recipes.dump(loaded) + report.predicted_cost(loaded))
-            return
         folder = out or Path("runs") / loaded.name
+        if dry_run:
+            from toughen.workflows import dry_run as try_out
+
+            notes: list[str] = []
+            with show_warnings_briefly():
+                loaded = try_out(loaded, folder, note=notes.append)
+            print(recipes.dump(loaded) + "\n".join([report.predicted_cost(loaded), *(f"# {note}" for note in notes)]))
+            return
         if is_first():
             print(report.predicted_cost(loaded).replace("# ", ""), flush=True)
         with show_warnings_briefly():

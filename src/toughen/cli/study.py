@@ -77,6 +77,10 @@ def run(
         for line in cost_lines(folder, probe=not dry_run):
             print(line, flush=True)
         if dry_run:
+            from toughen.studies.cost import waiting
+            from toughen.workflows.dry_run import try_trainings
+
+            try_trainings(waiting(folder), note=print)
             return
         given = {key: value for key, _, value in (item.partition("=") for item in set_ or ())}
         if executor == "slurm":

@@ -38,7 +38,7 @@ from toughen.settings import (
     known,
     shown,
 )
-from toughen.threat import Linf, Threat
+from toughen.threat import Threat
 
 
 def _named(key: str) -> BeforeValidator:
@@ -119,12 +119,15 @@ class ModelSpec(NamedCall, frozen=True):
 
     Attributes:
         weights: a file with trained weights (see `models.load_weights`); null for weights drawn under the seed. A head
-            for other classes is left out, and the new one drawn.
+            for other classes is left out, and the new one drawn. What their shapes show of the network's options is
+            taken from them where the recipe does not say it.
+        key: the beginning of the tensors' names in that file, such as state_dict_ema, where several groups fit.
         freeze: train the head alone, the last linear layer, and hold everything below it as it is.
     """
 
     given: ClassVar = ("num_classes", "in_channels")
     weights: str | None = None
+    key: str | None = None
     freeze: bool = False
 
     @classmethod
@@ -139,6 +142,8 @@ class ModelSpec(NamedCall, frozen=True):
         except (TypeError, RuntimeError, ArithmeticError) as error:
             given, said = [f"{key}={shown(value)}" for key, value in self.settings.items()], str(error).partition("\n")
             raise ValueError(f"{self.name} cannot be built with {', '.join(given)}: {said[0]}; give others") from None
+        if self.key is not None and self.weights is None:
+            raise ValueError(f"key is {shown(self.key)}, and goes with weights, a file; give weights too, or key: null")
         return self
 
 
@@ -197,11 +202,6 @@ class ScheduleSpec(NamedCall, frozen=True):
         return self.find(self.name)(**self.settings)
 
 
-def _suite(name: str) -> str:
-    suites.find(name, Linf(1.0))
-    return name
-
-
 class SelectionSettings(Settings, frozen=True):
     """How `best` is chosen: by robust accuracy on the validation split, never on test data.
 
@@ -211,7 +211,7 @@ class SelectionSettings(Settings, frozen=True):
             is always one after the last step.
     """
 
-    suite: Annotated[str, AfterValidator(_suite)] = "pgd-40"
+    suite: str = "pgd-40"
     every: Count | None = None
 
 

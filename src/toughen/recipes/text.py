@@ -38,7 +38,7 @@ BASED = (*BESIDE, *Recipe.model_fields)
 # A file of this kind is a part for others to build on, no recipe by itself.
 PART = "_"
 
-KEYS = {"size": "data.size", "weights": "model.weights"}
+KEYS = {"size": "data.size", "weights": "model.weights", "key": "model.key"}
 """What a recipe calls options that have other names elsewhere."""
 
 LISTING = Command("list", "recipes")

@@ -45,6 +45,13 @@ def cost_lines(folder: StudyFolder, *, probe: bool = True) -> Iterator[str]:
     yield "validation, checks and the evaluations of the test split are not counted"
 
 
+def waiting(folder: StudyFolder) -> Iterator[tuple[str, Recipe]]:
+    """What is still to be trained, by name."""
+    for name, training in folder.asked["trainings"].items():
+        if not folder.done(StudyTask(TRAIN, name)):
+            yield name, build(parse_yaml(training["recipe"], "study.json"))
+
+
 def _step_seconds(text: str, known: dict[str, float]) -> float:
     """Of a training, probed once for all that have its network, batch and images."""
     recipe = build(parse_yaml(text, "study.json"))

@@ -4,18 +4,20 @@ folder = begin(load("free-table-1"), "small", Path("runs/studies/free-table-1-sm
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from toughen import recipes
 from toughen.errors import Option
 from toughen.models.cost import Passes
-from toughen.recipes import Recipe
+from toughen.recipes import Recipe, RecipeError
 from toughen.storage import files
 from toughen.studies.folder import STUDY, StudyFolder
 from toughen.studies.grid import PlannedMeasure, PlannedRow, StudyPlan, expand
 from toughen.studies.schema import Study
 from toughen.studies.text import StudyError
+from toughen.training.initial_weights import as_weights_show
 
 _PRINTED = ("id", "value", "unit", "std", "raw")
 
@@ -102,6 +104,10 @@ def _figure(measure: PlannedMeasure) -> dict[str, Any]:
 
 def _training(recipe: Recipe) -> dict[str, Any]:
     method = recipe.method.resolved(recipe.threat)
+    # In full nothing tells what a recipe says from what is by default, which gives way to what its weights show.
+    with suppress(RecipeError):
+        shown = as_weights_show(recipe, Path(), lambda text: None).model
+        recipe = recipe.model_copy(update={"model": shown.model_copy(update={"key": recipe.model.key})})
     passes: Passes = method.passes(calls=2 if recipe.weight_perturbation else 1)
     return {
         "recipe": recipes.dump(recipe),

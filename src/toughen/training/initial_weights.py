@@ -1,21 +1,135 @@
 """What training starts from: weights of somebody's, the normalisation they were trained with, a trunk that stays.
 
+recipe = as_weights_show(recipe, out, print)     # stem, width and the like, and which of a file's weights are meant
 check_start(recipe)                              # before anything is fetched
 start(model, recipe, note=print)                 # model.weights=resnet50.pth model.freeze=true
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toughen.models import Classifier, Normalize, freeze_trunk, load_weights, pretrained_normalization
-from toughen.recipes import Recipe, RecipeError
-from toughen.recipes.schema import ChannelStatistics
+import torch
+from torch import Tensor, nn
+
+from toughen.errors import UsageError
+from toughen.models import Classifier, Normalize, freeze_trunk, pretrained_normalization
+from toughen.models.pretrained.choice import FoundNetwork, check_channels, choose, networks_of, told_apart
+from toughen.models.pretrained.files import read_tensors
+from toughen.models.pretrained.groups import ROOT
+from toughen.models.pretrained.load import load_tensors
+from toughen.models.pretrained.timm_hub import PREFIXES
+from toughen.models.registry import find
+from toughen.recipes import Recipe, RecipeError, load
+from toughen.recipes.schema import ChannelStatistics, ModelSpec
 
 TOLERANCE = 2e-3
 """How far two people's mean or std for the same weights lie apart: 0.485 and 0.4850, 0.2023 and 0.203."""
 
+SHOWN = ("stem", "width", "norm", "padding")
+"""Options of networks that the names and shapes of weights tell."""
+
+CHANNELS = (3, 1)
+"""Of images, where weights do not tell."""
+
 Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+def as_weights_show(recipe: Recipe, out: Path, note: Callable[[str], None]) -> Recipe:
+    """The recipe with what its file of weights shows of the network's options, and with the key of those weights.
+
+    Args:
+        recipe: what it says stays; what is by default gives way.
+        out: the run folder. A run that was begun there knows what they showed, and they may be gone by now.
+        note: is told what was found.
+
+    Raises:
+        RecipeError: the weights show something else than the recipe says, do not fit, or several that differ do.
+    """
+    model = recipe.model
+    if model.weights and (out / "recipe.yaml").exists():
+        begun = load(str(out / "recipe.yaml")).model
+        said = model.model_dump(include=model.model_fields_set, exclude_none=True)
+        if begun.model_dump() | said == begun.model_dump():
+            return recipe.model_copy(update={"model": begun})
+    # What is not there, or needs no file, is left to `check_start`.
+    if not model.weights or not Path(model.weights).is_file() or model.settings.get("pretrained"):
+        return recipe
+    try:
+        tensors = read_tensors(model.weights)
+        found = _found(model, tensors)
+        changed = _shown_otherwise(model, found) if found else {}
+        if not model.name.startswith(PREFIXES):
+            key = _key(model, tensors, {**model.settings, **changed}, found)
+            changed |= {"key": key} if key not in (model.key, ROOT) else {}
+    except ValueError as error:
+        raise error if isinstance(error, RecipeError) else RecipeError("model.weights: ", error) from None
+    if changed:
+        listed = " ".join(f"model.{key}={value}" for key, value in changed.items())
+        note(f"{listed}, as {model.weights} shows")
+    return recipe.model_copy(update={"model": model.model_copy(update=changed)})
+
+
+def _found(model: ModelSpec, tensors: Mapping[str, Tensor]) -> FoundNetwork | None:
+    """The network of that name which a file's weights are of, where they can be told to be of one."""
+    rows = [row for row in networks_of(tensors, model.key) if row.name == model.name]
+    rows = [row for row in rows if row.share == rows[0].share]
+    agreeing = [row for row in rows if not _contradicted(model, row)]
+    told_apart([row.without_classes() for row in agreeing or rows], str(model.weights))
+    return next(iter(agreeing or rows), None)
+
+
+def _options(model: ModelSpec, found: FoundNetwork) -> dict[str, Any]:
+    """What weights show of a network's options, what is by default too but for padding, which no shape tells."""
+    usual = ModelSpec.model_validate({"name": model.name}).settings
+    return {
+        key: found.options.get(key, usual[key])
+        for key in SHOWN
+        if key in usual and (key != "padding" or key in found.options)
+    }
+
+
+def _contradicted(model: ModelSpec, found: FoundNetwork) -> dict[str, Any]:
+    """What the recipe says of the options, and the weights otherwise."""
+    said = {key: value for key, value in model.settings.items() if key in model.model_fields_set}
+    return {key: value for key, value in _options(model, found).items() if said.get(key, value) != value}
+
+
+def _shown_otherwise(model: ModelSpec, found: FoundNetwork) -> dict[str, Any]:
+    if contradicted := _contradicted(model, found):
+        key, value = next(iter(contradicted.items()))
+        raise RecipeError(
+            f"model.{key}: it is {model.settings[key]}, and the weights in {model.weights} are of {model.name} with "
+            f"{key}: {value}; write model.{key}={value}, or leave model.{key} out"
+        )
+    return {key: value for key, value in _options(model, found).items() if model.settings[key] != value}
+
+
+def _key(
+    model: ModelSpec, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], found: FoundNetwork | None
+) -> str:
+    """Under which key a file has the weights for the network, whatever its classes.
+
+    Raises:
+        ValueError: under none, or several that differ.
+    """
+    for channels in (found.options["in_channels"],) if found else CHANNELS:
+        with torch.device("meta"):
+            net: nn.Module = find(model.name)(num_classes=10, in_channels=channels, **settings)
+        try:
+            return choose(net, tensors, str(model.weights), key=model.key, strict=False).group.key
+        except UsageError:
+            raise
+        except ValueError:
+            if found:
+                raise
+    if whole := [row for row in networks_of(tensors, model.key) if row.share == 1]:
+        raise RecipeError(
+            f"model: the weights in {model.weights} are of {whole[0]}, and the recipe's network is {model.name}; write "
+            f"model={whole[0].name} model.weights={model.weights}"
+        )
+    # What does not fit for its channels alone is told once the images are known.
+    return ROOT
 
 
 def check_start(recipe: Recipe) -> None:
@@ -62,9 +176,13 @@ def start(model: Classifier, recipe: Recipe, note: Callable[[str], None], *, fre
         note(f"training starts from the pretrained weights of {recipe.model.name}")
     if fresh and recipe.model.weights:
         # Without a normalisation of its own, so that one from the file lands here and can be compared.
-        bare = Classifier(model.net)
+        bare, file, key = Classifier(model.net), recipe.model.weights, recipe.model.key
         try:
-            loaded = load_weights(bare, recipe.model.weights, strict=False)
+            tensors = read_tensors(file)
+            found = _found(recipe.model, tensors)
+            if found and model.in_channels:
+                check_channels(file, found.options["in_channels"], recipe.data.source, model.in_channels)
+            loaded = load_tensors(bare, tensors, file, key=key, strict=False)
         except ValueError as error:
             raise RecipeError("model.weights: ", error) from None
         if loaded.normalization and not _equal(_statistics(model), loaded.normalization):

@@ -30,7 +30,8 @@ from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
 from toughen.training.acceleration import Acceleration, kernels
 from toughen.training.catastrophic_overfitting import OverfittingMonitor
 from toughen.training.checkpointer import Checkpointer
-from toughen.training.early_stopping import Accuracies, improved, validate
+from toughen.training.early_stopping import Accuracies, check_balls, improved, validate
+from toughen.training.initial_weights import as_weights_show
 from toughen.training.loop import Job, train_batch
 from toughen.training.micro_batch_search import rows_that_fit
 from toughen.training.micro_batches import has_batchnorm, leave_out_short
@@ -75,10 +76,12 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
     with listening() as stop, distributed.group(device), torch.random.fork_rng(), contextlib.ExitStack() as held:
         display = display if display and distributed.is_main() else Display()
         if distributed.is_main():
+            recipe = as_weights_show(recipe, out, display.note)
             check_folder(recipe, out)
+        recipe = recipe.model_copy(update={"model": distributed.from_main(recipe.model)})
         data = load_data(recipe)
         train_split, validation, index = splits(recipe, data)
-        for said in data.notes:
+        for said in (*data.notes, *check_balls(recipe, data.image_shape)):
             display.note(said)
         if data.test_part == "train":
             display.note(

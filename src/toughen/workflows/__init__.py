@@ -10,6 +10,7 @@ Papers go by short names here too (Free, Limits, IAAT, Bilateral); docs/methods/
 
 from toughen.workflows.analyse import Analysed, analyse
 from toughen.workflows.corruptions import measure_corruptions
+from toughen.workflows.dry_run import dry_run
 from toughen.workflows.evaluate import EvaluationSettings, evaluate
 from toughen.workflows.label import label
 from toughen.workflows.model_sources import ModelSource, OpenedModel, open
@@ -22,6 +23,7 @@ __all__ = [
     "OpenedModel",
     "OpenedRun",
     "analyse",
+    "dry_run",
     "evaluate",
     "label",
     "measure_corruptions",

@@ -49,6 +49,11 @@ def load_hub(name: str, repository: str, *, kind: str = "") -> ImageData:
     return cache.write(cache.entry(kind, commit), assemble(found))
 
 
+def is_cached(kind: str) -> bool:
+    """Whether a data set of the Hub lies decoded in the cache."""
+    return any(cache.folder().glob(f"hub-{kind}-*.npz"))
+
+
 def find_hub(name: str, repository: str, *, part: str = "", unlabelled: bool = False) -> RawDataset:
     """What a data set of the Hub holds, downloaded and not decoded.
 

@@ -28,7 +28,7 @@ from toughen.data.extra_set import make_extra_set
 from toughen.data.image_source import RawDataset
 from toughen.data.sources import npz_shards, parquet
 from toughen.data.sources.detect import find_path, locate, name_of, said
-from toughen.data.sources.hub import find_hub, kind_of, load_hub
+from toughen.data.sources.hub import find_hub, is_cached, kind_of, load_hub
 from toughen.errors import UsageError, image_size
 
 HUB = "hub:"
@@ -92,6 +92,19 @@ DATA: dict[str, Callable[[], ImageData | RawDataset]] = {
     "imagenet": imagenet,
 }
 
+SIZES: dict[str, tuple[tuple[int, int, int] | None, int]] = {
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "svhn": ((3, 32, 32), 10),
+    "svhn_extra": ((3, 32, 32), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion_mnist": ((1, 28, 28), 10),
+    "imagenet": (None, 1000),
+}
+"""Images (C, H, W), where they are all alike, and classes of what is fetched from the Hub."""
+
+_FETCHED = tuple(DATA[name] for name in SIZES)
+
 FORMS = {
     "hub:OWNER/NAME": "Any data set of the Hub with a column of images and one of labels; hub:OWNER/NAME:CONFIG.",
     "FOLDER": "Class folders, with or without train, val and test above; images with a table like labels.csv; "
@@ -104,6 +117,13 @@ FORMS = {
 
 PHOTOGRAPHS = ("imagenet",)
 """Names whose images are of all sizes."""
+
+
+def is_fetched(source: str) -> bool:
+    """Whether a source comes from the Hub, and is not in the cache as `load` keeps it."""
+    if source.startswith(HUB):
+        return not is_cached(kind_of(_repository(source)))
+    return DATA.get(source) in _FETCHED and not is_cached(source)
 
 
 def find(source: str | Sequence[str], *, unlabelled: bool = False) -> RawDataset | ImageData:

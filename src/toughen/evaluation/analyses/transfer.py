@@ -19,7 +19,7 @@ from toughen.attacks import AttackSpec
 from toughen.evaluation.analyses.analysis import Analysis, accuracy, accuracy_with_interval
 from toughen.evaluation.referee import MARGINAL, gap, measure
 from toughen.evaluation.result import describe
-from toughen.evaluation.suites import check, find
+from toughen.evaluation.suites import check, check_norms, find
 from toughen.evaluation.work_unit import attacked
 from toughen.models.inputs import check_examples
 from toughen.models.prepared import CHUNK, PreparedModel, ProgressFunction, ball_of, chunks, prepared
@@ -139,7 +139,7 @@ def transfer(
     targets, surrogates = _named(target, "target"), _named(surrogate, "surrogate")
     suite = find("pgd-1000-r2", threat, side=max(x.shape[2:])) if attack is None else check({attack.name: attack})
     assert isinstance(suite, dict)
-    (made_by,) = suite.values()
+    (made_by,) = check_norms(suite, threat).values()
     assert isinstance(made_by, AttackSpec)
     if made_by.minimal_norm:
         raise ValueError(

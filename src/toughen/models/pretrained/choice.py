@@ -183,6 +183,10 @@ class FoundNetwork:
     def __str__(self) -> str:
         return describe_network(self.name, self.options)
 
+    def without_classes(self) -> "FoundNetwork":
+        """The same for any number of classes."""
+        return replace(self, options={key: value for key, value in self.options.items() if key != "num_classes"})
+
 
 def networks_of(tensors: Mapping[str, Tensor], key: str | None = None) -> list[FoundNetwork]:
     """The networks that a file may hold, whatever wrappers are around them, the likeliest first; of a group the best.
