@@ -1,5 +1,6 @@
 """What `train` refuses it refuses before the first step, and `--dry-run` before that: weights, images, suites."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from toughen.workflows.run_folder import open_run
 
 RECIPE = """
 data: colour
-model: resnet18
+model: {name: small_cnn, width: 2, norm: batch}
 method: {name: free, replays: 2}
 threat: linf:0.1
 batch_size: 32
@@ -37,7 +38,7 @@ selection: {suite: pgd-1, every: 2}
 overfitting_every: 0
 save_every: 2
 """
-SMALL = "model={name: small_cnn, width: 2, norm: batch}"
+RESNET = "model=resnet18"
 
 
 def colour() -> ImageData:
@@ -47,6 +48,7 @@ def colour() -> ImageData:
     return ImageData("colour", train, None, test, data.classes)
 
 
+@functools.cache
 def weights(name: str = "resnet18", classes: int = 7, **given: Any) -> dict[str, Tensor]:
     """Of a small network for other classes."""
     with torch.random.fork_rng():
@@ -135,7 +137,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no such device": (("device=cuda:7",), "device: cuda:7 is not available on this machine"),
     "a folder of other things": (("--out", "thesis"), "thesis exists and is no run folder"),
-    "activations of a network without blocks": ((SMALL, "activation_checkpointing=true"), "activation_checkpointing: "),
+    "activations of a network without blocks": (("activation_checkpointing=true",), "activation_checkpointing: "),
 }
 
 
@@ -144,6 +146,7 @@ def test_what_training_refuses_is_refused_before_it(case: str, here: Path, monke
     given, says = REFUSED[case]
     normal = {"normalize.mean": torch.full((3,), 0.4), "normalize.std": torch.full((3,), 0.2)}
     torch.save({f"net.{key}": tensor for key, tensor in weights().items()} | normal, "normal.pt")
+    given = (RESNET, *given) if "model." in "".join(given) else given
     before = everything(here)
     dry = failed("train", "recipe.yaml", *given, "--dry-run")
     assert says in dry
@@ -158,7 +161,7 @@ def test_what_training_refuses_is_refused_before_it(case: str, here: Path, monke
 
 def test_a_dry_run_says_what_training_would_say_and_writes_nothing(here: Path):
     before = everything(here)
-    text = done("train", "recipe.yaml", "model.weights=theirs.pt", "threat=l2:1.5", "--dry-run")
+    text = done("train", "recipe.yaml", RESNET, "model.weights=theirs.pt", "threat=l2:1.5", "--dry-run")
     assert everything(here) == before
     notes = [line for line in text.splitlines() if line.startswith("# ")]
     assert f"# model.stem=imagenet model.width=2, as {here / 'theirs.pt'} shows" in notes
@@ -179,7 +182,7 @@ def test_what_must_be_fetched_is_said_and_not_fetched(here: Path):
 
 
 def test_what_weights_show_is_set_and_a_run_goes_on_without_them(here: Path):
-    given = ("train", "recipe.yaml", "model.weights=same.pt", "--out", "run")
+    given = ("train", "recipe.yaml", RESNET, "model.weights=same.pt", "--out", "run")
     text = done(*given)
     assert f"model.stem=imagenet model.width=2 model.key=state_dict, as {here / 'same.pt'} shows" in text
     kept = recipes.load("run/recipe.yaml").model
@@ -206,7 +209,7 @@ def test_what_weights_show_is_set_and_a_run_goes_on_without_them(here: Path):
 )
 def test_every_option_that_shapes_tell_is_found(here: Path, name: str, theirs: dict[str, Any]):
     torch.save({"model": weights(name, **theirs)}, "mine.pt")
-    recipe = recipes.load("recipe.yaml", [f"model={name}", "model.weights=mine.pt"])
+    recipe = recipes.load("recipe.yaml", ["model=resnet50", f"model={name}", "model.weights=mine.pt"])
     notes: list[str] = []
     found = workflows.dry_run(recipe, Path("run"), note=notes.append)
     assert {key: found.model.settings[key] for key in theirs} == theirs
@@ -216,7 +219,8 @@ def test_every_option_that_shapes_tell_is_found(here: Path, name: str, theirs: d
 
 def test_what_the_recipe_says_is_told_from_what_is_by_default():
     given: dict[str, Any] = {"data": "mnist5k", "method": "natural", "threat": "linf:0.1", "steps": 2}
-    plain, said = (Recipe(**given, model=model) for model in ("resnet18", {"name": "resnet18", "stem": "cifar"}))
+    models: tuple[Any, ...] = ("resnet18", {"name": "resnet18", "stem": "cifar"})
+    plain, said = (Recipe(**given, model=model) for model in models)
     assert plain == said
     assert plain.model.model_fields_set == {"name"}
     assert said.model.model_fields_set == {"name", "stem"}
@@ -232,7 +236,6 @@ def test_a_study_is_tried_too(here: Path):
             ("model: {name: small_cnn, width: 2, weights: none.pt}", "model.weights: there is no file "),
             ("model: {name: small_cnn, width: 2, weights: theirs.pt}", "are of resnet18 with 7 classes"),
             ("threat: l2:128", "threat: the L2 radius 128 reaches every image of 1x28x28"),
-            ("data: {source: mnist5k, limit: 60, validation: 90000}", "90000 validation images"),
             ("model: {name: resnet18, weights: theirs.pt}", "was trained on images of 3 channels"),
         )
     ):
@@ -240,7 +243,7 @@ def test_a_study_is_tried_too(here: Path):
         key = change.partition(":")[0]
         free.write_text(re.sub(rf"^{key}:.*$", change, text, flags=re.MULTILINE))
         given = (*given[:-1], f"study-{number}")
-        assert says in failed(*given).replace("90,000", "90000")
+        assert says in failed(*given)
         free.write_text(text)
 
 
@@ -252,7 +255,7 @@ def test_own_weights_under_every_key_make_the_run_that_they_should(here: Path):
 
 def _first_weights(key: str) -> dict[str, Tensor]:
     """What a run with a held trunk has below its head, which is what it began with."""
-    given = ("model.weights=both.pt", f"model.key={key}", "model.freeze=true")
+    given = (RESNET, "model.weights=both.pt", f"model.key={key}", "model.freeze=true")
     done("train", "recipe.yaml", *given, "--out", key)
     assert re.search(f"key: {key}$", Path(key, "recipe.yaml").read_text(), re.MULTILINE)
     return dict(open_run(Path(key)).model.state_dict())

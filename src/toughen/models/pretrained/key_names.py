@@ -6,8 +6,9 @@ alone. `identify` builds every network that the shapes suggest, without memory, 
     identify(torch.load("trades.pt"))        # [("wrn-34-10", {"num_classes": 10, "in_channels": 3}, 1.0)]
 """
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,11 +151,20 @@ def describe_network(name: str, options: Mapping[str, Any]) -> str:
 
 def _on_meta(name: str, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
     try:
-        with torch.device("meta"):
-            net: nn.Module = find(name)(**{"num_classes": 10, **options})
+        builder = find(name)
     except ValueError:
         return {}
-    return net.state_dict()
+    return _built(name, getattr(builder, "func", builder), tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _built(name: str, _: Callable[..., nn.Module], options: tuple[tuple[str, Any], ...]) -> Mapping[str, Tensor]:
+    """The state of a network without memory; empty where its options are none. A file is compared with many groups."""
+    try:
+        with torch.device("meta"):
+            return find(name)(**{"num_classes": 10, **dict(options)}).state_dict()
+    except ValueError:
+        return {}
 
 
 Shapes = Mapping[str, tuple[int, ...]]
