@@ -1,9 +1,12 @@
 """Files of weights as training codes write them: what is the network is loaded, and what is not is named."""
 
 import argparse
+import collections
 import json
 import pathlib
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +231,25 @@ def test_nothing_of_the_settings_in_a_file_is_made(tmp_path: Path):
     with pytest.raises(ValueError, match=r"it asks for .*Loud through pickle"):
         read_state(tmp_path / "b.pt")
     assert not any("argparse" in str(known) for known in torch.serialization.get_safe_globals())
+
+
+def test_dicts_of_settings_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class CfgNode(dict[str, Any]):
+        """As yacs has it."""
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    tree = CfgNode(lr=0.1, data=CfgNode(name="x"))
+    vars(tree)["frozen"] = True
+    content = {"model": ONE, "config": tree, "seen": collections.defaultdict(list, a=[1])}
+    module = types.ModuleType("yacs.config")
+    vars(module)["CfgNode"] = CfgNode
+    for old in (False, True):
+        monkeypatch.setitem(sys.modules, "yacs.config", module)
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
+        # Where it is not installed.
+        monkeypatch.setitem(sys.modules, "yacs.config", None)
+        assert read_state(tmp_path / "a.pt").keys() == ONE.keys()
 
 
 def test_a_normalisation_goes_with_the_group_that_it_lies_beside(tmp_path: Path):

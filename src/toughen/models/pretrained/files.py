@@ -8,7 +8,8 @@ state = read_state("checkpoint.pt", key="ema")         # where the file holds se
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ _ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) (?:was not an allowed|whose modul
 # Where training codes keep their settings and best figures; nothing of them is imported, see `_Settings`.
 _SETTINGS = re.compile(
     r"argparse\.Namespace|pathlib\.(?:_local\.)?\w*Path|numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|dtype"
-    r"|ndarray|dtypes\.\w+)|omegaconf\.[\w.]+|typing\.Any|collections\.defaultdict|yacs\.config\.CfgNode"
-    r"|(?:easydict\.EasyDict|addict\.addict\.Dict|ml_collections\.[\w.]+\.(?:Frozen)?ConfigDict)"
-    r"|(?:pytorch_)?lightning\.[\w.]+\.AttributeDict"
+    r"|ndarray|dtypes\.\w+)|omegaconf\.[\w.]+|typing\.Any|ml_collections\.[\w.]+\.(?:Frozen)?ConfigDict"
+    r"|builtins\.(?:dict|list|tuple|int|float|str|bool)"
+)
+# The same in kinds of dict, which torch's unpickler fills where they are ordered ones.
+_DICTS = re.compile(
+    r"yacs\.config\.CfgNode|easydict\.EasyDict|addict\.addict\.Dict|(?:pytorch_)?lightning\.[\w.]+\.AttributeDict"
 )
 
 SEVERAL = 32
@@ -104,23 +108,28 @@ class _Settings:
     def __setstate__(self, state: Any) -> None:
         """Take whatever it held."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Take an item."""
 
-    def append(self, value: Any) -> None:
-        """Take an element."""
+def _empty(*_: Any) -> OrderedDict[Any, Any]:
+    """A dict, to be filled, whatever its defaults are made by."""
+    return OrderedDict()
 
-    def extend(self, values: Any) -> None:
-        """Take elements."""
+
+_STAND_INS: dict[re.Pattern[str], Callable[..., Any]] = {
+    _SETTINGS: _Settings,
+    _DICTS: OrderedDict,
+    re.compile(r"collections\.defaultdict"): _empty,
+}
+"""What torch's unpickler is given for names in a file."""
 
 
 def _from_torch(path: Path) -> Any:
     # torch.save compresses nothing.
     check_zip(path, ratio=1)
-    names: list[str] = []
+    stands: dict[str, Callable[..., Any]] = {}
     while True:
         try:
-            with warnings.catch_warnings(), torch.serialization.safe_globals([(_Settings, name) for name in names]):
+            safe = torch.serialization.safe_globals([(kind, name) for name, kind in stands.items()])
+            with warnings.catch_warnings(), safe:
                 warnings.simplefilter("ignore")  # about the pickle protocol, for developers of torch
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -128,14 +137,16 @@ def _from_torch(path: Path) -> Any:
             # Of these torch itself asks for allowed ones only; another is one whose name was cut short.
             if asked is None or asked[1].startswith("torch._utils."):
                 raise _damaged(path) from None
-            name = asked[1]
-            if not _SETTINGS.fullmatch(name) or name in names or len(names) == SEVERAL:
+            # Torch leaves out the module's name in these.
+            name = asked[1] if "." in asked[1] else f"builtins.{asked[1]}"
+            kind = next((kind for pattern, kind in _STAND_INS.items() if pattern.fullmatch(name)), None)
+            if kind is None or name in stands or len(stands) == SEVERAL:
                 raise ValueError(
-                    f"{path} holds more than weights: it asks for {name} through pickle, which may run any code, and "
-                    "is not opened; where you trust it, load it with the code that made it and write its "
+                    f"{path} holds more than weights: it asks for {asked[1]} through pickle, which may run any code, "
+                    "and is not opened; where you trust it, load it with the code that made it and write its "
                     "state_dict() alone with torch.save or safetensors"
                 ) from None
-            names.append(name)
+            stands[name] = kind
         except Exception as error:  # noqa: BLE001  # torch's unpickler calls what it allows with whatever the file gives it
             if "TorchScript" in str(error):
                 raise ValueError(
