@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cli.test_app import done, everything, failed
 from conftest import tiny_data, tiny_split
+from models.pretrained.test_timm import Timm
 from tiny_study import write_tiny_study
 from toughen import recipes, workflows
 from toughen.data import DATA, ImageData, Split
@@ -181,6 +183,17 @@ def test_what_must_be_fetched_is_said_and_not_fetched(here: Path):
     assert "# mnist is fetched from the Hub when training begins, and was not looked at" in text
 
 
+def test_pretrained_weights_are_not_fetched_to_try_them(here: Path, monkeypatch: pytest.MonkeyPatch):
+    timm = Timm()
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    given = ("train", "recipe.yaml", "model=timm:resnet50", "model.pretrained=true")
+    text = done(*given, "normalize=pretrained", "--dry-run")
+    assert "# the weights of timm:resnet50 are fetched when training begins, and were not looked at" in text
+    assert not any(pretrained for _, pretrained in timm.asked)
+    assert "write normalize=pretrained" in failed(*given, "normalize={mean: [0, 0, 0], std: [1, 1, 1]}", "--dry-run")
+    assert "these have 1; give data.size" in failed(*given, "normalize=pretrained", "data=tiny", "--dry-run")
+
+
 def test_what_weights_show_is_set_and_a_run_goes_on_without_them(here: Path):
     given = ("train", "recipe.yaml", RESNET, "model.weights=same.pt", "--out", "run")
     text = done(*given)
@@ -190,6 +203,7 @@ def test_what_weights_show_is_set_and_a_run_goes_on_without_them(here: Path):
     assert open_run(Path("run")).model.net.get_parameter("stem.0.weight").shape == (2, 3, 7, 7)
     Path("same.pt").unlink()
     assert "run is complete" in done(*given)
+    assert "key: state_dict" in done(*given, "--dry-run")
     assert "another recipe (seed: 0 there, 1 here)" in failed(*given, "seed=1")
     assert "model.width" in failed(*given, "model.width=3")
     opened = workflows.open(ModelSource("run"))

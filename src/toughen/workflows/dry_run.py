@@ -15,9 +15,9 @@ from toughen.data.base import ImageData
 from toughen.data.sources.registry import SIZES, is_fetched
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.early_stopping import check_balls
-from toughen.training.initial_weights import as_weights_show, check_start, start
+from toughen.training.initial_weights import as_weights_show, check_start, expected_normalization, start
 from toughen.training.micro_batch_search import fits
-from toughen.training.run import check_folder
+from toughen.training.run import check_folder, resume_state
 from toughen.training.setup import (
     build_model,
     check_images,
@@ -58,16 +58,28 @@ def dry_run(recipe: Recipe, out: Path, *, note: Note) -> Recipe:
         train_split, validation, index = splits(recipe, data)
         extra = load_pseudo_labelled(recipe, data)
         read = {"train": train_split, "validation": validation, "test": data.test}
-        check_images({**read, "extra": extra.examples} if extra else read, note)
+        fresh, _ = resume_state(out)
+        check_images({**read, "extra": extra.examples} if extra else read, note, fresh=fresh)
+        if fresh and recipe.model.settings.get("pretrained"):
+            _try_pretrained(recipe, data, note)
+            fresh = False
         # As plainly as can be, and without processes: for two images nothing else pays.
         plain = recipe.data.model_copy(update={"workers": 0})
         slow = recipe.model_copy(update={"data": plain, "fast": "off"})
-        job, batches = set_up(slow, data, train_split, index, device, extra=extra, note=note)
+        job, batches = set_up(slow, data, train_split, index, device, extra=extra, note=note, fresh=fresh)
         try:
             fits(job, batches[0], min(ROWS, recipe.batch_size) if job.method.divisible else recipe.batch_size)
         finally:
             batches.close()
     return recipe
+
+
+def _try_pretrained(recipe: Recipe, data: ImageData, note: Note) -> None:
+    """Try what is known of weights that must be fetched."""
+    check_start(recipe)
+    if recipe.normalize == "pretrained":
+        expected_normalization(recipe, data.channels)
+    note(f"the weights of {recipe.model.name} are fetched when training begins, and were not looked at")
 
 
 def try_data(recipe: Recipe, data: ImageData | None = None, *, note: Note) -> ImageData | None:
