@@ -76,6 +76,14 @@ def test_a_repaired_gradient_is_tried_and_finds_the_truth(name: str, remedy: str
     assert found.unreliable
 
 
+def test_a_function_whose_weights_ask_for_a_gradient_leads_to_no_image():
+    problem = masked()
+    problem.model.requires_grad_(True)
+    said = audit(lambda x: problem.model(x.detach()), problem.x, problem.y, threat=BALL)  # pyright: ignore[reportArgumentType]
+    assert "No gradient of the output reaches the images." in texts(said)
+    assert abs(len(said.standing) / 128 - problem.truth) <= 0.03
+
+
 def test_a_gradient_reversed_by_a_module_is_reversed():
     def backward(module: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor, ...]:
         return tuple(-grad for grad in inputs)

@@ -71,20 +71,29 @@ def to_integers(func: Callable[..., Any], result: object) -> bool:
 
 def sets_hook(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     """Whether a call sets a hook on a tensor, by which its gradient may be changed; ours only count."""
-    if func is not Tensor.register_hook:
-        return False
-    return not str(getattr(args[1], "__module__", "")).startswith("toughen.")
+    ours = any(str(getattr(arg, "__module__", "")).startswith("toughen.") for arg in args[1:])
+    return func is Tensor.register_hook and not ours
+
+
+def _nodes(logits: Tensor) -> Iterator[Any]:
+    """The nodes of autograd's graph behind some logits, as many as are looked at."""
+    ahead, known = [logits.grad_fn], set[Any]()
+    while ahead and len(known) < GRAPH:
+        node = ahead.pop()
+        if node is not None and node not in known:
+            known.add(node)
+            ahead += [after for after, _ in node.next_functions]
+            yield node
+
+
+def leads_to(logits: Tensor, x: Tensor) -> bool:
+    """Whether logits depend on an image in autograd's eyes, and not on weights alone."""
+    return any(node is x.grad_fn or getattr(node, "variable", None) is x for node in _nodes(logits))
 
 
 def own_derivatives(logits: Tensor) -> Iterator[tuple[str, Any]]:
     """Name and node of each `torch.autograd.Function` in the graph behind some logits that is not torch's own."""
-    ahead, known = [logits.grad_fn], set[Any]()
-    while ahead and len(known) < GRAPH:
-        node = ahead.pop()
-        if node is None or node in known:
-            continue
-        known.add(node)
-        ahead += [after for after, _ in node.next_functions]
+    for node in _nodes(logits):
         own = getattr(type(node), "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
         if own is not None and own.__module__.partition(".")[0] != "torch":
             yield own.__name__, node

@@ -23,6 +23,7 @@ from toughen.evaluation.audit.gradient_repairs import (
     COMPARISONS,
     DETACHING,
     STEP_FUNCTIONS,
+    leads_to,
     own_derivatives,
     sets_hook,
     to_integers,
@@ -155,7 +156,7 @@ class WatchedModel(nn.Module):
             with Operations(self._observed):
                 logits = self.model(x)
             if asked:
-                self._observed.gradient &= logits.requires_grad
+                self._observed.gradient &= leads_to(logits, x)
                 self._observed.own |= {name for name, _ in own_derivatives(logits)}
         self.nonfinite_logits = self.nonfinite_logits + not_finite(logits.detach()).sum()
         if asked:
