@@ -42,7 +42,7 @@ from toughen.evaluation.audit.gradient_repairs import (
 from toughen.evaluation.audit.observation import TINY, LogitsAsGiven, WatchedModel, measure_slope
 from toughen.losses import full_precision, margin
 from toughen.models.batched import Batched, predict, value_and_grad
-from toughen.models.inputs import REFUSALS
+from toughen.models.refusals import is_models
 from toughen.threat import Threat
 
 PASSES = 100
@@ -253,7 +253,9 @@ class AttackChecks(CleanChecks):
             model = self._repaired(inner, names)
             try:
                 _, grad, _ = value_and_grad(model, x, ascending(margin, y))
-            except REFUSALS:
+            except Exception as error:
+                if not is_models(error):
+                    raise
                 # As of a model that fixes the type of its inner tensors, which cannot be had in float64.
                 continue
             if mostly(statistics.not_finite(grad) | statistics.all_zero(grad), 0.5):
