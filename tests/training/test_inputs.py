@@ -120,7 +120,7 @@ def test_training_is_not_changed_by_the_look(here: Path, monkeypatch: pytest.Mon
     assert job.passes.forwards == 0
     assert job.model.training
     monkeypatch.undo()
-    monkeypatch.setattr("toughen.training.setup.check_takes", lambda *given, **more: None)
+    monkeypatch.setattr("toughen.training.setup.check_trains", lambda *given, **more: None)
     without, undisturbed = made()
     assert torch.equal(drawn, undisturbed)
     states = job.model.state_dict(), without.model.state_dict()

@@ -19,6 +19,7 @@ from torch import nn
 import toughen
 from toughen.errors import Option, UsageError, image_size
 from toughen.models import adapted
+from toughen.models.adapted import NoLogits, check_logits, find_logits
 from toughen.models.batched import out_of_memory
 from toughen.models.classifier import Classifier
 from toughen.modes import evaluating
@@ -54,11 +55,48 @@ def check_takes(
         ValueError: it does not take such images, see `refusal`.
     """
     try:
-        _forward(model, shape, 2, device, dtype)
+        with torch.no_grad():
+            logits = find_logits(_forward(model, shape, 2, device, dtype))[1]
+        check_logits(logits, 2)
+    except NoLogits as error:
+        raise NoLogits(f"{what}: {error}") from None
     except Exception as error:
         if not is_models(error):
             raise
         raise refusal(model, shape, error, device, dtype, what=what) from error
+
+
+def check_trains(
+    model: nn.Module,
+    shape: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    classes: int,
+    what: str = "the model",
+) -> None:
+    """Refuse a network that cannot be trained on such images, by a pass as in `check_takes` and one with a gradient.
+
+    Args (all else as for `check_takes`):
+        classes: of the data.
+
+    Raises:
+        ValueError: it takes no such images, has another number of logits, no weights, or no gradient reaches them.
+    """
+    check_takes(model, shape, device, dtype, what=what)
+    with torch.enable_grad():
+        logits = find_logits(_forward(model, shape, 2, device, dtype))[1]
+    if logits.shape[1] != classes:
+        raise ValueError(
+            f"{what} returns {logits.shape[1]} logits, and the data has {classes} classes; give it as many"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{what} has no weights to train; give another")
+    if not logits.requires_grad:
+        raise ValueError(
+            f"{what}: no gradient of its output reaches its weights: its forward runs under no_grad or inference_mode, "
+            "or through numpy or integers; mend that"
+        )
 
 
 def is_models(error: Exception) -> bool:
@@ -119,13 +157,15 @@ def refusal(
     refused = f"{what} does not take images of {asked}: {said}; "
     texts = {first_line(error)}
 
+    @torch.no_grad()
     def takes(*tried: int) -> bool:
         try:
             _forward(model, tried, 1, device, dtype)
         except Exception as other:
             if not is_models(other):
                 raise
-            texts.add(first_line(other))
+            # Of other channels it may well say other things.
+            texts.update([first_line(other)] if tried[0] == channels else ())
             return False
         return True
 
@@ -160,10 +200,11 @@ def described(error: Exception) -> str:
     return f"{kind}{first_line(error).removesuffix('.')}" + f" ({where})" * bool(where)
 
 
-def _forward(model: nn.Module, shape: Sequence[int], n: int, device: torch.device, dtype: torch.dtype) -> None:
+def _forward(model: nn.Module, shape: Sequence[int], n: int, device: torch.device, dtype: torch.dtype) -> object:
+    """What it returns for n black images, in the caller's gradient mode."""
     # Some networks draw random numbers in inference mode too.
-    with torch.random.fork_rng(), evaluating(model), torch.no_grad():
-        model(torch.zeros(n, *shape, device=device, dtype=dtype))
+    with torch.random.fork_rng(), evaluating(model):
+        return model(torch.zeros(n, *shape, device=device, dtype=dtype))
 
 
 def _named_side(model: nn.Module) -> int | None:

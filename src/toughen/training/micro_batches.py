@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 from toughen.data import Batch, Batches
 from toughen.methods import Method, State
 from toughen.methods.wrapper import Wrapper
-from toughen.models.refusals import REFUSALS, first_line
+from toughen.models.refusals import described, is_models
 from toughen.modes import training
 from toughen.parallel import ranks
 from toughen.recipes import Recipe, RecipeError
@@ -115,7 +115,7 @@ def images_needed(
     if alone and (refused := _refused(model, torch.zeros(2, *shape, device=device, dtype=dtype))):
         raise RecipeError(
             f"model: {recipe.model.name} does not take {'x'.join(map(str, shape))} images in training mode "
-            f"({first_line(refused).rstrip('.')}); use larger images or another network"
+            f"({described(refused)}); use larger images or another network"
         )
     if alone and not together:
         return 2
@@ -132,9 +132,9 @@ def _refused(model: nn.Module, x: torch.Tensor) -> Exception | None:
         if isinstance(logits, torch.Tensor) and logits.shape[:1] != x.shape[:1]:
             # As of a network that squeezes away whatever axis has one entry.
             return ValueError(f"it gives logits of shape {tuple(logits.shape)} for {len(x)} images")
-    except torch.OutOfMemoryError:
-        raise
-    except REFUSALS as error:
+    except Exception as error:
+        if not is_models(error):
+            raise
         return error
     finally:
         for buffer, before in buffers:

@@ -21,7 +21,7 @@ from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.batches import Extra
 from toughen.errors import Option, UsageError, naming
 from toughen.methods import Spec
-from toughen.models.refusals import check_takes
+from toughen.models.refusals import check_trains
 from toughen.noise import derive
 from toughen.optim.ema import Averages
 from toughen.optim.schedules import warmed_up
@@ -187,7 +187,8 @@ def set_up(
     model.to(device, dtype)
     if fresh:
         try:
-            check_takes(model, data.image_shape, device, dtype, what=f"model: {recipe.model.name}")
+            what, classes = f"model: {recipe.model.name}", data.num_classes
+            check_trains(model, data.image_shape, device, dtype, classes=classes, what=what)
         except ValueError as error:
             raise RecipeError(error) from None
     together = recipe.batchnorm == "synchronised" and synchronises(model, device)
