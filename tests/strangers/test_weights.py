@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import json
 import pathlib
 import re
@@ -224,6 +225,44 @@ def test_what_may_be_another_network_is_refused(case: str, tmp_path: Path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def trunk(content: State, prefix: str) -> State:
+    return under(prefix, {name: tensor for name, tensor in content.items() if not name.startswith("linear.")})
+
+
+PROJECTION = {"0.weight": torch.zeros(16, 16), "0.bias": torch.zeros(16), "2.weight": torch.zeros(8, 16)}
+PRETRAINED: dict[str, tuple[State, str | None, str]] = {
+    "supcon": (trunk(ONE, "encoder") | under("head", PROJECTION), None, "encoder."),
+    "moco's query": (
+        trunk(ONE, "module.encoder_q") | under("module.encoder_q.linear", PROJECTION) | trunk(TWO, "module.encoder_k"),
+        "module.encoder_q",
+        "module.encoder_q.",
+    ),
+    "a chain whose end is another head": (trunk(ONE, "0") | under("1", PROJECTION), None, "0."),
+    "byol": (
+        trunk(ONE, "online_encoder.net") | under("online_predictor", PROJECTION) | trunk(TWO, "target_encoder.net"),
+        "online_encoder",
+        "online_encoder.net.",
+    ),
+    "the one that has the head too": (under("model", ONE) | trunk(TWO, "encoder"), None, "model."),
+}
+
+
+@pytest.mark.parametrize("case", PRETRAINED)
+def test_a_trunk_is_found_whatever_its_head_was(case: str):
+    content, key, prefix = PRETRAINED[case]
+    model = build("small_cnn", **GIVEN)
+    if key is not None:
+        with pytest.raises(ValueError, match="holds 2 groups of tensors that fit"):
+            load_weights(model, content, strict=False)
+    found = load_weights(model, content, key=key, strict=False)
+    assert found.prefix == prefix
+    assert found.head == ("" if "too" in case else "linear")
+    for name, tensor in ONE.items():
+        assert torch.equal(model.net.state_dict()[name], tensor) or name.startswith("linear.")
+    with pytest.raises(ValueError, match="does not fit") if "too" not in case else contextlib.nullcontext():
+        load_weights(model, content, key=key)
+
+
 def test_nothing_of_the_settings_in_a_file_is_made(tmp_path: Path):
     torch.save({"model": ONE, "args": argparse.Namespace(where=pathlib.PurePosixPath("/x"))}, tmp_path / "a.pt")
     assert read_state(tmp_path / "a.pt").keys() == ONE.keys()
@@ -295,18 +334,19 @@ def test_every_verb_in_python(here: Path):
         opened = workflows.open(source)
         with torch.no_grad():
             assert torch.equal(opened.model(X), logits(weights))
-        found, folder = workflows.evaluate(source, ask)
-        right = int((logits(weights)[:8].argmax(1) == tiny_data().test.labels[:8]).sum())
-        assert (found.clean_accuracy, found.n) == (right / 8, 8)
-        assert folder.parent.name.endswith(f"both-pth-{key}")
-        kept = json.loads((folder / "result.json").read_text())
-        assert f"prefix '{key}.' removed" in kept["notes"][0]
-        assert "left aside: state_dict" in kept["notes"][0]
-        analysed = workflows.analyse(source, only=["gradients"], limit=4, threat="linf:0.1")
-        assert analysed.folder.name.endswith(f"-{key}")
-        given: dict[str, Any] = {"threat": Linf(0.1), "attack": AttackSpec(name="pgd", steps=1)}
-        shown = transfer(opened.model, opened.model, X[:8], tiny_data().test.labels[:8], **given)
-        assert shown.summary()["n"] == 8
+        assert opened.folder.name == f"both-pth-{key}"
+    # What follows is of the last of the two.
+    found, folder = workflows.evaluate(source, ask)
+    right = int((logits(TWO)[:8].argmax(1) == tiny_data().test.labels[:8]).sum())
+    assert (found.clean_accuracy, found.n) == (right / 8, 8)
+    assert folder.parent == opened.folder
+    kept = json.loads((folder / "result.json").read_text())
+    assert "prefix 'state_dict_ema.' removed; left aside: state_dict (26 tensors)" in kept["notes"][0]
+    analysed = workflows.analyse(source, only=["gradients"], limit=4, threat="linf:0.1")
+    assert analysed.folder == Path("analysis/both-pth-state_dict_ema")
+    given: dict[str, Any] = {"threat": Linf(0.1), "attack": AttackSpec(name="pgd", steps=1)}
+    shown = transfer(opened.model, opened.model, X[:8], tiny_data().test.labels[:8], **given)
+    assert shown.summary()["n"] == 8
     workflows.evaluate(ModelSource(what, data="tiny", key="state_dict"), adaptive)
     near: dict[str, Any] = {"against": "tiny", "counts": [4], "threshold": 0.01}
     workflows.label("tiny", ModelSource(what, key="state_dict"), **near, out=Path("extra"))
