@@ -129,7 +129,12 @@ def test_all_verbs_say_it(here: Path):
     assert f"note: {said}" in done("evaluate", *given, "--suite", "pgd-1", "--threat", "linf:0.1", "--out", "a")
     assert f"note: {said}" in done("evaluate", *given, "--suite", "corruptions", "--out", "b")
     assert said in done("analyse", *given, "--threat", "linf:0.1", "--only", "pictures", "--limit", "4", "--out", "c")
-    assert said in toughen("check", *given).stdout
+    text = toughen("check", *given).stdout
+    assert said in text
+    assert "EV227" not in text
+    few = npz(here / "few.npz", PIXELS[LABELS < 2], LABELS[LABELS < 2])
+    # The classes are only numbered: there may be more than the images show.
+    assert "EV227" not in toughen("check", "mine.py:build", "--data", few).stdout
 
 
 def test_a_pool_and_what_it_must_not_copy_are_said(trained: Path, here: Path):
@@ -194,6 +199,10 @@ def test_a_folder_that_is_one_too_high_is_evaluated_on_its_test_part_alone(here:
     labels, notes = labels_of(ModelSource("mine.py:build", data=str(here / "pets")))
     assert labels == COLOUR["test"][1].tolist()
     said = f"the data of {here / 'pets'} lie in {here / 'pets' / 'dataset'}, and are read there"
-    assert notes == (f"images: from the test part of pets (12); {said}",)
+    assert notes == (
+        f"images: from the test part of pets (12); {said}",
+        "the images name 3 classes (cat, dog, eel) and the model returns 4 logits: it is taken to mean them by the "
+        "first 3, in this order",
+    )
     assert load(str(here / "pets")).classes == CLASSES
     assert torch.equal(load(str(here / "pets")).test.images, load(str(here / "pets" / "dataset")).test.images)

@@ -222,7 +222,7 @@ def check(
             for said in filter(None, (opened.said, opened.used)):
                 print(said)
             some = opened.test.take(choose_images(len(opened.test), limit))
-            found = look(opened.model, some.images, some.labels, classes=opened.classes, limit=limit)
+            found = look(opened.model, some.images, some.labels, classes=opened.classes or None, limit=limit)
         console().print(render(describe_model_check(found.summary())))
         if not found.fine:
             raise typer.Exit(3)

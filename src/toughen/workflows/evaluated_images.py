@@ -5,17 +5,18 @@ used(images)                                     # "images: from all 600 of pets
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toughen.data import ImageData
 from toughen.data.base import Examples, fingerprint, first
 from toughen.data.decode import numbered, set_aside
 from toughen.errors import Command, Option, UsageError
+from toughen.models.prepared import prepare
 
 
 def unseen(what: str, images: ImageData, config: Mapping[str, Any], trained: Callable[[], ImageData]) -> ImageData:
@@ -78,6 +79,23 @@ def used(images: ImageData) -> str:
     shown = images.test.labels.unique().tolist()
     alone = (f"all of them are of class {images.classes[shown[0]]}",) if len(shown) == 1 else ()
     return "; ".join((f"images: {said}", *alone, *images.notes))
+
+
+def fewer_names(model: nn.Module, classes: Sequence[str], test: Examples) -> str:
+    """What to note where images name fewer classes than a model has logits: their labels may be other classes there.
+
+    Raises:
+        ValueError: as for `prepare`.
+    """
+    # Without names nothing is known of how many there are.
+    logits = prepare(model, test.take(torch.arange(1)).images, None, 1).classes if classes else 0
+    if logits <= len(classes):
+        return ""
+    names = f"{', '.join(classes[:5])}{', ...' * (len(classes) > 5)}"
+    return (
+        f"the images name {len(classes)} classes ({names}) and the model returns {logits} logits: it is taken to mean "
+        f"them by the first {len(classes)}, in this order"
+    )
 
 
 def limited(test: Examples, limit: int | None) -> tuple[Examples, Tensor | None, tuple[str, ...]]:

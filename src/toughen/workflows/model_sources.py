@@ -34,7 +34,7 @@ from toughen.storage.limits import check_safetensors
 from toughen.threat import Threat
 from toughen.threat import parse as parse_threat
 from toughen.training.setup import chosen_device
-from toughen.workflows.evaluated_images import check_classes, for_classes, may_lack_classes, unseen, used
+from toughen.workflows.evaluated_images import check_classes, fewer_names, for_classes, may_lack_classes, unseen, used
 from toughen.workflows.run_folder import open_run
 from toughen.workflows.user_code import built, is_reference
 
@@ -126,8 +126,9 @@ class OpenedModel:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What a reader of a result should know: which weights of a file the model has, and which images were taken."""
-        return tuple(filter(None, (self.said if _is_weights(self.source.what) else "", self.used)))
+        """What a reader of a result should know: a file's weights, which images were taken, classes that they lack."""
+        weights = self.said if _is_weights(self.source.what) else ""
+        return tuple(filter(None, (weights, self.used, fewer_names(self.model, self.classes, self.test))))
 
     def ball(self, threat: str | None) -> Threat:
         """The ball that a text names; without one that in which it was trained.
