@@ -76,6 +76,14 @@ def test_a_repaired_gradient_is_tried_and_finds_the_truth(name: str, remedy: str
     assert found.unreliable
 
 
+@pytest.mark.faults
+@pytest.mark.full
+def test_a_compiled_model_is_seen_and_repaired_as_it_was_written():
+    found = MASKS["rounded to 8 levels"]()
+    said = audit(torch.compile(found.model, backend="eager"), found.x, found.y, threat=BALL)
+    assert said.findings == audited("rounded to 8 levels").findings
+
+
 def test_a_function_whose_weights_ask_for_a_gradient_leads_to_no_image():
     problem = masked()
     problem.model.requires_grad_(True)

@@ -6,9 +6,10 @@
 None of them changes what the model answers: at worst the logits are rescaled or rounded otherwise.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ GRAPH = 20_000
 def to_integers(func: Callable[..., Any], result: object) -> bool:
     """Whether a call turned numbers into whole ones or truth values."""
     return func in _CONVERSIONS and isinstance(result, Tensor) and not result.is_floating_point()
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled models run as they were written until the context ends: a compiled graph asks no mode."""
+    # Whatever was compiled has imported this, which by itself takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def sets_hook(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
@@ -268,7 +275,8 @@ class RepairedModel(nn.Module):
             x = 2 * x.detach() - x
         asked = torch.is_grad_enabled()
         replaced = {"straight": STRAIGHT in self.names and asked, "through": THROUGH in self.names and asked}
-        with _Gradients(**replaced, repaired=REPAIRED in self.names, width=self.width):
+        repairs = _Gradients(**replaced, repaired=REPAIRED in self.names, width=self.width)
+        with eagerly(), repairs:
             logits = self.model(x)
         if OWN in self.names and asked:
             for _, node in list(own_derivatives(logits)):

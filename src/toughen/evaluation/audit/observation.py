@@ -23,6 +23,7 @@ from toughen.evaluation.audit.gradient_repairs import (
     COMPARISONS,
     DETACHING,
     STEP_FUNCTIONS,
+    eagerly,
     leads_to,
     own_derivatives,
     sets_hook,
@@ -153,7 +154,7 @@ class WatchedModel(nn.Module):
         if self._observed is None:
             logits = self.model(x)
         else:
-            with Operations(self._observed):
+            with eagerly(), Operations(self._observed):
                 logits = self.model(x)
             if asked:
                 self._observed.gradient &= leads_to(logits, x)
