@@ -182,8 +182,9 @@ def refusal(
                 if other == 3:
                     remedy += (": give ", image_size(tried[0]), ", which makes all images RGB")
                 return UsageError(refused, *remedy)
-    if len(texts) == 1:
-        return UsageError(f"{what} raises on images of {asked}, and on those of other sizes: {said}; mend that")
+    if len(texts) == 1 or not isinstance(error, REFUSALS):
+        everywhere = ", and on those of other sizes" * (len(texts) == 1)
+        return UsageError(f"{what} raises on images of {asked}{everywhere}: {said}; mend that")
     return UsageError(
         refused, "nor those of usual sizes; look at what it expects, and give ", image_size("N"), " for another side"
     )

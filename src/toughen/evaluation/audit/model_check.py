@@ -25,7 +25,7 @@ from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.inputs import as_input, as_labels, check_batch, placement
 from toughen.models.prepared import inference, supports_channels_last
-from toughen.models.refusals import SIDES, described, is_models, naming_theirs
+from toughen.models.refusals import REFUSALS, SIDES, described, is_models, naming_theirs
 from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
@@ -172,7 +172,7 @@ def _takes(model: AdaptedModel, x: Tensor, log: CheckLog) -> int | None:
         if len(devices) > 1:
             log.wrong("EV226", f"{seen} (parameters on {', '.join(sorted(devices))})", "model.to(device)")
         else:
-            log.wrong("EV226", seen, _instead(model, x))
+            log.wrong("EV226", seen, _instead(model, x) if isinstance(error, REFUSALS) else "mend that line of it")
         return None
     found = "" if model.returned == "tensor" else f" (in {FOUND_IN[model.returned]})"
     log.fine("input", f"{shape}, {_type_of(x)} on {x.device}, logits {tuple(logits.shape)[1]}{found}")
