@@ -80,14 +80,16 @@ def test_a_repaired_gradient_is_tried_and_finds_the_truth(name: str, remedy: str
 @pytest.mark.full
 def test_a_compiled_model_is_seen_and_repaired_as_it_was_written():
     found = MASKS["rounded to 8 levels"]()
-    said = audit(torch.compile(found.model, backend="eager"), found.x, found.y, threat=BALL)
+    given: dict[str, Any] = {"model": torch.compile(found.model, backend="eager"), "threat": BALL}
+    said = audit(x=found.x, y=found.y, **given)
     assert said.findings == audited("rounded to 8 levels").findings
 
 
 def test_a_function_whose_weights_ask_for_a_gradient_leads_to_no_image():
     problem = masked()
     problem.model.requires_grad_(True)
-    said = audit(lambda x: problem.model(x.detach()), problem.x, problem.y, threat=BALL)  # pyright: ignore[reportArgumentType]
+    given: dict[str, Any] = {"model": lambda x: problem.model(x.detach()), "threat": BALL}
+    said = audit(x=problem.x, y=problem.y, **given)
     assert "No gradient of the output reaches the images." in texts(said)
     assert abs(len(said.standing) / 128 - problem.truth) <= 0.03
 
