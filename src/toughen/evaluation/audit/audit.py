@@ -22,6 +22,7 @@ from toughen.models.batched import Batched
 from toughen.models.cost import counted
 from toughen.models.inputs import as_labels, check_batch, out_of_unit
 from toughen.models.prepared import ball_of, prepare
+from toughen.models.refusals import naming_theirs
 from toughen.modes import float32
 from toughen.noise import Stream
 from toughen.threat import Threat, as_threat
@@ -74,7 +75,7 @@ def audit(
         return Audit(found, (left,), n, 0, 0, tuple(ids.tolist()), (), ())
     prepared = prepare(model, x[:n], y[:n], batch_size)
     model, device, images = prepared.model.model, prepared.device, prepared.images(x[:n])
-    with undisturbed(device, seed), float32(device), torch.no_grad():
+    with undisturbed(device, seed), float32(device), torch.no_grad(), naming_theirs():
         given = as_given(model, images[:batch_size])
         with prepared.ready(), counted(model) as passes:
             watched = WatchedModel(model)
