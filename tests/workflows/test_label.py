@@ -202,7 +202,7 @@ def test_models_that_do_not_take_the_images_are_refused_before_the_work(sources:
         labelled("sized.py:large", "out")
     with pytest.raises(ValueError, match="^The labeller" + says):
         labelled("mine.py:make", "out", labeller="sized.py:large")
-    with pytest.raises(ValueError, match=r"takes images of 3 channels: give size=224, which makes all images RGB$"):
+    with pytest.raises(ValueError, match=r"takes images of 3 channels: give size=8, which makes all images RGB$"):
         labelled("sized.py:colour", "out")
     assert not list(Path("out").rglob("*.npz"))
     # The remedy, in the same folder.

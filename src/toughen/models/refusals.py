@@ -111,7 +111,8 @@ def place(error: BaseException) -> str:
 
     A model's code is what a module's call runs, or a plain function's, from the last of ours inwards.
     """
-    frames = traceback.extract_tb(error.__traceback__)
+    # What watches every operation of torch is on the way to it, whoever asked.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "__torch_function__"]
     last = max((at for at, frame in enumerate(frames) if frame.filename.startswith(OURS)), default=-1)
     called = last >= 0 and frames[last].filename == adapted.__file__
     found, users = "", False
