@@ -7,8 +7,8 @@
 
 import re
 from functools import cache
+from typing import Any
 
-import click
 import typer
 
 from toughen.cli.app import app
@@ -26,7 +26,7 @@ def options() -> dict[str, set[str]]:
     """The options of every command by its name; of one of `study`, like `study run`."""
     found: dict[str, set[str]] = {}
 
-    def add(command: click.Command, name: str) -> None:
+    def add(command: Any, name: str) -> None:
         found[name] = {"--help"}
         for parameter in command.params:
             found[name] |= {*parameter.opts, *parameter.secondary_opts}

@@ -14,10 +14,12 @@ import numpy
 import pytest
 import torch
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 import toughen
 from named_remedies import missing, options
 from toughen.attacks import ATTACKS
+from toughen.cli.app import app
 from toughen.evaluation import SUITES
 from toughen.evaluation.suites import find
 from toughen.losses import LOSSES
@@ -44,9 +46,9 @@ def texts() -> Iterator[tuple[str, str]]:
         bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
         first = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
         for node in ast.walk(tree):
-            shown = isinstance(node, ast.Constant) and id(node) not in first
-            if shown and isinstance(node.value, str) and " " in node.value:
-                yield name, node.value
+            value = node.value if isinstance(node, ast.Constant) and id(node) not in first else None
+            if isinstance(value, str) and " " in value:
+                yield name, value
 
 
 TEXTS = list(texts())
@@ -177,3 +179,13 @@ def test_suites_that_messages_name_are_there():
 )
 def test_what_is_not_there_where_it_is_named_is_found(message: str, command: str, wrong: list[str]):
     assert missing(message, command) == wrong
+
+
+def test_every_error_of_a_command_is_looked_at(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*given: Any, **more: Any) -> Any:
+        raise ValueError("give --suite square")
+
+    monkeypatch.setattr("toughen.workflows.analyse", refuse)
+    done = CliRunner().invoke(app, ["analyse", "runs/none"])
+    assert isinstance(done.exception, AssertionError)
+    assert "--suite is no option of analyse" in str(done.exception)
