@@ -25,7 +25,7 @@ def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(autouse=True, scope="session")
 def _remedies_are_there() -> Iterator[None]:
     """Of every command that ends with an error: what its sentence tells the reader to give is there."""
-    from typer.main import get_current_context
+    from typer._click.globals import get_current_context
 
     from named_remedies import missing
     from toughen.cli import errors
