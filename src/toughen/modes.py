@@ -5,7 +5,7 @@ with attacking(model, "eval"):          # parameters frozen, BatchNorm in infere
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,8 +39,18 @@ def _training_flags(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inference mode for every module."""
     with _training_flags(model):
-        model.eval()
+        to_inference(model)
         yield
+
+
+def to_inference(model: nn.Module) -> None:
+    """Put every module into inference mode; what torch.export made keeps the mode that it was made in."""
+    try:
+        model.eval()
+    except NotImplementedError:
+        for module in reversed(list(model.modules())):
+            with suppress(NotImplementedError):
+                module.eval()
 
 
 @contextmanager
@@ -89,7 +99,7 @@ def attacking(model: nn.Module, attack_bn: AttackBN) -> Iterator[None]:
             model.train()
             yield
             return
-        model.eval()
+        to_inference(model)
         if attack_bn == "eval":
             folding = getattr(model, "folding", None)
             with folding.on() if folding is not None else nullcontext():

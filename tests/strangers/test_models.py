@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import toughen
 from toughen.attacks import AttackSpec, apgd, deepfool, pgd, square
@@ -86,6 +87,12 @@ def scripted() -> Any:
     return torch.jit.script(made(Plain))
 
 
+def exported() -> Any:
+    """What torch.export makes of it, which knows no modes."""
+    example, any_number = (torch.rand(2, 1, 8, 8),), ({0: torch.export.Dim("n")},)
+    return torch.export.export(made(Plain), example, dynamic_shapes=any_number).module()
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
     "view after a convolution": lambda: made(View),
     "first operation in place": lambda: made(InPlace),
@@ -95,6 +102,8 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "torch.jit.script": scripted,
     "torch.jit.trace": lambda: torch.jit.trace(made(Plain), torch.rand(2, 1, 8, 8)),
     "torch.jit.freeze": lambda: torch.jit.freeze(scripted()),
+    "torch.export": exported,
+    "torch.fx": lambda: torch.fx.symbolic_trace(made(Plain)),
     "DataParallel": lambda: nn.DataParallel(made(View)),
     "an ensemble of one": lambda: toughen.Ensemble([made(Tupled)]),
     "a plain function": lambda: made(Plain).forward,
@@ -176,6 +185,42 @@ def test_images_in_half_precision_are_refused(attack: Any, images: tuple[Tensor,
         attack(made(Plain), x.half(), y, threat=BALL)
     with pytest.raises(ValueError, match=r"images are torch\.bfloat16, .* give x\.float\(\)"):
         evaluate(made(Plain), x.bfloat16(), y, threat=BALL, suite="pgd-1")
+
+
+class Wanting(Plain):
+    def forward(self, x: Tensor, flag: bool) -> Tensor:
+        return super().forward(x)
+
+
+class Reentrant(Plain):
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class": (lambda: Plain, r"^Plain is a class; give a model of it, such as Plain\(\)$"),
+    "not yet initialised": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(K)), r"run it on one image first$"),
+    "an argument more": (
+        lambda: made(Wanting),
+        r"missing 1 required positional argument: 'flag' \(where it is called\)",
+    ),
+    "checkpoints of activations": (lambda: made(Reentrant), r"give use_reentrant=False there$"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize(("make", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_what_cannot_be_run_or_followed_is_one_sentence_with_the_way(
+    make: Callable[[], Any], says: str, images: tuple[Tensor, Tensor]
+):
+    x, y = images
+    for verb in (
+        lambda: evaluate(make(), x, y, threat=BALL, suite="pgd-1"),
+        lambda: audit(make(), x, y, threat=BALL),
+        lambda: pgd(make(), x, y, threat=BALL, steps=1),
+    ):
+        with pytest.raises(ValueError, match=says):
+            verb()
 
 
 class NoGrad(Plain):

@@ -166,11 +166,13 @@ def test_measuring_tries_nothing_that_could_end_the_process(tiny: str, tried: li
         Acceleration(bf16=True, channels_last=True),
     ]
     assert tried == [*sound, *others, Acceleration(compiled=True)]
-    assert told[0] == (
+    # Before it comes what becomes of a last batch of one image.
+    first, second = (said for said in told if said.startswith("measured"))
+    assert first == (
         f"measured a natural step: plain float32 1000 ms; bf16 1000 ms; neither channels_last nor graphs were tried: "
         f"{REASON}; taken: plain float32"
     )
-    assert "neither" not in told[1]
+    assert "neither" not in second
 
 
 def test_measuring_by_hand_tries_no_more_than_it_is_told(tried: list[Acceleration]):
@@ -186,7 +188,7 @@ def test_a_run_that_began_elsewhere_goes_on_without(tiny: str):
     assert job.ways == Acceleration(bf16=True)
     assert job.graphs is None
     assert all(p.is_contiguous() for p in job.model.parameters())
-    assert told == [f"computing in bf16 from here on: {REASON}"]
+    assert told[-1:] == [f"computing in bf16 from here on: {REASON}"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -93,12 +93,13 @@ def attack(function: Attack) -> Attack:
         given = {key: kwargs.pop(key) for key in GIVEN if key in kwargs}
         if "threat" in given:
             given["threat"] = as_threat(given["threat"])
-            check_norm(checked, given["threat"])
         model = model if isinstance(model, Batched) else adapt(model)
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
         y = as_labels(y, len(x), soft=True).to(x.device)
         check_grad_mode()
+        if "threat" in given:
+            check_norm(checked, given["threat"])
         with _checked_at_first_logits(model, y), naming_theirs():
             return function(model, x, y, **given, **settings)
 

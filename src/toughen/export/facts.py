@@ -4,7 +4,7 @@ facts = gather(Path("runs/free"), checkpoint="best", weights=None)
 facts.evaluations[0].robust_interval            # the worst case that was measured on these very weights
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class RunFacts:
             "method": run.recipe.method.name,
             "data": data.name,
             "fingerprints": dict(data.fingerprints),
+            "trained_view": asdict(view) if (view := run.recipe.data.view) else None,
             "weights": run.weights,
             "step": run.step,
             "checkpoint_sha256": self.checkpoint.files[f"{run.weights}.safetensors"]["sha256"],

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from toughen.modes import plain
 
@@ -114,6 +115,10 @@ def adapt(model: Any) -> AdaptedModel:
         )
     if not callable(model):
         raise ValueError(f"{type(model).__name__} is no model; give a torch.nn.Module or a function of images")
+    if isinstance(model, type):
+        raise ValueError(f"{model.__name__} is a class; give a model of it, such as {model.__name__}()")
+    if isinstance(model, nn.Module) and any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+        raise ValueError("the model has weights that take their shape from its first input; run it on one image first")
     return AdaptedModel(model)
 
 

@@ -121,7 +121,15 @@ def input_gradient(value: Tensor, x: Tensor, **given: bool) -> Tensor:
         NoGradient: there is none.
     """
     if value.requires_grad:
-        (grad,) = torch.autograd.grad(value, x, torch.ones_like(value), allow_unused=True, **given)
+        try:
+            (grad,) = torch.autograd.grad(value, x, torch.ones_like(value), allow_unused=True, **given)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "the model checkpoints its activations with use_reentrant=True, with which torch gives no gradient of "
+                "the images alone; give use_reentrant=False there"
+            ) from error
         if grad is not None:
             return grad
     raise NoGradient(

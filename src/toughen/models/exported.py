@@ -44,6 +44,7 @@ Config = dict[str, Any]
     threat                  the ball it was trained for, like linf:8/255
     recipe, method, data    their names
     fingerprints            of the data's splits, by which it is known again what the model was trained on
+    trained_view            {"size", "resize", "area"}: of the images in those fingerprints, as in the recipe; or null
     weights, step           which of the run's weights, and the optimiser steps behind them
     checkpoint_sha256       of the file of the run's checkpoint that they came from
 """
@@ -233,6 +234,7 @@ class _Description(_StrictDescription):
     threat: str = ""
     data: str = ""
     fingerprints: dict[str, str] = {}
+    trained_view: _ViewDescription | None = None
 
 
 def _check(config: Config, file: Path) -> None:

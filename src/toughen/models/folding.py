@@ -53,9 +53,9 @@ def fused(model: nn.Module, x: Tensor) -> nn.Module:
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
             twin.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
-            twin.set_submodule(after, nn.Identity())
+            twin.set_submodule(after, nn.Identity().eval())
         try:
-            return twin.eval() if agree(twin(x), expected) else model
+            return twin if agree(twin(x), expected) else model
         except Exception as error:
             # A forward that reads what a BatchNorm holds finds it gone.
             if not is_models(error):

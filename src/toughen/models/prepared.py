@@ -175,7 +175,7 @@ def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) ->
     try:
         return all(map(agree, _answers(model, two, device, fast=True), _answers(model, two, device, fast=False)))
     except Exception as error:
-        if not is_models(error):
+        if not (is_models(error) or (isinstance(error, RuntimeError) and batched.out_of_memory(error))):
             raise
         return False
 

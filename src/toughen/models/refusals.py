@@ -125,6 +125,9 @@ def place(error: BaseException) -> str:
             installed = frame.filename.startswith(INSTALLED)
             if not (users and installed):
                 found, users = f"{Path(frame.filename).name}, line {frame.lineno}", not installed
+    if not found and called and isinstance(error, TypeError) and frames[-1].name in ("_call_impl", "forward"):
+        # As of a forward that wants more than images.
+        return "where it is called"
     return found
 
 

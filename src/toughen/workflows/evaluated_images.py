@@ -31,24 +31,26 @@ def unseen(what: str, images: ImageData, config: Mapping[str, Any], trained: Cal
     Raises:
         ValueError: it was trained on all of these images.
     """
-    seen = config.get("fingerprints", {}).get("train")
-    if seen is not None and fingerprint({"train": images.test}) == seen:
+    seen, parts = config.get("fingerprints", {}).get("train"), images.test_part
+    if seen is None:
+        return held_out_part(images) if parts == "train" and images.name == config["data"] else images
+
+    def was_seen(part: Callable[[ImageData], Examples]) -> bool:
+        if fingerprint({"train": part(images)}) == seen:
+            return True
+        # What cannot be read in that view was not trained on in it.
+        with contextlib.suppress(ValueError):
+            return fingerprint({"train": part(trained())}) == seen
+        return False
+
+    if was_seen(lambda data: data.test):
         raise UsageError(
             f"{what} was trained on all {len(images.test):,} images of {images.name}; give it others with ",
             Option("data"),
             ", such as the test images that go with them",
         )
-    if images.test_part != "train":
-        return images
-    held = held_out_part(images)
-    if seen is None:
-        return held if images.name == config["data"] else images
-    if fingerprint({"train": held.train}) == seen:
-        return held
-    # What cannot be read in that view was not trained on in it.
-    with contextlib.suppress(ValueError):
-        return held if fingerprint({"train": held_out_part(trained()).train}) == seen else images
-    return images
+    known = parts == "train" and was_seen(lambda data: held_out_part(data).train)
+    return held_out_part(images) if known else images
 
 
 def held_out_part(images: ImageData) -> ImageData:

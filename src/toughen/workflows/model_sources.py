@@ -333,12 +333,16 @@ def _open_exported(source: ModelSource) -> OpenedModel:
 
 def view_of(source: ModelSource, config: Mapping[str, Any]) -> ResizeCrop | None:
     """Of the images of an exported model: as named, or else as it was trained on."""
-    return source.view or trained_view(config)
+    return source.view or _view(config["view"])
 
 
 def trained_view(config: Mapping[str, Any]) -> ResizeCrop | None:
     """Of the images that an exported model was trained on."""
-    return ResizeCrop(**config["view"]) if config["view"] else None
+    return _view(config.get("trained_view", config["view"]))
+
+
+def _view(described: Mapping[str, Any] | None) -> ResizeCrop | None:
+    return ResizeCrop(**described) if described else None
 
 
 def _from_weights(source: ModelSource, images: ImageData) -> tuple[nn.Module, str]:

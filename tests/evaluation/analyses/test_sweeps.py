@@ -153,9 +153,10 @@ def test_the_longest_run_is_paid_once_and_by_the_correct_alone():
     y[4] = (y[4] + 1) % 5
     with counted(model) as passes:
         found = step_sweep(model, x, y, threat=Linf(4 / 255), steps=[20, 1, 7], batch_size=4)
-    # Three looks at the model, every image once, and for the five 20 steps and 3 verifications.
-    assert passes.example_forwards == 3 + 6 + 5 * (20 + 3)
-    assert (passes.example_backwards, passes.full_backwards) == (5 * 20, 0)
+    # Looks at the model, at one image and at two in both layouts; every image once, and for the five 20 steps and 3
+    # verifications.
+    assert passes.example_forwards == 5 + 6 + 5 * (20 + 3)
+    assert (passes.example_backwards, passes.full_backwards) == (4 + 5 * 20, 0)
     assert found.steps.tolist() == [1, 7, 20]
     assert not found.survived[:, 4].any()
     assert found.clean_correct.tolist() == [True, True, True, True, False, True]
@@ -166,7 +167,7 @@ def test_a_chunk_without_a_correct_image_costs_nothing_more():
     model, x, y = smooth()
     with counted(model) as passes:
         found = step_sweep(model, x, (y + 1) % 5, threat=L2(0.5), steps=[3])
-    assert passes.example_forwards == 3 + 6
+    assert passes.example_forwards == 5 + 6
     assert found.accuracies == [0]
 
 

@@ -78,11 +78,11 @@ def test_examples_are_made_once_for_each_surrogate():
     others = {"a": network().eval(), "b": network(dtype=torch.float64).eval()}
     with counted(source) as made, counted(others["a"]) as shown:
         found = transfer(others, {"s": source}, x, y, threat=BALL, attack=spec("pgd", steps=7), batch_size=4)
-    # Three looks at the model; the image, 7 steps and the verdict on the example.
-    assert made.example_forwards == 3 + 6 * (1 + 7 + 1)
-    assert (made.example_backwards, made.full_backwards) == (6 * 7, 0)
+    # Looks at the model, at one image and at two in both layouts; the image, 7 steps and the verdict on the example.
+    assert made.example_forwards == 5 + 6 * (1 + 7 + 1)
+    assert (made.example_backwards, made.full_backwards) == (4 + 6 * 7, 0)
     # The looks, the image, the example.
-    assert (shown.example_forwards, shown.backwards) == (3 + 6 * 2, 0)
+    assert (shown.example_forwards, shown.example_backwards) == (5 + 6 * 2, 4)
     assert (found.surrogates, found.targets) == (["s"], ["a", "b"])
     assert found.survived.shape == (1, 2, 6)
 

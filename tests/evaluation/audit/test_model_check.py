@@ -348,8 +348,8 @@ def test_passes_are_counted_and_bounded_and_everything_is_left_as_found():
     with counted(model) as passes:
         found = check(model, images, (labels + 1) % 10)
     assert torch.equal(torch.rand(3), expected)
-    # Besides, one image in both layouts of the weights.
-    assert (found.forwards + 2, found.backwards) == (passes.example_forwards, passes.example_backwards)
+    # Besides, two images in both layouts of the weights.
+    assert (found.forwards + 4, found.backwards + 4) == (passes.example_forwards, passes.example_backwards)
     assert found.examples == 128
     assert 0 < found.forwards + found.backwards <= 40 * 128
     assert all(module.training for module in model.modules())
