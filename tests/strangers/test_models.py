@@ -201,7 +201,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a class": (lambda: Plain, r"^Plain is a class; give a model of it, such as Plain\(\)$"),
     "not yet initialised": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(K)), r"run it on one image first$"),
     "an argument more": (
-        lambda: made(Wanting),
+        Wanting,
         r"missing 1 required positional argument: 'flag' \(where it is called\)",
     ),
     "checkpoints of activations": (lambda: made(Reentrant), r"give use_reentrant=False there$"),
