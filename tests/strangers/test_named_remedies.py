@@ -6,6 +6,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -35,17 +36,19 @@ SOURCE = Path(toughen.__file__).parent
 IDENTIFIER = r"[A-Za-z_]\w*"
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        yield path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text())
+@cache
+def nodes() -> list[tuple[str, list[ast.AST]]]:
+    """Every file, and what it is made of."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    return [(path.relative_to(SOURCE).as_posix(), list(ast.walk(ast.parse(path.read_text())))) for path in paths]
 
 
 def texts() -> Iterator[tuple[str, str]]:
     """What messages are made of: every text with a space in it that is no docstring, with its file."""
-    for name, tree in trees():
-        bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    for name, parts in nodes():
+        bodies = [node.body for node in parts if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
         first = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
-        for node in ast.walk(tree):
+        for node in parts:
             value = node.value if isinstance(node, ast.Constant) and id(node) not in first else None
             if isinstance(value, str) and " " in value:
                 yield name, value
@@ -60,8 +63,8 @@ def named(pattern: str) -> dict[tuple[str, ...], str]:
 
 
 def calls(kind: str) -> Iterator[tuple[str, ast.Call]]:
-    for name, tree in trees():
-        for node in ast.walk(tree):
+    for name, parts in nodes():
+        for node in parts:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == kind:
                 yield name, node
 
