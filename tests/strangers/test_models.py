@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import toughen
 from toughen.attacks import AttackSpec, apgd, deepfool, pgd, square
@@ -185,42 +184,6 @@ def test_images_in_half_precision_are_refused(attack: Any, images: tuple[Tensor,
         attack(made(Plain), x.half(), y, threat=BALL)
     with pytest.raises(ValueError, match=r"images are torch\.bfloat16, .* give x\.float\(\)"):
         evaluate(made(Plain), x.bfloat16(), y, threat=BALL, suite="pgd-1")
-
-
-class Wanting(nn.Module):
-    def forward(self, x: Tensor, flag: bool) -> Tensor:
-        return x.flatten(1)
-
-
-class Reentrant(Plain):
-    def forward(self, x: Tensor) -> Any:
-        return checkpoint(super().forward, x, use_reentrant=True)
-
-
-MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
-    "a class": (lambda: Plain, r"^Plain is a class; give a model of it, such as Plain\(\)$"),
-    "not yet initialised": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(K)), r"run it on one image first$"),
-    "an argument more": (
-        Wanting,
-        r"missing 1 required positional argument: 'flag' \(where it is called\)",
-    ),
-    "checkpoints of activations": (lambda: made(Reentrant), r"give use_reentrant=False there$"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-@pytest.mark.parametrize(("make", "says"), MISTAKES.values(), ids=MISTAKES)
-def test_what_cannot_be_run_or_followed_is_one_sentence_with_the_way(
-    make: Callable[[], Any], says: str, images: tuple[Tensor, Tensor]
-):
-    x, y = images
-    for verb in (
-        lambda: evaluate(make(), x, y, threat=BALL, suite="pgd-1"),
-        lambda: audit(make(), x, y, threat=BALL),
-        lambda: pgd(make(), x, y, threat=BALL, steps=1),
-    ):
-        with pytest.raises(ValueError, match=says):
-            verb()
 
 
 class NoGrad(Plain):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 from toughen.attacks import pgd
@@ -142,6 +143,34 @@ def test_check_names_the_line_too():
     (item,) = [item for item in found.items if item.verdict == "wrong"]
     assert item.code == "EV226"
     assert "KeyError: 'flux' (test_refusals.py, line " in item.evidence
+
+
+class Wanting(nn.Module):
+    def forward(self, x: Tensor, flag: bool) -> Tensor:
+        return x.flatten(1)
+
+
+class Reentrant(Linear):
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class": (lambda: Linear, r"^Linear is a class; give a model of it, such as Linear\(\)$"),
+    "not yet initialised": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(K)), r"run it on one image first$"),
+    "an argument more": (Wanting, r"missing 1 required positional argument: 'flag' \(where it is called\)"),
+    "checkpoints of activations": (Reentrant, r"give use_reentrant=False there$"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize(("make", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_what_cannot_be_run_or_followed_is_one_sentence_with_the_way(
+    make: Callable[[], Any], says: str, tmp_path: Path
+):
+    for verb in ("evaluate", "audit", "attack"):
+        with pytest.raises(ValueError, match=says):
+            VERBS[verb](make(), tmp_path)
 
 
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
