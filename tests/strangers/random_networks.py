@@ -104,7 +104,7 @@ class Block(nn.Module):
         if self.kind == "residual":
             out = out + F.adaptive_avg_pool2d(x, out.shape[-1])
         elif self.kind == "dense":
-            out = torch.cat([out, F.adaptive_avg_pool2d(x, out.shape[-1])], 1)[:, ::2]
+            out = torch.cat([out, F.adaptive_avg_pool2d(x, out.shape[-1])], 1)[:, ::2].contiguous()
         return self.pool(out)
 
 

@@ -134,7 +134,7 @@ def input_gradient(value: Tensor, x: Tensor, **given: bool) -> Tensor:
             return grad
     raise NoGradient(
         "no gradient of the model's output reaches the images: its forward runs under no_grad or inference_mode, or "
-        "through numpy, integers or a quantised layer; mend that, or attack without gradients by ",
+        "through numpy, integers, comparisons or a quantised layer; mend that, or attack without gradients by ",
         Option("suite", "square", python='toughen.evaluate(..., suite="square")'),
         ", or by adversarial examples of another model (toughen.evaluation.transfer)",
     )
