@@ -67,7 +67,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module | None:
     """A copy; None of a model that cannot be copied, whatever its own code, or what it holds, raises then."""
     try:
         return copy.deepcopy(model, memo)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  # what a stranger's objects raise when they are copied is theirs to choose
         return None
 
 

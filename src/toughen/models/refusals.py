@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import toughen
-from toughen.errors import Option, UsageError, image_size
+from toughen.errors import UsageError, image_size
 from toughen.models import adapted
 from toughen.models.adapted import NoLogits, check_logits, find_logits
 from toughen.models.batched import out_of_memory
@@ -139,8 +139,7 @@ def naming_theirs() -> Iterator[None]:
     except Exception as error:
         if (isinstance(error, RuntimeError) and out_of_memory(error)) or not place(error):
             raise
-        kind = "" if not isinstance(error, REFUSALS) else f"{type(error).__name__}: "
-        raise ValueError(f"the model raises {kind}{described(error)}") from error
+        raise ValueError(f"the model raises {described(error, kind=True)}") from error
 
 
 def refusal(
@@ -175,17 +174,13 @@ def refusal(
 
     if width < 5 and takes(width, channels, height):
         return UsageError(refused, f"channels come last in these: give x.permute(0, 3, 1, 2), {width} channels first")
-    sides = [side for side in dict.fromkeys((_named_side(model), *SIDES)) if side]
-    for side in sides:
-        if (side, side) != (height, width) and takes(channels, side, side):
+    for other, side, across in shapes_to_try(model, shape):
+        if not takes(other, side, across):
+            continue
+        if other == channels:
             return UsageError(refused, f"it takes {channels}x{side}x{side}: give ", image_size(side))
-    for other in {1, 3, *_channels(model)} - {channels}:
-        for tried in ((height, width), *((side, side) for side in sides)):
-            if takes(other, *tried):
-                remedy: tuple[str | Option, ...] = (f"it takes images of {other} channels",)
-                if other == 3:
-                    remedy += (": give ", image_size(tried[0]), ", which makes all images RGB")
-                return UsageError(refused, *remedy)
+        remedy = (": give ", image_size(side), ", which makes all images RGB") if other == 3 else ()
+        return UsageError(refused, f"it takes images of {other} channels", *remedy)
     if len(texts) == 1 or not isinstance(error, REFUSALS):
         everywhere = ", and on those of other sizes" * (len(texts) == 1)
         return UsageError(f"{what} raises on images of {asked}{everywhere}: {said}; mend that")
@@ -194,15 +189,30 @@ def refusal(
     )
 
 
+def shapes_to_try(model: nn.Module, shape: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Shapes (C, H, W) that a model may take which does not take this one: of other sides, then of other channels."""
+    channels, height, width = shape
+    usual = [(side, side) for side in dict.fromkeys((_named_side(model), *SIDES)) if side]
+    yield from ((channels, *sides) for sides in usual if sides != (height, width))
+    for other in dict.fromkeys((*_channels(model), 3, 1)):
+        if other != channels:
+            yield from ((other, *sides) for sides in ((height, width), *usual))
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def described(error: Exception) -> str:
-    """What an error of a model says, in one line, with its kind where the words need it and its place where known."""
-    kind, where = "" if isinstance(error, REFUSALS) else f"{type(error).__name__}: ", place(error)
-    return f"{kind}{first_line(error).removesuffix('.')}" + f" ({where})" * bool(where)
+def described(error: Exception, *, kind: bool = False) -> str:
+    """What an error of a model says, in one line, with its place where known and its kind where the words need it.
+
+    Args:
+        error: of a pass.
+        kind: whether its kind is named in any case.
+    """
+    where, named = place(error), kind or not isinstance(error, REFUSALS)
+    return f"{type(error).__name__}: " * named + f"{first_line(error).removesuffix('.')}" + f" ({where})" * bool(where)
 
 
 def _forward(model: nn.Module, shape: Sequence[int], n: int, device: torch.device, dtype: torch.dtype) -> object:

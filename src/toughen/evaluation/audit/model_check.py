@@ -25,7 +25,7 @@ from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
 from toughen.models.inputs import as_input, as_labels, check_batch, placement
 from toughen.models.prepared import inference, supports_channels_last
-from toughen.models.refusals import REFUSALS, SIDES, described, is_models, naming_theirs
+from toughen.models.refusals import REFUSALS, described, is_models, naming_theirs, shapes_to_try
 from toughen.modes import float32, plain
 from toughen.noise import Stream, generator
 from toughen.outcomes import interval
@@ -195,19 +195,16 @@ def _instead(model: nn.Module, x: Tensor) -> str:
             return False
         return True
 
-    c, h, w = x.shape[1:]
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
         return "model.float()"
     if runs(x[:1].double() if x.dtype == torch.float32 else x[:1].float()):
         return "model.float()" if x.dtype == torch.float32 else "images.float()"
     if runs(255 * x[:1]):
-        zeros, std = ", ".join(["0"] * c), ", ".join(["1 / 255"] * c)
+        zeros, std = ", ".join(["0"] * x.shape[1]), ", ".join(["1 / 255"] * x.shape[1])
         return f"it takes images in 0..255: Classifier(net, mean=({zeros},), std=({std},))"
-    for channels in (c, 4 - c) if c in (1, 3) else (c, 3, 1):
-        for side in dict.fromkeys((h, *SIDES)):
-            tried = (channels, h if side == h else side, w if side == h else side)
-            if tried != (c, h, w) and runs(torch.rand(1, *tried, dtype=x.dtype, device=x.device)):
-                return f"it takes {'x'.join(map(str, tried))}: bring the images to this size"
+    for tried in shapes_to_try(model, x.shape[1:]):
+        if runs(torch.rand(1, *tried, dtype=x.dtype, device=x.device)):
+            return f"it takes {'x'.join(map(str, tried))}: bring the images to this size"
     return "look at what its first layer expects"
 
 
