@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from toughen.data import Batch, Batches, LazySplit, Split, load_extra
@@ -22,16 +21,6 @@ SHAPE = (3, 8, 6)
 TRAIN = Split(
     torch.randint(0, 256, (40, *SHAPE), generator=torch.Generator().manual_seed(0)).byte(), torch.arange(40) % 5
 )
-
-
-def one_sentence(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert ". " not in text
-    assert text.endswith(".")
-    return text
 
 
 def extra(source: str | Sequence[str], **changes: Any) -> Split | LazySplit:

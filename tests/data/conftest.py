@@ -1,5 +1,7 @@
 import pytest
 
+import sentences
+
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
@@ -11,14 +13,4 @@ def cache_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def one_sentence():
     """Runs a call that must raise a ValueError of one sentence, and returns the sentence."""
-
-    def check(call, *args, **kwargs) -> str:
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
-            call(*args, **kwargs)
-        text = str(caught.value)
-        assert "\n" not in text
-        assert ". " not in text
-        assert text.endswith(".")
-        return text
-
-    return check
+    return sentences.one_sentence

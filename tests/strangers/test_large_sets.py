@@ -24,18 +24,7 @@ from toughen.recipes.text import load as load_recipe
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import train
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOUGHEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if 1,000 bytes were all that there is."""
-    monkeypatch.setattr("toughen.data.decode.IN_MEMORY", 1000)
-
+pytestmark = pytest.mark.usefixtures("cache")
 
 FORMS: dict[str, Callable[[Path], str | tuple[str, ...]]] = {
     "one file": lambda path: stored(path / "a.npz", IMAGES),

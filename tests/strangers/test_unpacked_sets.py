@@ -11,25 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from large_sets import IMAGES, LABELS, RECIPE, SHAPE, SOFT, N, batches, extra, one_sentence, shards, stored
+from large_sets import IMAGES, LABELS, RECIPE, SHAPE, SOFT, N, batches, extra, shards, stored
+from sentences import one_sentence
 from toughen.cli.app import app
 from toughen.data import LazySplit, load, load_extra
 from toughen.data.unpacked import BLOCK
 from toughen.progress import Notice
 from toughen.recipes.text import build, dump
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TOUGHEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if 1,000 bytes were all that there is."""
-    monkeypatch.setattr("toughen.data.decode.IN_MEMORY", 1000)
-
+pytestmark = pytest.mark.usefixtures("cache")
 
 # Compressed files.
 

@@ -7,7 +7,6 @@ Robust overfitting makes the last weights worse than earlier ones, so a run keep
 weights and for each of their averages. The split is held out of the training set; test data is never seen here.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -16,11 +15,7 @@ from torch import nn
 from toughen.data.base import Examples
 from toughen.evaluation import evaluate
 from toughen.evaluation.time_left import Status
-from toughen.methods.base import Robust
-from toughen.methods.wrapper import nested
-from toughen.models.inputs import check_reach
 from toughen.parallel import ranks, sharding
-from toughen.recipes import Recipe, RecipeError
 from toughen.threat import Threat
 from toughen.training.loop import Job
 from toughen.training.signals import StopSignal
@@ -73,27 +68,6 @@ def validate(
         clean, robust = ranks.total(counts).tolist()
         result[name] = {"clean_accuracy": clean / len(split), "robust_accuracy": robust / len(split)}
     return result
-
-
-def check_balls(recipe: Recipe, shape: Sequence[int] | None) -> tuple[str, ...]:
-    """Refuse before training a radius that a validation would refuse in its midst; and what to say of it, if anything.
-
-    Args:
-        recipe: its ball and the method's own.
-        shape: of the images, (C, H, W); None where it is not known.
-
-    Raises:
-        RecipeError: a ball reaches every image.
-    """
-    said: list[str] = []
-    own = [inner.ball for inner in nested(recipe.method.resolved(recipe.threat)) if isinstance(inner, Robust)]
-    for name, ball in (("threat", recipe.threat), *(("method.threat", ball) for ball in own)):
-        try:
-            said += [f"{name}: {note}" for note in check_reach(ball, shape)] if shape else []
-        except ValueError as error:
-            raise RecipeError(f"{name}: {error}") from None
-    # The method's ball is the recipe's most often.
-    return tuple(said[:1])
 
 
 def improved(accuracies: Accuracies, best: dict[str, dict[str, float]]) -> list[str]:

@@ -30,13 +30,14 @@ from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
 from toughen.training.acceleration import Acceleration, kernels
 from toughen.training.catastrophic_overfitting import OverfittingMonitor
 from toughen.training.checkpointer import Checkpointer
-from toughen.training.early_stopping import Accuracies, check_balls, improved, validate
+from toughen.training.early_stopping import Accuracies, improved, validate
 from toughen.training.initial_weights import as_weights_show
 from toughen.training.loop import Job, train_batch
 from toughen.training.micro_batch_search import rows_that_fit
 from toughen.training.micro_batches import has_batchnorm, leave_out_short
 from toughen.training.setup import (
     WAY_OUT,
+    check_balls,
     check_images,
     chosen_device,
     load_data,

@@ -5,7 +5,7 @@ Example:
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.batches import Extra
 from toughen.errors import Option, UsageError, naming
 from toughen.methods import Spec
+from toughen.methods.base import Robust
+from toughen.methods.wrapper import nested
+from toughen.models.inputs import check_reach
 from toughen.models.refusals import check_trains
 from toughen.noise import derive
 from toughen.optim.ema import Averages
@@ -99,6 +102,27 @@ def splits(recipe: Recipe, data: ImageData) -> tuple[Examples, Examples, Tensor]
     except ValueError as error:
         raise RecipeError(f"data: {error}") from None
     return train_split, validation, index
+
+
+def check_balls(recipe: Recipe, shape: Sequence[int] | None) -> tuple[str, ...]:
+    """Refuse before training a radius that a validation would refuse in its midst; and what to say of it, if anything.
+
+    Args:
+        recipe: its ball and the method's own.
+        shape: of the images, (C, H, W); None where it is not known.
+
+    Raises:
+        RecipeError: a ball reaches every image.
+    """
+    said: list[str] = []
+    own = [inner.ball for inner in nested(recipe.method.resolved(recipe.threat)) if isinstance(inner, Robust)]
+    for name, ball in (("threat", recipe.threat), *(("method.threat", ball) for ball in own)):
+        try:
+            said += [f"{name}: {note}" for note in check_reach(ball, shape)] if shape else []
+        except ValueError as error:
+            raise RecipeError(f"{name}: {error}") from None
+    # The method's ball is the recipe's most often.
+    return tuple(said[:1])
 
 
 def check_images(

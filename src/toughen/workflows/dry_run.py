@@ -14,12 +14,12 @@ import torch
 from toughen.data.base import ImageData
 from toughen.data.sources.registry import SIZES, is_fetched
 from toughen.recipes import Recipe, RecipeError
-from toughen.training.early_stopping import check_balls
 from toughen.training.initial_weights import as_weights_show, check_start, expected_normalization, start
 from toughen.training.micro_batch_search import fits
 from toughen.training.run import check_folder, resume_state
 from toughen.training.setup import (
     build_model,
+    check_balls,
     check_images,
     chosen_device,
     load_data,
