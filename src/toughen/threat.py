@@ -81,11 +81,9 @@ class Threat:
         return f"{self.norm}:{'per-example' if isinstance(self.eps, Tensor) else format_number(self.eps)}"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Threat) or self.norm != other.norm:
+        if type(self) is not type(other) or vars(self).keys() != vars(other).keys():
             return False
-        if isinstance(self.eps, Tensor) and isinstance(other.eps, Tensor):
-            return torch.equal(self.eps, other.eps)
-        return isinstance(self.eps, float) and isinstance(other.eps, float) and self.eps == other.eps
+        return all(_equal(value, vars(other)[name]) for name, value in vars(self).items())
 
     def __hash__(self) -> int:
         return hash((self.norm, str(self)))
@@ -188,6 +186,12 @@ class L2(Threat):
         scaled = grad / torch.where(largest > 0, largest, 1.0)
         norm = scaled.flatten(1).norm(dim=1).reshape(largest.shape)
         return scaled / torch.where(norm > 0, norm, 1.0)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return a == b
 
 
 THREATS: dict[str, Callable[[Radius], Threat]] = {"linf": Linf, "l2": L2}

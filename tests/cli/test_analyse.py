@@ -37,7 +37,7 @@ def test_a_run_and_again(mine: str):
     names = {path.name for path in folder.iterdir()}
     surfaces = {f"surface-{number}.npz" for number in range(4)}
     made = {"eps-sweep.json", "step-sweep.json", "gradients.json", "turns-into.npz", "pictures.npz", *surfaces}
-    assert names == {*made, "identity.json", ".lock"}
+    assert names == {*made, "identity.json", "clean_logits.safetensors", ".lock"}
     assert set(text.splitlines()) >= {str(folder / name) for name in made}
     before = everything(folder)
     again = [line for line in done("analyse", "run", "--limit", 10).splitlines() if not line.startswith("note: ")]
@@ -58,7 +58,14 @@ def test_a_model_of_ones_own(mine: str):
     done(*given, "--only", "turns-into")
     folder = Path("analysis/mine-py-build")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"gradients.json", "surface-1.npz", "turns-into.npz", "identity.json", ".lock"}
+    assert names == {
+        "gradients.json",
+        "surface-1.npz",
+        "turns-into.npz",
+        "identity.json",
+        "clean_logits.safetensors",
+        ".lock",
+    }
     identity = json.loads((folder / "identity.json").read_text())
     assert (identity["images"], identity["threat"], identity["seed"], identity["radii"]) == (40, "linf:0.1", 3, None)
     done(*given, "--out", "elsewhere")

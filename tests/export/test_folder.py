@@ -14,7 +14,7 @@ from export.conftest import CLASSES, contents, named_data
 from toughen import models, recipes
 from toughen.export import export, facts, folder
 from toughen.models.exported import WEIGHTS, check_fits, load_model, read_config, to_bytes
-from toughen.models.identity import hash_model
+from toughen.models.hashes import hash_model
 from toughen.recipes.text import build
 from toughen.storage import files as store
 from toughen.workflows.run_folder import open_run

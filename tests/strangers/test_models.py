@@ -14,7 +14,7 @@ from toughen.attacks import AttackSpec, apgd, deepfool, pgd, square
 from toughen.evaluation import check, corruption_accuracy, evaluate
 from toughen.evaluation.audit.audit import audit
 from toughen.models.adapted import adapt
-from toughen.models.identity import hash_model
+from toughen.models.hashes import hash_model
 from toughen.models.prepared import prepare
 from toughen.threat import L2, Linf
 

@@ -57,7 +57,12 @@ def test_every_file_is_what_the_analysis_finds(make: Callable[..., Path]):
     found = analyse(run, limit=10, progress=lambda *now: seen.append(now))
     assert found.folder == run / "analysis"
     assert (list(found.made), found.kept) == (ALL, ())
-    assert {path.name for path in found.folder.iterdir()} == {*ALL, "identity.json", ".lock"}
+    assert {path.name for path in found.folder.iterdir()} == {
+        *ALL,
+        "identity.json",
+        "clean_logits.safetensors",
+        ".lock",
+    }
     ends = [now for now in seen if now[1] == now[2]]
     sizes = {"surface": 1, "turns": 9, "pictures": 8}
     assert ends == [(name, *[sizes.get(name.partition("-")[0].partition(".")[0], 10)] * 2) for name in ALL]

@@ -11,30 +11,35 @@ that was killed goes on where it was, and ends with the same table.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks import AttackSpec
+from toughen.attacks.contract import Attack
 from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.audit.audit import audit as examine
 from toughen.evaluation.audit.audit import check_range
 from toughen.evaluation.audit.messages import RANDOM
-from toughen.evaluation.plan import Plan, cascade
+from toughen.evaluation.plan import Plan, SideAttack, cascade
 from toughen.evaluation.result import Evaluation, describe_suite
-from toughen.evaluation.resume import FinishedUnits, Keep, check_folder, hash_code, is_finished
+from toughen.evaluation.resume import FinishedUnits, Keep, check_folder, is_finished, recognised
 from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
 from toughen.evaluation.suites import Suite, check, check_norms, find, fit_classes
 from toughen.evaluation.time_left import Cost, StatusCallback, cost_if_unbroken, watching
 from toughen.evaluation.work_unit import EvaluationTask, LabelledImages
+from toughen.losses import LOSSES
 from toughen.models.adapted import as_module
 from toughen.models.batched import Batched
 from toughen.models.cost import Passes, counted
-from toughen.models.identity import hash_model, hash_tensor, identity_of, threat_in_full
+from toughen.models.hashes import hash_model, hash_tensor
+from toughen.models.identity import answers_of, identity_of, threat_in_full
 from toughen.models.inputs import check_batch, check_examples, check_reach
 from toughen.models.prepared import PreparedModel, prepare
 from toughen.parallel import ranks
@@ -85,7 +90,8 @@ def evaluate(
             most 128 examples.
         index: example ids (N,), each once. Default: 0 to N - 1.
         folder: where finished chunks and the result are kept. A folder with the same evaluation, begun or done, is
-            gone on with; one with another, or with other files, is refused.
+            gone on with, after a clean pass of the first chunk has shown that the model answers as it did; one with
+            another, or with other files, is refused; one of which it cannot be told is renamed (see `recognise`).
         keep: also keep the adversarial examples in `folder`, as float32, or as uint8 with a check of what is left.
         shared: the ranks of the process group share the work; all of them call with the same arguments and get the
             whole result.
@@ -119,14 +125,16 @@ def evaluate(
         threat=threat_in_full(threat),
         # A list: another order is another cascade.
         settings=list(plan.settings.items()),
-        code=plan.code,
         order="independent" if independent else "cascade",
         seed=seed,
         chunk_size=chunk_size,
         keep=keep,
         audit=audit,
     )
-    if folder is not None and is_finished(folder, identity, shared=shared):
+    also = {"threat": threat, **{f"attack {label}": _run_by(member) for label, member in plan.members.items()}}
+    look = partial(answers_of, {"model": (model, x[:chunk_size])}, batch_size=batch_size, also=also)
+    claimed = recognised(folder, identity, look, shared=shared)
+    if folder is not None and is_finished(folder, shared=shared):
         return Evaluation.read(folder)
     with memory_explained():
         subject = prepare(model, x, examples.y, batch_size)
@@ -135,9 +143,9 @@ def evaluate(
         given = {"threat": threat, "seed": seed, "batch_size": batch_size, "index": examples.index}
         verdict = examine(model, x, examples.y, **given) if audit else None
         with (
+            FinishedUnits.open(folder, claimed, keep=keep, shared=shared) as finished,
             subject.ready(),
             _for_attacks(subject, x) as (quick, passes),
-            FinishedUnits.open(folder, identity, keep=keep, shared=shared) as finished,
             watching(
                 {subject.model.model, quick.model}, progress, plan.costs(threat, x, subject.classes), len(x), passes
             ) as watch,
@@ -161,10 +169,10 @@ def evaluate(
                 settings=plan.settings,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *reach, *subject.said, *plan.said, *runner.notes),
+                notes=(*claimed.said, *notes, *reach, *subject.said, *plan.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
-                identity=identity,
+                identity=finished.identity,
                 audit=verdict and verdict.after(outcomes),
             )
             if folder is not None and (not shared or ranks.is_main()):
@@ -181,7 +189,6 @@ class _Planned:
         name: of the suite.
         run: the plan.
         settings: of its attacks by label, for the record.
-        code: hashes of functions of the user's own.
         members: its attacks by label.
         shares: of the examples not yet broken that each attacks.
         said: what a reader should know of it; often nothing.
@@ -190,7 +197,6 @@ class _Planned:
     name: str
     run: Plan
     settings: dict[str, dict[str, Any]]
-    code: Mapping[str, str | None]
     members: Suite
     shares: dict[str, float]
     said: tuple[str, ...] = ()
@@ -215,9 +221,18 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
     if isinstance(attacks, Adaptive):
         if independent:
             raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
-        return _Planned(name, attacks, attacks.settings, {}, attacks.members, attacks.shares)
-    run, code = cascade(attacks, independent=independent), {label: hash_code(item) for label, item in attacks.items()}
-    return _Planned(name, run, describe_suite(attacks), code, attacks, dict.fromkeys(attacks, 1.0), said)
+        return _Planned(name, attacks, attacks.settings, attacks.members, attacks.shares)
+    run = cascade(attacks, independent=independent)
+    return _Planned(name, run, describe_suite(attacks), attacks, dict.fromkeys(attacks, 1.0), said)
+
+
+def _run_by(member: AttackSpec | Attack | SideAttack) -> object:
+    """The functions and balls of an attack, by which it hangs on code of the user's own."""
+    if isinstance(member, SideAttack):
+        return member.threat, _run_by(member.attack)
+    if isinstance(member, AttackSpec):
+        return member.find(member.name), [LOSSES.get(str(setting)) for setting in member.settings.values()]
+    return member
 
 
 def _checked(x: Tensor, y: Any, index: Any, batch_size: int, threat: Threat) -> LabelledImages:

@@ -5,35 +5,33 @@
         finished.put("001-00000", unit, {"seconds": 2.0, "notes": []})
     adversarial_examples(folder)["pgd-20"].images
 
-A folder belongs to one evaluation: the model's weights, the images and labels, the threat model, the attacks with all
-their settings, the seed and the size of a unit. Another one is refused by name of what differs, never mixed in.
+A folder belongs to one evaluation: the model's weights, code and answers, the images and labels, the threat model, the
+attacks with all their settings and code, the seed and the size of a unit. Another one is refused by name of what
+differs, never mixed in; one that cannot be told is given another name (`identity.recognise`).
 
+    clean_logits.safetensors        what the model answered to the first clean images
     units/identity.json             whose units these are
     units/001-00000.parquet         outcomes of a finished unit
     units/001-00000.json            what it took and a seal over its files, written last: the unit is done
     adversarial/001-00000.safetensors   its adversarial examples, where they are kept: the only files that stay
 """
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from toughen.attacks import AttackSpec
-from toughen.attacks.contract import Attack
-from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.result import RESULT
 from toughen.evaluation.work_unit import UnitResult
-from toughen.models.identity import Identity, claim, hash_source, refuse_other, threat_in_full
+from toughen.models.identity import CLEAN_LOGITS, Answers, Identity, begun, claim, recognise
 from toughen.models.inputs import to_uint8
 from toughen.outcomes import Outcomes
 from toughen.parallel import ranks
@@ -41,22 +39,11 @@ from toughen.settings import known
 from toughen.storage import files as store
 
 Keep = Literal["float32", "uint8"]
+T = TypeVar("T")
 
 UNITS = "units"
 IDENTITY = "identity.json"
 ADVERSARIAL = "adversarial"
-
-
-def hash_code(attack: AttackSpec | Attack | SideAttack) -> str:
-    """What tells two attacks of one name and settings apart: a function's source, a side attack's radii; or nothing.
-
-    What a function calls is not looked at; a spec's attack is told by the version of toughen.
-    """
-    if isinstance(attack, SideAttack):
-        return f"{threat_in_full(attack.threat)} {hash_code(attack.attack)}"
-    while isinstance(attack, functools.partial):
-        attack = attack.func
-    return "" if isinstance(attack, AttackSpec) else hash_source(attack)
 
 
 def check_folder(folder: Path, *, shared: bool = False) -> None:
@@ -69,15 +56,22 @@ def check_folder(folder: Path, *, shared: bool = False) -> None:
     Raises:
         ValueError: EV271, with the name of a file that is not an evaluation's.
     """
+    _by_main(lambda: _refuse_foreign(folder), shared=shared)
+
+
+def _by_main(work: Callable[[], T], *, shared: bool) -> T:
+    """What work comes to, done once: by the first rank where they share it, whose refusal is everybody's."""
+    found: Any = None
     refusal: Exception | None = None
     if not shared or ranks.is_main():
         try:
-            _refuse_foreign(folder)
-        except (ValueError, OSError) as error:
+            found = work()
+        except (ValueError, OSError, store.Locked) as error:
             refusal = error
-    refusal = ranks.from_main(refusal) if shared else refusal
+    found, refusal = ranks.from_main((found, refusal)) if shared else (found, refusal)
     if refusal is not None:
         raise refusal
+    return found
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -89,7 +83,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise ValueError(f"EV271 {folder} is a file; give a new or empty folder")
     elif folder.is_dir() and not (folder / UNITS / IDENTITY).is_file():
         # Locks and what a kill left of a file begin with a dot; one that fell early leaves an empty folder of units.
-        others = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        others = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != CLEAN_LOGITS]
         if alien := [path for path in others if path.name != UNITS or not path.is_dir() or _holds_files(path)]:
             raise ValueError(
                 f"EV271 {folder} holds other files ({min(alien).name}) and no evaluation; give a new or empty folder"
@@ -101,27 +95,60 @@ def _holds_files(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """Whose the work in a folder is to be.
+
+    Attributes:
+        identity: of the evaluation; as it was found in the folder, if it is gone on with.
+        look: gives what else belongs to the identity of one that is begun; None for one that is gone on with.
+        said: what a reader should know: where an earlier result was put.
+    """
+
+    identity: Identity
+    look: Callable[[], Answers] | None
+    said: tuple[str, ...] = ()
+
+
+def recognised(
+    folder: Path | None, identity: Identity, look: Callable[[], Answers], *, shared: bool = False
+) -> Claimed:
+    """Whether a folder's evaluation is this one (see `identity.recognise`); what the first rank finds holds for all.
+
+    Raises:
+        ValueError: EV271, it is another one.
+    """
+    if folder is None:
+        return Claimed(identity, None)
+
+    path = folder / RESULT if (folder / RESULT).is_file() else folder / UNITS / IDENTITY
+    found, said = _by_main(lambda: recognise(folder, path, identity, look), shared=shared)
+    return Claimed(found or identity, None if found else look, (said,) if said else ())
+
+
+@dataclass(frozen=True)
 class FinishedUnits:
     """The units of an evaluation that are done.
 
     Args:
         folder: of the evaluation; None keeps nothing.
+        identity: of the evaluation, whole.
         keep: in which form adversarial examples are kept, if they are.
     """
 
     folder: Path | None
+    identity: Identity
     keep: Keep | None = None
 
     @classmethod
     @contextmanager
     def open(
-        cls, folder: Path | None, identity: Identity, *, keep: Keep | None, shared: bool = False
+        cls, folder: Path | None, claimed: Claimed, *, keep: Keep | None, shared: bool = False
     ) -> "Iterator[FinishedUnits]":
         """Those of a folder, locked for writing.
 
         Args:
             folder: see the class.
-            identity: of the evaluation.
+            claimed: whose they are, see `recognised`.
             keep: see the class.
             shared: every rank of the process group opens it; the first locks it, and one refusal is everybody's.
 
@@ -132,21 +159,17 @@ class FinishedUnits:
         if keep is not None:
             known(keep, get_args(Keep), "form of adversarial examples")
         if folder is None:
-            yield cls(None)
+            yield cls(None, claimed.identity)
             return
         with ExitStack() as stack:
-            refusal: Exception | None = None
-            if not shared or ranks.is_main():
-                try:
-                    stack.enter_context(store.lock(folder))
-                    _prepare(folder, identity)
-                except (ValueError, OSError, store.Locked) as error:
-                    refusal = error
+
+            def prepare() -> Identity:
+                stack.enter_context(store.lock(folder))
+                return _prepare(folder, claimed)
+
             # Nobody writes before the first rank has made room, and nobody waits for one that was refused.
-            refusal = ranks.from_main(refusal) if shared else refusal
-            if refusal is not None:
-                raise refusal
-            yield cls(folder, keep)
+            identity = _by_main(prepare, shared=shared)
+            yield cls(folder, identity, keep)
 
     def get(self, key: str) -> tuple[Outcomes, dict[str, Any]] | None:
         """A finished unit and what it took; None where it is not done, or a file of it is not what was written."""
@@ -180,28 +203,25 @@ class FinishedUnits:
             store.delete(self.folder / UNITS)
 
 
-def is_finished(folder: Path, identity: Identity, *, shared: bool = False) -> bool:
-    """Whether a folder holds the whole result of an evaluation; what the first rank sees where they share the work.
-
-    Raises:
-        ValueError: EV271, it holds the result of another one.
-    """
+def is_finished(folder: Path, *, shared: bool = False) -> bool:
+    """Whether a folder holds the whole result of its evaluation; what the first rank sees where they share the work."""
     done = (folder / RESULT).exists()
     if not (ranks.from_main(done) if shared else done):
         return False
-    refuse_other(folder, store.read_json(folder / RESULT).get("identity", {}), identity)
     # Left where a kill fell between the result and the end.
     store.delete(folder / UNITS)
     return True
 
 
-def _prepare(folder: Path, identity: Identity) -> None:
+def _prepare(folder: Path, claimed: Claimed) -> Identity:
     """Claim a folder for an evaluation, or find it claimed for the same one, and sweep what a kill left."""
     units = folder / UNITS
     units.mkdir(exist_ok=True)
     for stray in [path for place in (folder, units, folder / ADVERSARIAL) for path in place.glob(".tmp-*")]:
         store.delete(stray)
-    claim(units / IDENTITY, identity, folder)
+    identity = claimed.identity if claimed.look is None else begun(folder, claimed.identity, claimed.look)
+    claim(folder, units / IDENTITY, identity)
+    return identity
 
 
 def _seal(folder: Path, took: dict[str, Any], files: Sequence[str]) -> str:

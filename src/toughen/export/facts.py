@@ -15,7 +15,7 @@ from toughen import __version__, recipes
 from toughen.evaluation import Evaluation
 from toughen.evaluation.result import RESULT
 from toughen.models.exported import FORMAT, Config, normalization
-from toughen.models.identity import hash_model
+from toughen.models.hashes import hash_model
 from toughen.storage import files
 from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
 from toughen.workflows.run_folder import OpenedWeights, open_trained
@@ -138,6 +138,8 @@ def _measured(run: OpenedWeights) -> tuple[tuple[Evaluation, ...], tuple[dict[st
     others, model = 0, hash_model(run.model)
     for path in sorted((run.folder / "evaluation").glob(f"*/{RESULT}")):
         stored = files.read_json(path)
+        if files.is_set_aside(path.parent):
+            continue
         if not isinstance(stored, dict) or not ("attacks" in stored or "mean_15" in stored):
             notes.append(f"evaluation/{path.parent.name} is of no known kind; it is not in the card")
         elif stored.get("identity", {}).get("model") != model:

@@ -181,7 +181,8 @@ def read_run(path: Path) -> RunRecord:
             Command("train"),
             ", or a study",
         )
-    results = sorted(path.glob("evaluation/*/result.json"))
+    found = sorted(path.glob("evaluation/*/result.json"))
+    results = [result for result in found if not files.is_set_aside(result.parent)]
     if not (path / "recipe.yaml").is_file() and not results:
         raise ValueError(f"{path} is no run folder: it has no recipe.yaml and no evaluation; give a run or a study")
     run = RunRecord(path, os.path.basename(os.path.realpath(path)))

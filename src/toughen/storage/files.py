@@ -101,6 +101,28 @@ def delete(path: Path) -> None:
             path.unlink()
 
 
+def set_aside(folder: Path) -> Path:
+    """Give a folder the first free name of the form `NAME.before-N`; returns it.
+
+    Raises:
+        Locked: another process writes it.
+        OSError: it cannot be renamed.
+    """
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    with lock(folder):
+        # Not in here: what the lock writes would be left in the other folder.
+        pass
+    folder.rename(kept)
+    return kept
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Whether a folder has its name from `set_aside`: what it holds counts no more."""
+    return re.search(r"\.before-[0-9]+$", folder.name) is not None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file by `text` (UTF-8) at once: after a crash it is the old one or the new one.
 

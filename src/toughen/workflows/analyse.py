@@ -10,13 +10,26 @@ one set of images, one ball and one seed, which `identity.json` names; another o
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from toughen.data.base import fingerprint
 from toughen.errors import Command, Option, Part, UsageError, naming
 from toughen.evaluation import EpsSweep
 from toughen.evaluation.runner import memory_explained
-from toughen.models.identity import claim, hash_model, hash_tensor, identity_of
+from toughen.models.hashes import hash_model, hash_tensor
+from toughen.models.identity import (
+    CLEAN_LOGITS,
+    answers_of,
+    begun,
+    claim,
+    identity_of,
+    recognise,
+    threat_in_full,
+)
 from toughen.models.prepared import ProgressFunction
 from toughen.modes import plain
 from toughen.settings import known
@@ -105,20 +118,27 @@ def analyse(
     lost = [f"surface-{number}.npz" for number in range(len(opened.test), SURFACES)]
     names = [name for name in names if name not in lost]
     folder = out or (run / "analysis" if run else Path("analysis") / opened.folder.name)
+    model = plain(opened.model)
     identity = identity_of(
-        model=hash_model(plain(opened.model)),
+        model=hash_model(model),
         data=fingerprint({"test": opened.test}),
         images=len(test),
-        threat=str(ball),
+        threat=threat_in_full(ball),
         seed=seed,
         radii=radii and hash_tensor(radii.radius),
     )
     _refuse_foreign(folder)
     work = Work(opened, ball, test, index, seed, batch_size, radii)
+    first = test.take(torch.arange(min(len(test), batch_size))).images
+    look = partial(answers_of, {"model": (model, first)}, batch_size=batch_size, also={"threat": ball})
+    called: dict[str, Any] = {"of": "analyses", "remedy": _REMEDY, **_CALLED}
+    found, said = recognise(folder, folder / IDENTITY, identity, look, **called)
+    if said:
+        note(said)
     with files.lock(folder), memory_explained("give a smaller batch_size, a smaller model or more memory"):
         for stray in folder.glob(".tmp-*"):
             files.delete(stray)
-        claim(folder / IDENTITY, identity, folder, of="analyses", remedy=_REMEDY, **_CALLED)
+        claim(folder, folder / IDENTITY, found or begun(folder, identity, look), **called)
         kept = [name for name in names if _is_whole(folder / name)]
         for name in (name for name in names if name not in kept):
             told = Told(name, progress or (lambda *now: None))
@@ -148,7 +168,8 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or (folder / IDENTITY).is_file():
         return
     # Locks and what a kill left of a file begin with a dot.
-    if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if others := [name for name in names if name != CLEAN_LOGITS]:
         raise ValueError(f"EV271 {folder} holds other files ({min(others)}); give a new or empty folder")
 
 

@@ -99,6 +99,7 @@ def label(
             foreign=foreign,
             batch_size=batch_size,
             progress=progress,
+            note=note,
         )
 
 

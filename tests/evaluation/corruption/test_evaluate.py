@@ -94,7 +94,8 @@ def test_the_batch_size_and_the_form_of_the_images_change_nothing(tmp_path: Path
 
 def test_what_is_written_is_read_and_follows_from_the_table(tmp_path: Path):
     found = measured(folder=tmp_path)
-    assert {path.name for path in tmp_path.iterdir() if path.name[:5] != ".lock"} == {"examples.parquet", "result.json"}
+    names = {path.name for path in tmp_path.iterdir() if path.name[:5] != ".lock"}
+    assert names == {"examples.parquet", "result.json", "clean_logits.safetensors"}
     read = CorruptionResult.read(tmp_path)
     assert read.summary() == found.summary() == json.loads((tmp_path / "result.json").read_text())
     np.testing.assert_array_equal(read.prediction, found.prediction)

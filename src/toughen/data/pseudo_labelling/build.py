@@ -10,6 +10,7 @@ taken (`choose`). (3) The chosen are read again, labelled by a second classifier
 manifest. The same call on the same folder goes on where the last one ended, and ends with the same bytes.
 
     out/scores/                   while it works: request.json and a file a chunk
+    out/clean_logits.safetensors  what the models answered to the first images, by which they are known again
     out/train-00000-of-00002.parquet
     out/duplicates.parquet        what was left out: pool_index, test_index, distance
     out/perceptual.parquet        what looks like a test image (see `Reference.alike`), left out or not
@@ -18,7 +19,8 @@ manifest. The same call on the same folder goes on where the last one ended, and
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +46,8 @@ from toughen.data.pseudo_labelling.files import (
 )
 from toughen.models.adapted import as_module
 from toughen.models.batched import predict
-from toughen.models.identity import hash_model, hash_tensor
+from toughen.models.hashes import hash_model, hash_tensor
+from toughen.models.identity import CLEAN_LOGITS, answers_of, begun, recognise
 from toughen.models.inputs import placement
 from toughen.models.prepared import PreparedModel, ProgressFunction, prepare
 from toughen.models.refusals import check_takes
@@ -55,7 +58,7 @@ THRESHOLD = 2000 / 255
 """Distance of Carmon et al. 2019 for 32x32 images (docs/methods/extra_data.md, How a set is chosen)."""
 
 MANIFEST = "manifest.json"
-SCORES = "scores"
+SCORES, REQUEST = "scores", "request.json"
 
 _CHUNK_BYTES = 2**26
 _CHUNK = 8192
@@ -75,6 +78,7 @@ def label(
     foreign: bool = False,
     batch_size: int = 256,
     progress: ProgressFunction | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Build an extra training set in a folder.
 
@@ -94,6 +98,7 @@ def label(
         foreign: whether the scorer's last logit is for images that show none of the classes.
         batch_size: images in a pass of a model.
         progress: told of every chunk and file.
+        note: is told where an earlier set was put, of which it cannot be told whether it is this one.
 
     Returns:
         The manifest.
@@ -122,17 +127,26 @@ def label(
         "foreign": foreign,
     }
     _refuse_other_files(out)
+    _refuse_other_request(out, request)
+    first = pool.take(torch.arange(min(len(pool), batch_size))).images
+    look = partial(answers_of, {what: (model, first) for what, model in models.items()}, batch_size=batch_size)
+    found, said = recognise(out, _begun(out), {}, look, of="an extra set")
+    if said:
+        note(said)
     with store.lock(out):
         for left in [*out.glob(".tmp-*"), *out.glob(f"{SCORES}/.tmp-*")]:
             store.delete(left)
-        if _finished(out, request):
+        if (out / MANIFEST).is_file():
             shutil.rmtree(out / SCORES, ignore_errors=True)
             return store.read_json(out / MANIFEST)
-        begins = not any((out / SCORES).glob("*.npz"))
         job = _Job(pool, models, batch_size, request, out, progress)
-        for what, model in models.items() if begins else ():
-            check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
-        done = _choose_and_write(job, job.scores(test_images))
+        if found is None:
+            for what, model in models.items():
+                check_takes(model, job.shape, placement(model, job.first)[0], what=f"The {what}")
+            (out / SCORES).mkdir(exist_ok=True)
+            found = begun(out, {}, look)
+            store.write_json(out / SCORES / REQUEST, {"request": request, "identity": found})
+        done = _choose_and_write(job, job.scores(test_images)) | {"identity": found}
         store.write_json(out / MANIFEST, done)
         shutil.rmtree(out / SCORES, ignore_errors=True)
         return done
@@ -358,28 +372,28 @@ def fingerprint(pool: Pool) -> str:
 
 
 def _refuse_other_files(out: Path) -> None:
-    ours = {MANIFEST, SCORES}
+    ours = {MANIFEST, SCORES, CLEAN_LOGITS}
     there = sorted(path.name for path in out.glob("*")) if out.is_dir() else []
     others = [name for name in there if name not in ours and not name.startswith(".")]
     if others and not ours & set(there):
         raise ValueError(f"{out} holds other files ({others[0]}); give a new or empty folder.")
 
 
-def _finished(out: Path, request: dict[str, Any]) -> bool:
-    """Whether the set is complete; starts one where nothing is there, and refuses the folder of another call."""
-    manifest, begun = out / MANIFEST, out / SCORES / "request.json"
-    if manifest.is_file():
-        found = store.read_json(manifest)["request"]
-    elif any(begun.parent.glob("*.npz")):
-        found = store.read_json(begun)
-    else:
-        # Also where a call failed before its first chunk, say for a model that does not fit.
-        begun.parent.mkdir(exist_ok=True)
-        store.write_json(begun, request)
-        return False
+def _begun(out: Path) -> Path:
+    """The file that says what was asked of the set that lies in a folder; it need not be there."""
+    manifest, begun = out / MANIFEST, out / SCORES / REQUEST
+    # A call that failed before its first chunk, say for a model that does not fit, has begun nothing.
+    return begun if any(begun.parent.glob("*.npz")) and not manifest.is_file() else manifest
+
+
+def _refuse_other_request(out: Path, request: dict[str, Any]) -> None:
+    """Refuse the folder of another call."""
+    path = _begun(out)
+    if not path.is_file():
+        return
+    found = store.read_json(path)["request"]
     # As JSON gives them back, so that equal settings are equal.
-    given = store.decode(store.encode(request), begun)
+    given = store.decode(store.encode(request), path)
     for name in [*given, *found]:
         if found.get(name) != given.get(name):
             raise ValueError(f"{out} holds another extra set ({name} differs); give another folder, or delete it.")
-    return manifest.is_file()

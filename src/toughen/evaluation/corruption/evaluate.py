@@ -13,6 +13,7 @@ severity is a stage of it.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,15 @@ from toughen.corruptions.published import Published, open_published
 from toughen.data.base import Examples, Split, fingerprint
 from toughen.evaluation.corruption.result import CorruptionResult, MeanCorruptionError, mean_corruption_error
 from toughen.evaluation.plan import Stage
-from toughen.evaluation.resume import FinishedUnits, check_folder, is_finished
+from toughen.evaluation.resume import FinishedUnits, check_folder, is_finished, recognised
 from toughen.evaluation.runner import Runner, default_chunk_size, memory_explained
 from toughen.evaluation.time_left import Cost, StatusCallback, watching
 from toughen.evaluation.work_unit import UnitResult, classified
 from toughen.models.adapted import as_module
 from toughen.models.batched import Batched
 from toughen.models.cost import counted
-from toughen.models.identity import hash_model, hash_tensor, identity_of
+from toughen.models.hashes import hash_model, hash_tensor
+from toughen.models.identity import answers_of, identity_of
 from toughen.models.inputs import as_labels, check_classes, check_examples
 from toughen.models.prepared import PreparedModel, prepared
 from toughen.outcomes import CLEAN
@@ -125,7 +127,11 @@ def corruption_accuracy(
         settings={"corruptions": names, "severities": levels, "images": made},
         seed=seed,
     )
-    if folder is not None and is_finished(folder, identity, shared=shared):
+    chunk_size = default_chunk_size(batch_size, first.numel())
+    chunk = data.take(torch.arange(min(len(y), chunk_size))).images if folder is not None else first
+    look = partial(answers_of, {"model": (model, chunk)}, batch_size=batch_size)
+    claimed = recognised(folder, identity, look, shared=shared)
+    if folder is not None and is_finished(folder, shared=shared):
         return CorruptionResult.read(folder)
 
     def make(name: str, severity: int, some: Tensor) -> Tensor:
@@ -141,13 +147,12 @@ def corruption_accuracy(
         stages = [CorruptionStage(f"{name}-{level}", everyone, name, level) for name, level in product(names, levels)]
         forecast = {stage.label: Cost(None, 1.0, alone=True) for stage in stages}
         with (
-            FinishedUnits.open(folder, identity, keep=None, shared=shared) as finished,
+            FinishedUnits.open(folder, claimed, keep=None, shared=shared) as finished,
             counted(subject.model.model) as passes,
             watching({subject.model.model}, progress, lambda: forecast, len(y), passes) as watch,
         ):
             # Each rank gets some of every cell.
-            world = ranks.world() if shared else 1
-            chunk_size = min(default_chunk_size(batch_size, first.numel()), -(-len(y) // world))
+            chunk_size = min(chunk_size, -(-len(y) // (ranks.world() if shared else 1)))
             runner = Runner(CorruptionTask(subject, make, y, ids, seed), finished, chunk_size, shared, watch)
             clean, *cells = (part.prediction for part in runner.run(lambda _: iter(stages)).parts)
             found = CorruptionResult(
@@ -161,10 +166,10 @@ def corruption_accuracy(
                 constants=constants,
                 seed=seed,
                 seconds=time.perf_counter() - started + runner.earlier,
-                notes=(*notes, *subject.said, *runner.notes),
+                notes=(*claimed.said, *notes, *subject.said, *runner.notes),
                 device=str(subject.device),
                 torch=torch.__version__,
-                identity=identity,
+                identity=finished.identity,
             )
             if folder is not None and (not shared or ranks.is_main()):
                 found.write(folder)
