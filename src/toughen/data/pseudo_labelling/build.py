@@ -20,7 +20,6 @@ manifest. The same call on the same folder goes on where the last one ended, and
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +46,7 @@ from toughen.data.pseudo_labelling.files import (
 from toughen.models.adapted import as_module
 from toughen.models.batched import predict
 from toughen.models.hashes import hash_model, hash_tensor
-from toughen.models.identity import CLEAN_LOGITS, answers_of, begun, recognise
+from toughen.models.identity import CLEAN_LOGITS, Answers, answers_of, begun, recognise
 from toughen.models.inputs import placement
 from toughen.models.prepared import PreparedModel, ProgressFunction, prepare
 from toughen.models.refusals import check_takes
@@ -128,8 +127,11 @@ def label(
     }
     _refuse_other_files(out)
     _refuse_other_request(out, request)
-    first = pool.take(torch.arange(min(len(pool), batch_size))).images
-    look = partial(answers_of, {what: (model, first) for what, model in models.items()}, batch_size=batch_size)
+
+    def look() -> Answers:
+        first = pool.take(torch.arange(min(len(pool), batch_size))).images
+        return answers_of({what: (model, first) for what, model in models.items()}, batch_size=batch_size)
+
     found, said = recognise(out, _begun(out), {}, look, of="an extra set")
     if said:
         note(said)
@@ -388,8 +390,7 @@ def _begun(out: Path) -> Path:
 
 def _refuse_other_request(out: Path, request: dict[str, Any]) -> None:
     """Refuse the folder of another call."""
-    path = _begun(out)
-    if not path.is_file():
+    if not (path := _begun(out)).is_file():
         return
     found = store.read_json(path)["request"]
     # As JSON gives them back, so that equal settings are equal.
