@@ -50,6 +50,11 @@ def batch_text(record: dict[str, Any]) -> str:
     return ", ".join([f"loss {record['loss']:.3f}", *batch])
 
 
+def selection_text(by: str | None) -> str:
+    """By what a run's best weights are chosen; None, which runs of earlier versions have, for the first rule."""
+    return str(by).replace("_", " ") if by else "robust accuracy, the earliest of equals"
+
+
 def validation_text(accuracies: dict[str, dict[str, float]]) -> str:
     """Validation accuracies of each candidate, short."""
     return "; ".join(

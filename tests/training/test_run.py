@@ -92,27 +92,6 @@ def test_the_resolved_recipe_starts_the_same_run_again(tiny: str, tmp_path: Path
             assert torch.equal(value, b.tensors(group)[name])
 
 
-def test_best_is_what_scored_best_on_the_validation_split_and_last_is_the_last(
-    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    scores = iter([0.5, 0.75, 0.75, 0.25])
-    states = []
-
-    def scripted(job, split, **given):
-        states.append({name: value.clone() for name, value in job.model.state_dict().items()})
-        return {"weights": {"clean_accuracy": 1.0, "robust_accuracy": next(scores)}}
-
-    monkeypatch.setattr(run_module, "validate", scripted)
-    out = tmp_path / "run"
-    summary = train(recipe(selection={"suite": "pgd-2", "every": 6}), out)
-    # Of equals the earliest stays.
-    assert summary["best"]["weights"] == {"step": 12, "clean_accuracy": 1.0, "robust_accuracy": 0.75}
-    for checkpoint, state in (("best", states[1]), ("last", states[3])):
-        found = open_run(out, checkpoint=checkpoint).model.state_dict()
-        assert all(torch.equal(found[name], value) for name, value in state.items())
-    assert open_run(out).step == 12
-
-
 def test_selection_sees_no_test_image(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 

@@ -18,7 +18,7 @@ from toughen.errors import Command
 from toughen.evaluation import Evaluation
 from toughen.export.facts import RunFacts, is_strong
 from toughen.export.leaderboard import other_images
-from toughen.progress import duration
+from toughen.progress import duration, selection_text
 from toughen.report.formatting import percent, with_interval
 from toughen.training.catastrophic_overfitting import ball_of
 
@@ -189,6 +189,7 @@ FILTERS: dict[str, Callable[[Any], object]] = {
     "thousands": "{:,}".format,
     "percent": percent,
     "duration": duration,
+    "chosen_by": selection_text,
     "suite": _suite,
     "clean": lambda found: with_interval(found.clean_accuracy, found.clean_interval),
     "robust": lambda found: with_interval(found.robust_accuracy, found.robust_interval),

@@ -66,7 +66,7 @@ def export(
     Args:
         run_folder: of a `toughen train`.
         out: the folder to write.
-        checkpoint: "best" by robust validation accuracy, or "last".
+        checkpoint: "best" by validation (`Recipe.selected_by`), or "last".
         weights: "weights" or an average like "average-0.995"; the recipe's headline by default.
         formats: of `FORMATS`: "safetensors" is always there; "onnx" adds model.onnx, checked by running it;
             "robustbench" adds robustbench.json (see `leaderboard.entry`).

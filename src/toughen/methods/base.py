@@ -83,6 +83,11 @@ class Method(Settings, frozen=True):
         return ("clean",)
 
     @property
+    def robust_training(self) -> bool:
+        """Whether it asks for robustness: if not, the best weights are those of the highest clean accuracy."""
+        return True
+
+    @property
     def steps_per_batch(self) -> int:
         """Optimiser steps that each batch takes."""
         return 1

@@ -61,6 +61,11 @@ class Free(Robust, frozen=True):
         return KINDS[self.memory]
 
     @property
+    def robust_training(self) -> bool:
+        """Unless a minibatch's only step is at delta = 0, which is natural training."""
+        return self.replays > 1 or self.memory != "batch"
+
+    @property
     def steps_per_batch(self) -> int:
         """The replays: the budget counts optimiser steps, so m = 8 sees an eighth of the minibatches."""
         return self.replays

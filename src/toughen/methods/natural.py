@@ -33,6 +33,11 @@ class Natural(Method, frozen=True):
     replays: Count = 1
 
     @property
+    def robust_training(self) -> bool:
+        """No: nothing is attacked."""
+        return False
+
+    @property
     def steps_per_batch(self) -> int:
         """The replays."""
         return self.replays

@@ -84,6 +84,11 @@ class Trades(Robust, frozen=True):
             ) from None
 
     @property
+    def robust_training(self) -> bool:
+        """Unless beta is 0, where it is natural training."""
+        return self.beta > 0
+
+    @property
     def forwards(self) -> tuple[Seen, ...]:
         """The clean and the attacked batch; nothing for the fused pass, whose rows are both."""
         if not self.beta:

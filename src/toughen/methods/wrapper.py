@@ -75,6 +75,11 @@ class Wrapper(Method, frozen=True):
         return self.method.forwards
 
     @property
+    def robust_training(self) -> bool:
+        """That of the method inside."""
+        return self.method.robust_training
+
+    @property
     def steps_per_batch(self) -> int:
         """Those of the method inside."""
         return self.method.steps_per_batch

@@ -53,6 +53,7 @@ class Checkpointer:
         about: the data that training began with.
         extra: fingerprint of the extra set, where there is one.
         watch: for catastrophic overfitting.
+        selected_by: see `early_stopping.improved`.
         note: is told what the user should know.
         best: for each candidate the step and accuracies of its best weights.
         seconds: of training and validating, over all sittings, up to the last `tick`.
@@ -66,6 +67,7 @@ class Checkpointer:
     about: DatasetCard
     extra: str | None
     watch: OverfittingMonitor
+    selected_by: str | None
     note: Callable[[str], None]
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -145,6 +147,7 @@ class Checkpointer:
         self._owed |= {f"best-{name}": copies[name] for name in winners}
         state |= {
             "best": {name: dict(found) for name, found in self.best.items()},
+            "selected_by": self.selected_by,
             "overfitting": asdict(self.watch.memory),
             "seconds": self.seconds,
             "unvalidated": self.unvalidated,

@@ -1,12 +1,14 @@
-"""Early stopping by robust accuracy on the validation split (Limits, section 3.1; Rice et al. 2020).
+"""Early stopping by accuracy on the validation split (Limits, section 3.1; Rice et al. 2020).
 
     record = validate(job, validation, suite="pgd-40", threat=threat, seed=0, stop=stop)
     record["weights"]       # {"clean_accuracy": 0.98, "robust_accuracy": 0.76}
 
 Robust overfitting makes the last weights worse than earlier ones, so a run keeps the best besides the last, for the
-weights and for each of their averages. The split is held out of the training set; test data is never seen here.
+weights and for each of their averages: by robust accuracy, or by clean accuracy where the method asks for no robustness
+(`Recipe.selected_by`). The split is held out of the training set; test data is never seen here.
 """
 
+import math
 from contextlib import suppress
 
 import torch
@@ -70,10 +72,25 @@ def validate(
     return result
 
 
-def improved(accuracies: Accuracies, best: dict[str, dict[str, float]]) -> list[str]:
-    """The candidates whose robust accuracy is strictly above their best so far; of equals, the earliest stays."""
-    return [
-        name
-        for name, found in accuracies.items()
-        if name not in best or found["robust_accuracy"] > best[name]["robust_accuracy"]
-    ]
+def improved(accuracies: Accuracies, best: dict[str, dict[str, float]], by: str | None) -> list[str]:
+    """The candidates that are at least as good as their best so far: of equals the latest is kept.
+
+    Args:
+        accuracies: what a validation found.
+        best: by candidate, of the validations before.
+        by: the accuracy that decides, "robust_accuracy" or "clean_accuracy"; where it is equal, the clean one does.
+            None for a run of an earlier version: strictly above in robust accuracy, the earliest of equals.
+    """
+
+    def is_better(found: dict[str, float], than: dict[str, float]) -> bool:
+        if by is None:
+            return found["robust_accuracy"] > than["robust_accuracy"]
+        return _rank(found, by) >= _rank(than, by)
+
+    return [name for name, found in accuracies.items() if name not in best or is_better(found, best[name])]
+
+
+def _rank(found: dict[str, float], by: str) -> tuple[float, float]:
+    # NaN, which nothing is above nor below, comes last.
+    first, second = (-1.0 if math.isnan(found[key]) else found[key] for key in (by, "clean_accuracy"))
+    return first, second

@@ -23,7 +23,7 @@ from toughen.models.cost import counted
 from toughen.models.refusals import naming_theirs
 from toughen.optim import ema
 from toughen.parallel import ranks as distributed
-from toughen.progress import Display
+from toughen.progress import Display, selection_text
 from toughen.recipes import Recipe, RecipeError
 from toughen.storage import files as store
 from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
@@ -102,7 +102,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         watch = OverfittingMonitor.over(recipe, job.method, train_split, device)
         about = DatasetCard.of(data, trained=len(train_split), validated=len(validation))
         others = fingerprint({"extra": extra.examples}) if extra else None
-        outputs = held.enter_context(resume(job, watch, about, others, out, display, batches=recipe.batches))
+        outputs = held.enter_context(resume(recipe, job, watch, about, others, out, display))
         held.callback(batches.close)
         if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
@@ -136,8 +136,9 @@ def title(recipe: Recipe, training: int, validating: int, device: torch.device) 
     """One line about a run."""
     rounded = f" (rounded up from {recipe.steps} to whole batches)" if recipe.steps != recipe.total_steps else ""
     ranks = f", {distributed.world()} ranks" if distributed.world() > 1 else ""
+    chosen = f"{validating} held out, the best by {selection_text(recipe.selected_by)}"
     return (
-        f"{recipe.name}: {recipe.method.name} on {training} images of {recipe.data.source} ({validating} held out), "
+        f"{recipe.name}: {recipe.method.name} on {training} images of {recipe.data.source} ({chosen}), "
         f"{recipe.threat}, {recipe.total_steps} steps{rounded}, {device}{ranks}"
     )
 
@@ -193,25 +194,24 @@ def claim(recipe: Recipe, out: Path, note: Callable[[str], None] = lambda text: 
 
 
 def resume(
+    recipe: Recipe,
     job: Job,
     watch: OverfittingMonitor,
     about: DatasetCard,
     extra: str | None,
     out: Path,
     display: Display,
-    *,
-    batches: int,
 ) -> Checkpointer:
     """Open the run's logs, and put job and watch at the newest whole checkpoint if there is one.
 
     Args:
+        recipe: of the run.
         job: in its first state.
         watch: likewise.
         about: the data as they are now.
         extra: fingerprint of the extra set, where there is one.
         out: the run folder.
         display: is told what has changed without harm.
-        batches: of the whole run.
 
     Raises:
         RecipeError: training was begun on other images.
@@ -222,7 +222,7 @@ def resume(
     checkpoint = newest or (load_checkpoint(path) if path else None)
     saved = SavedState.of(checkpoint) if checkpoint else None
     if checkpoint and saved:
-        saved.check_place(checkpoint, batches=batches, steps_per_batch=job.method.steps_per_batch)
+        saved.check_place(checkpoint, batches=recipe.batches, steps_per_batch=job.method.steps_per_batch)
         name, now, about = about.name, about.fingerprints, DatasetCard.read(saved.data)
         changed = about.changed(now)
         if seen := [name for name in changed if name != "test"]:
@@ -245,10 +245,13 @@ def resume(
             first = opened.enter_context(store.Log.resume(metrics, lengths[0]))
             logs = first, store.Log.resume(timing, lengths[1])
             opened.pop_all()
-    outputs = Checkpointer(out, logs, about, extra, watch, display.note)
+    outputs = Checkpointer(out, logs, about, extra, watch, recipe.selected_by, display.note)
     if checkpoint and saved:
         outputs.best, outputs.seconds = checkpoint.state["best"], saved.seconds
         outputs.newest, outputs.unvalidated = checkpoint.path, saved.unvalidated
+        outputs.selected_by = saved.selected_by
+        if saved.selected_by != recipe.selected_by:
+            display.note(f"as it was begun, the best is chosen by {selection_text(saved.selected_by)}")
     return outputs
 
 
@@ -342,10 +345,10 @@ def check_overfitting(job: Job, outputs: Checkpointer, display: Display) -> None
 
 def note_validation(step: int, outputs: Checkpointer, found: Accuracies) -> list[str]:
     """Log what a validation found; the candidates that it makes the best so far."""
-    winners = improved(found, outputs.best)
+    winners = improved(found, outputs.best, outputs.selected_by)
     for name in winners:
         outputs.best[name] = {"step": step, **found[name]}
-    outputs.write({"step": step, "validation": found})
+    outputs.write({"step": step, "validation": found, "selected_by": outputs.selected_by})
     return winners
 
 
@@ -365,6 +368,7 @@ def finish(recipe: Recipe, job: Job, outputs: Checkpointer, device: torch.device
         "seconds": outputs.seconds,
         "peak_memory_bytes": peak_memory(device),
         "headline": headline,
+        "selected_by": outputs.selected_by,
         "best": outputs.best,
         "alarms": outputs.watch.memory.alarms if outputs.watch.every else None,
         "ways": asdict(job.ways),

@@ -7,7 +7,7 @@ with fitting(checkpoint):
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -54,6 +54,7 @@ class SavedState(_StrictState, frozen=True):
         metrics: bytes of `metrics.jsonl`.
         timing: bytes of `timing.jsonl`.
         best: by candidate.
+        selected_by: the accuracy by which that is chosen; None for a run that an earlier version began, see `improved`.
         overfitting: what the watch remembers.
         seconds: of training and validating.
         unvalidated: whether it was saved before the validation that is due at its step.
@@ -72,6 +73,7 @@ class SavedState(_StrictState, frozen=True):
     metrics: Whole
     timing: Whole
     best: dict[str, _Best]
+    selected_by: Literal["robust_accuracy", "clean_accuracy"] | None = None
     overfitting: OverfittingState = Field(default_factory=OverfittingState)
     seconds: float
     unvalidated: bool = False

@@ -60,7 +60,7 @@ def open_run(folder: Path, *, checkpoint: str = "best", weights: str | None = No
 
     Args:
         folder: of the run.
-        checkpoint: "best" by robust validation accuracy, or "last".
+        checkpoint: "best" by validation (`Recipe.selected_by`), or "last".
         weights: "weights" or an average like "average-0.995"; the recipe's headline by default.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 
 from toughen.errors import Command
 from toughen.outcomes import interval
-from toughen.progress import duration
+from toughen.progress import duration, selection_text
 from toughen.report.alarms import collect_alarms, overfitting_text
 from toughen.report.blocks import (
     Block,
@@ -143,7 +143,8 @@ def _describe_training(run: RunRecord, anchor: str) -> Iterator[Block]:
         found = [record["validation"] for record in checks]
         yield draw.validation(f"{anchor}-validation", [record["step"] for record in checks], found)
     if run.summary and run.summary.get("best"):
-        caption = "Best by validation (of the held-out split, which chose the weights; test figures are above)"
+        by = selection_text(run.summary.get("selected_by"))
+        caption = f"Best by {by} in validation (of the held-out split, which chose the weights; test figures are above)"
         yield best_table(f"{anchor}-best", caption, "weights", run.summary["best"])
     watched = [(record["step"], record["overfitting"]) for record in run.metrics if "overfitting" in record]
     if watched:

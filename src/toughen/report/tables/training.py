@@ -6,7 +6,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from toughen.progress import duration
+from toughen.progress import duration, selection_text
 from toughen.report.blocks import Block, JsonObject, Paragraph, Table, TableCell
 from toughen.report.formatting import percent
 
@@ -27,7 +27,8 @@ def predicted_cost(recipe: "Recipe") -> str:
         f"({passes.natural_steps:.2f} natural steps)\n"
         f"#   in all:  {recipe.natural_steps:.0f} natural steps; validation and checks are not counted\n"
         f"# schedule: {_schedule(recipe)}\n"
-        f"# validation: {recipe.selection.suite} in {recipe.threat} every {every} steps{averages}"
+        f"# validation: {recipe.selection.suite} in {recipe.threat} every {every} steps{averages}, the best by "
+        f"{selection_text(recipe.selected_by)}"
     )
 
 
@@ -62,4 +63,5 @@ def describe_training(summary: JsonObject) -> list[Block]:
         f"{duration(summary['seconds'])} with validation, peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
     alarms = [Paragraph(found["alarm"], "bad") for found in summary.get("alarms") or ()]
-    return [best_table("best", caption, "best by validation", summary["best"]), Paragraph(cost, ""), *alarms]
+    heading = f"best by {selection_text(summary.get('selected_by'))} in validation"
+    return [best_table("best", caption, heading, summary["best"]), Paragraph(cost, ""), *alarms]
