@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.test_app import done, failed
+from cli.test_app import done, everything, failed, toughen
 
 STUDY = """
 title: Two ways
@@ -28,11 +28,18 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine.yaml"
 
 
+def unmeasured(*arguments: object) -> str:
+    """What is printed by a command that could not measure a row."""
+    result = toughen(*arguments)
+    assert (result.exit_code, result.stderr) == (1, "")
+    return result.stdout
+
+
 def test_a_study_from_its_text_to_its_table(mine: str):
     text = done("study", "run", mine, "--scale", "toy", "--dry-run")
     assert "Two ways: 2 rows, 2 trainings, 32 natural steps\nleft out: bad: method." in text
-    assert not (Path("runs/studies/mine-toy") / "runs").exists()
-    text = done("study", "run", mine, "--scale", "toy", "--jobs", 1)
+    assert not Path("runs").exists()
+    text = unmeasured("study", "run", mine, "--scale", "toy", "--jobs", 1)
     assert "to train: 2, 32 natural steps, about " in text
     assert "4 of 4 tasks done; rows with a fault: bad" in text
     assert "[b]m = 2[/b]" in text
@@ -40,15 +47,15 @@ def test_a_study_from_its_text_to_its_table(mine: str):
     assert "pgd-20: pgd-2 stands in for pgd-20" in text
     assert "only a test" in text
     folder = "runs/studies/mine-toy"
-    assert "4 of 4 tasks done" in done("study", "status", folder)
-    rows = list(csv.DictReader(io.StringIO(done("study", "table", folder, "--csv"))))
+    assert "4 of 4 tasks done" in unmeasured("study", "status", folder)
+    rows = list(csv.DictReader(io.StringIO(unmeasured("study", "table", folder, "--csv"))))
     assert [(row["row"], row["column"]) for row in rows] == [
         (row, column) for row in ("m2", "m4") for column in ("clean", "pgd-20", "minutes")
     ]
     assert {(row["state"], row["steps"], row["forwards"], row["backwards"]) for row in rows} == {
         ("done", "16", "16", "16")
     }
-    text = done("study", "run", mine, "--scale", "toy", "--jobs", 1)
+    text = unmeasured("study", "run", mine, "--scale", "toy", "--jobs", 1)
     assert "done already: 2 trainings" in text
     assert "to train" not in text
 
@@ -57,9 +64,57 @@ def test_a_table_can_be_printed_before_anything_is_done(mine: str):
     from toughen.studies.create import create_folder
     from toughen.studies.text import load
 
+    Path(mine).write_text(STUDY.replace("  bad: {set: {method.nothing: 1}}\n", ""))
     create_folder(load(mine), "toy", Path("study"))
     assert "waiting" in done("study", "table", "study")
     assert "0 of 4 tasks done" in done("study", "status", "study")
+
+
+def test_a_row_that_cannot_be_measured_ends_each_command_with_exit_code_1(mine: str):
+    from toughen.studies.create import create_folder
+    from toughen.studies.folder import TRAIN
+    from toughen.studies.text import load
+
+    Path(mine).write_text(STUDY.replace("bad: {set: {method.nothing: 1}}", "bad: {set: {seed: 0}}"))
+    folder = create_folder(load(mine), "toy", Path("runs/studies/mine-toy"), name="mine")
+    for task in folder.tasks():
+        if task.kind == TRAIN:
+            folder.fail(task, "it broke", "")
+    for command in (("table", folder.path), ("status", folder.path), ("work", folder.path)):
+        unmeasured("study", *command)
+    text = unmeasured("study", "run", mine, "--scale", "toy")
+    assert "failed: it broke" in text
+
+
+def test_a_dry_run_leaves_nothing_behind_and_forgets_nothing(mine: str):
+    from toughen.studies.folder import StudyFolder
+
+    before = everything(Path())
+    assert "2 trainings" in done("study", "run", mine, "--scale", "toy", "--dry-run", "--checkpoint", "last")
+    assert "2 trainings" in done("study", "run", mine, "--scale", "toy", "--dry-run", "--out", "else/where")
+    assert everything(Path()) == before
+    # What was asked for in a dry run refuses nothing afterwards.
+    unmeasured("study", "run", mine, "--scale", "toy")
+    folder = StudyFolder(Path("runs/studies/mine-toy"))
+    folder.fail(folder.tasks()[0], "it broke", "")
+    before = everything(Path())
+    assert f"again: {folder.tasks()[0]}" in done("study", "run", mine, "--scale", "toy", "--retry", "--dry-run")
+    assert everything(Path()) == before
+
+
+def test_a_study_is_not_gone_on_with_for_other_weights(mine: str):
+    unmeasured("study", "run", mine, "--scale", "toy", "--checkpoint", "last")
+    folder = "runs/studies/mine-toy"
+    rows = list(csv.DictReader(io.StringIO(unmeasured("study", "table", folder, "--csv"))))
+    assert {row["checkpoint"] for row in rows} == {"last", ""}
+    before = everything(Path())
+    said = failed("study", "run", mine, "--scale", "toy")
+    assert f"{folder} was begun with --checkpoint last, and its figures are not mixed with those of other" in said
+    assert "give the same, or another --out" in said
+    assert everything(Path()) == before
+    assert "'newest' is not a known checkpoint; allowed: best, last" in failed(
+        "study", "run", mine, "--scale", "toy", "--checkpoint", "newest"
+    )
 
 
 def test_what_is_wrong_is_one_sentence(mine: str):

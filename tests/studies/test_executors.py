@@ -98,7 +98,8 @@ def test_a_finished_task_makes_up_for_a_death(folder: StudyFolder, tmp_path: Pat
     scripted(monkeypatch, tmp_path, set(), ONE_FURTHER)
     executors.run_here(folder, jobs=1, poll=0.02)
     assert len(list((folder.path / "failed").glob("*.json"))) == len(folder.tasks()) == 4
-    assert len((folder.path / "started").read_text().split()) == 5
+    # The last one leaves nothing to do, so that none is started after it.
+    assert len((folder.path / "started").read_text().split()) == 4
 
 
 def test_what_is_not_installed_is_said(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,9 @@ FAULTS = {
     "columns: {pgd: pgd-2}": ("columns: {pgd: pgd-x}", "'pgd-x' is not a known suite"),
     "columns: {pgd: pgd-2} ": ("columns: {clean: {what: clean}}", "clean accuracy comes with an attack or corruptions"),
     "pgd: pgd-2": ("pgd: {what: minutes, suite: pgd-2}", "belong to attacks, and this column is minutes"),
-    "pgd: pgd-2}": ("pgd: {what: transfer, suite: pgd-2, source: b}}", "columns.pgd.source: there is no row 'b'"),
+    "pgd: pgd-2}": ("pgd: {what: transfer, suite: pgd-2, transfer_from: b}}", "transfer_from: there is no row 'b'"),
+    "pgd: pgd-2}  ": ("pgd: {what: transfer, suite: pgd-2}}", "give a row's key, or {seed: N} for another training"),
+    "title: t  ": ("title: t\ncheckpoint: newest", "Input should be 'best' or 'last'"),
     "pgd: pgd-2 ": ("pgd: {suite: bilateral, attack: ce-21}", "'ce-21' is not a known attack of suite bilateral"),
     "a: {}": ("a: {columns: [cw]}", "rows.a.columns: there is no column 'cw'; allowed: pgd"),
     "base: mnist-free": ("note: x", "rows.a: recipe is missing; give one, or a base for all rows"),
@@ -50,4 +52,5 @@ def test_a_name_that_is_none_and_a_file_that_cannot_be_read(tmp_path: Path):
 def test_the_good_one_is_good(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(GOOD)
     study = load(str(tmp_path / "mine.yaml"))
-    assert (study.pick, study.seeds, study.columns["pgd"].suite) == ("best", (0,), "pgd-2")
+    assert (study.pick, study.checkpoint, study.seeds) == ("each", "best", (0,))
+    assert study.columns["pgd"].suite == "pgd-2"

@@ -7,14 +7,20 @@ toughen study table runs/studies/free-table-1-small
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toughen.cli.errors import console, plain_errors, show_warnings_briefly
 from toughen.errors import Command
 
+if TYPE_CHECKING:
+    from toughen.studies.folder import StudyFolder
+
 app = typer.Typer(no_args_is_help=True, help="Whole tables: run, watch and print studies.", rich_markup_mode=None)
+
+UNMEASURED = 1
+"""Exit code where a row could not be measured, unlike 2, which is for what cannot be begun."""
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a study that was run.")]
 
@@ -44,6 +50,9 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--executor-set", help="key=value for Slurm or Ray, like address=auto.")
     ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Measure the best (by validation) or last weights, whatever the study says.")
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what there is to do, and what it costs.")
@@ -68,11 +77,11 @@ def run(
         if executor != "local" and shard != "1/1":
             raise ValueError(f"--shard is for workers of this machine; leave it out with --executor {executor}")
         name = Path(study).stem
-        folder = create_folder(
-            load(study), scale, out or Path("runs/studies") / f"{name}-{scale}", changes or (), name=name
-        )
+        out = out or Path("runs/studies") / f"{name}-{scale}"
+        asked = {"name": name, "checkpoint": checkpoint, "dry_run": dry_run}
+        folder = create_folder(load(study), scale, out, changes or (), **asked)
         if retry:
-            for task in folder.clear_failures():
+            for task in folder.clear_failures(dry_run=dry_run):
                 print(f"again: {task}")
         for line in cost_lines(folder, probe=not dry_run):
             print(line, flush=True)
@@ -94,15 +103,18 @@ def run(
                 executors.run_here(folder, jobs=jobs, shard=part, watch=watch)
         console().print(render(describe_study(collect(folder))))
         print(f"study: {folder.path}")
+        end_unmeasured(folder)
 
 
 @app.command()
 def work(folder: Folder, shard: Annotated[str, typer.Option(metavar="I/N")] = "1/1") -> None:
     """Take tasks of a study until none is left; `run` starts these, and so may any scheduler."""
     with plain_errors(), show_warnings_briefly():
+        from toughen.studies.folder import StudyFolder
         from toughen.studies.worker import work as do
 
         do(folder, shard=parse_shard(shard), note=lambda text: print(text, flush=True))
+        end_unmeasured(StudyFolder(folder))
 
 
 @app.command()
@@ -112,7 +124,8 @@ def status(folder: Folder) -> None:
         from toughen.studies.folder import StudyFolder
         from toughen.studies.status import status_table
 
-        console().print(status_table(StudyFolder(folder)))
+        console().print(status_table(found := StudyFolder(folder)))
+        end_unmeasured(found)
 
 
 @app.command()
@@ -127,11 +140,19 @@ def table(
         from toughen.studies.folder import StudyFolder
         from toughen.studies.results import collect
 
-        found = collect(StudyFolder(folder))
+        found = collect(begun := StudyFolder(folder))
         if csv:
             sys.stdout.write(study_csv(found))
         else:
             console().print(render(describe_study(found)))
+        end_unmeasured(begun)
+
+
+def end_unmeasured(folder: "StudyFolder") -> None:
+    """End with exit code `UNMEASURED` where a row could not be measured; the table has said which, and why."""
+    if any(folder.state(name)[0] in ("failed", "faulty") for name in folder.rows):
+        sys.stdout.flush()
+        raise typer.Exit(UNMEASURED)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

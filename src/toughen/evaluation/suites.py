@@ -57,8 +57,10 @@ def _spec(name: str, **settings: Any) -> AttackSpec:
     return AttackSpec.model_validate({"name": name, **settings})
 
 
-def _pgd(threat: Threat, steps: int, *, side: int, restarts: int = 1, loss: str = "cross_entropy") -> AttackSpec:
-    return _spec("pgd", steps=steps, step_size=step_size(threat, steps, side), restarts=restarts, loss=loss)
+def _pgd(
+    threat: Threat, steps: int, *, side: int, restarts: int = 1, loss: str = "cross_entropy", **more: Any
+) -> AttackSpec:
+    return _spec("pgd", steps=steps, step_size=step_size(threat, steps, side), restarts=restarts, loss=loss, **more)
 
 
 def _label(family: str, K: int, R: int) -> str:
@@ -128,6 +130,16 @@ def iaat(threat: Threat, side: int = 0) -> Suite:
     }
 
 
+def free(threat: Threat, side: int = 0) -> Suite:
+    """The attacks of Free's tables 1 and 2 by its code: of the restarts the highest loss counts, and CW stops at 0."""
+    return {
+        "pgd-20": _pgd(threat, 20, side=side),
+        "pgd-100": _pgd(threat, 100, side=side),
+        "cw-100": _pgd(threat, 100, side=side, loss="margin-0"),
+        "pgd-20-r10": _pgd(threat, 20, restarts=10, side=side, keep="highest_loss"),
+    }
+
+
 def bilateral(threat: Threat, side: int = 0) -> Suite:
     """The white-box attacks of Bilateral's tables 1 and 3.
 
@@ -188,6 +200,7 @@ SUITES: dict[str, Suite | Builder] = {
     "autoattack-plus": autoattack_plus,
     "aa+mt": aa_mt,
     "iaat": iaat,
+    "free": free,
     "bilateral": bilateral,
     "iaat-imagenet": iaat_imagenet,
     "quick": quick,

@@ -1,8 +1,9 @@
 """Bilateral adversarial training (Wang & Zhang 2019): one targeted step in the image, one heuristic step in the label.
 
-    Bilateral(threat=Linf(8 / 255))                                     # R-MC-LA
+    Bilateral(threat=Linf(8 / 255), attack_bn="train")                  # R-MC-LA
+    Bilateral(threat=Linf(8 / 255))                                     # R-MC-LA+, as the released code
     Bilateral(threat=Linf(8 / 255), labels="none")                      # R-MC: the image adversary alone
-    Bilateral(threat=Linf(8 / 255), beta=11, largest=9)                 # R-MC-LA9, for CIFAR-100
+    Bilateral(threat=Linf(8 / 255), beta=11, largest=9)                 # R-MC-LA9+, for CIFAR-100
 
 Its published robustness is in part gradient masking: a model trained at 4/255 has 58.6 % under 100 x PGD-100 at 8/255
 and 29.35 % under AutoAttack (docs/methods/bilateral.md, Traps). Judge such a model by AutoAttack.
@@ -85,10 +86,10 @@ class Bilateral(Robust, frozen=True):
     labels "none" it is, bit for bit, `AdversarialTraining` on `targeted_pgd` of one step of eps from an unclipped
     start, for the targets that both know.
 
-    The papers' "+" (R-MC-LA+) is defined nowhere. The figures that the released code reports are those of the "+" row
-    at eps 4/255 and near it at 8/255; what sets that code apart from Madry's, on which it builds, is attack and label
-    passes in inference mode (`attack_bn="eval"`), one flip for a whole batch, and pixels in [-1, 1] without
-    standardisation of each image. Which of these "+" means is not known.
+    R-MC-LA is it with `attack_bn="train"`, and R-MC-LA+ with "eval", which is a guess: the "+" is defined nowhere. The
+    figures that the released code reports are those of the "+" row at eps 4/255 and near it at 8/255; what sets that
+    code apart from Madry's, on which it builds, is attack and label passes in inference mode, one flip for a whole
+    batch, and pixels in [-1, 1] without standardisation of each image.
 
     An example without a label has loss 0. For its image, which the training forward still sees, the model's prediction
     stands for the label, and a random target is any class.

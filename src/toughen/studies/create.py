@@ -22,7 +22,16 @@ from toughen.training.initial_weights import as_weights_show
 _PRINTED = ("id", "value", "unit", "std", "raw")
 
 
-def create_folder(study: Study, scale: str, out: Path, changes: Iterable[str] = (), *, name: str = "") -> StudyFolder:
+def create_folder(
+    study: Study,
+    scale: str,
+    out: Path,
+    changes: Iterable[str] = (),
+    *,
+    name: str = "",
+    checkpoint: str | None = None,
+    dry_run: bool = False,
+) -> StudyFolder:
     """The study's folder, made or found as it was left.
 
     Args:
@@ -31,27 +40,37 @@ def create_folder(study: Study, scale: str, out: Path, changes: Iterable[str] = 
         out: the folder; new, empty, or of the same study at the same scale with the same changes.
         changes: `key=value` for every recipe.
         name: of the study, for titles.
+        checkpoint: see `expand`.
+        dry_run: write nothing: what the folder would hold.
 
     Raises:
         StudyError: the folder holds something else, or there is no row without a fault.
     """
-    plan = expand(study, scale, changes)
+    plan = expand(study, scale, changes, checkpoint=checkpoint)
     if not plan.trainings:
         raise StudyError("\n".join(f"rows.{row.name}: {row.error}" for row in plan.rows.values()))
     asked = resolved(plan, name)
     if (out / STUDY).is_file():
         found = files.read_json(out / STUDY)
         if found != asked:
+            if found.get("checkpoint") != checkpoint:
+                begun = found.get("checkpoint")
+                raise StudyError(
+                    f"{out} was begun {'with' if begun else 'without'} ",
+                    Option("checkpoint", begun),
+                    ", and its figures are not mixed with those of other weights; give the same, or another ",
+                    Option("out"),
+                )
             different = next(key for key in asked if found.get(key) != asked[key])
             raise StudyError(
                 f"{out} holds another study, or this one otherwise ({different} differs); give another ", Option("out")
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"{out} exists and holds no study; give another ", Option("out"))
-    else:
+    elif not dry_run:
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / STUDY, asked)
-    return StudyFolder(out)
+    return StudyFolder(out, asked)
 
 
 def resolved(plan: StudyPlan, name: str) -> dict[str, Any]:
@@ -69,6 +88,7 @@ def resolved(plan: StudyPlan, name: str) -> dict[str, Any]:
         "title": plan.study.title,
         "scale": plan.scale,
         "changes": list(plan.changes),
+        "checkpoint": plan.checkpoint,
         "notes": [note for note in notes if note],
         "columns": {
             key: size.column(key, column).model_dump(mode="json") for key, column in plan.study.columns.items()
@@ -84,8 +104,9 @@ def _row(row: PlannedRow) -> dict[str, Any]:
         "error": row.error,
         "trainings": list(row.trainings),
         "pick": row.pick,
+        "checkpoint": row.checkpoint,
         "weights": row.weights,
-        "sources": sorted({m.column.source for m in row.measures.values() if m.column.source}),
+        "sources": sorted({name for m in row.measures.values() if isinstance(name := m.column.transfer_from, str)}),
         "notes": list(row.notes),
         "measures": {key: _figure(measure) for key, measure in row.measures.items()},
     }
@@ -96,6 +117,8 @@ def _figure(measure: PlannedMeasure) -> dict[str, Any]:
         "column": measure.column.model_dump(mode="json"),
         "limit": measure.limit,
         "folder": measure.folder,
+        "checkpoint": measure.checkpoint,
+        "surrogate": measure.surrogate,
         "published": [
             {**{key: getattr(cell, key) for key in _PRINTED}, "note": cell.record.get("note")} for cell in measure.cells
         ],
@@ -111,6 +134,7 @@ def _training(recipe: Recipe) -> dict[str, Any]:
     passes: Passes = method.passes(calls=2 if recipe.weight_perturbation else 1)
     return {
         "recipe": recipes.dump(recipe),
+        "seed": recipe.seed,
         "steps": recipe.total_steps,
         "natural_steps": recipe.natural_steps,
         "forwards": passes.forwards * recipe.batches,

@@ -92,6 +92,7 @@ class _Worker:
         # -P: a file beside where the user stands must not be taken for a module.
         work = Command("study", "work", path, shard=f"{shard[0] + 1}/{shard[1]}")
         self._command = [sys.executable, "-P", "-m", *work.words]
+        self._folder, self._shard = StudyFolder(path), shard
         self._log, self._environment = path / "workers.log", environment
         self.start()
 
@@ -107,8 +108,10 @@ class _Worker:
 
     @property
     def died(self) -> bool:
-        """Whether it ended otherwise than by finding nothing left to do."""
-        return self.process.poll() not in (None, 0)
+        """Whether it ended otherwise than by finding nothing left to do, which is no death where rows have failed."""
+        from toughen.studies.worker import tasks_left
+
+        return self.process.poll() not in (None, 0) and bool(tasks_left(self._folder, self._shard))
 
     def stop(self) -> None:
         """End the process, if it runs."""

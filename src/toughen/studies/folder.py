@@ -60,13 +60,14 @@ class _Column(_StrictRecord):
     what: str
     suite: SuiteName | None = None
     attack: str | None = None
-    source: str | None = None
 
 
 class _Measure(_StrictRecord):
     column: _Column
     limit: int | None
     folder: Name | Literal[""]
+    checkpoint: Literal["best", "last"] = "best"
+    surrogate: Name | None = None
     published: list[dict[str, Any]]
 
 
@@ -75,6 +76,7 @@ class _Row(_StrictRecord):
     error: str | None
     trainings: list[Name]
     pick: str
+    checkpoint: Literal["best", "last"] = "best"
     weights: Name | None
     sources: list[str]
     notes: list[str]
@@ -84,6 +86,7 @@ class _Row(_StrictRecord):
 class _Training(_StrictRecord):
     recipe: str
     steps: int
+    seed: int | None = None
 
 
 class _Asked(_StrictRecord):
@@ -94,6 +97,11 @@ class _Asked(_StrictRecord):
     columns: dict[str, dict[str, Any]]
     rows: dict[str, _Row]
     trainings: dict[Name, _Training]
+
+
+def _surrogates(row: Mapping[str, Any]) -> dict[str, None]:
+    """The trainings that a row's adversarial examples are made on, in their order."""
+    return dict.fromkeys(m["surrogate"] for m in row["measures"].values() if m.get("surrogate"))
 
 
 def check_study(asked: object, path: Path) -> None:
@@ -113,24 +121,34 @@ def check_study(asked: object, path: Path) -> None:
         place = ascii(".".join(map(str, first["loc"])))[1:-1][:200]
         raise ValueError(f"{path} is no study of toughen's ({place}: {first['msg']}); run the study again") from None
     for key, row in found.rows.items():
-        unknown = [*(set(row.trainings) - found.trainings.keys()), *(set(row.sources) - found.rows.keys())]
+        trained = {*row.trainings, *(m.surrogate for m in row.measures.values() if m.surrogate)}
+        unknown = [*(trained - found.trainings.keys()), *(set(row.sources) - found.rows.keys())]
         if unknown:
             raise ValueError(f"{path} is no study of toughen's ({key!a} needs {unknown[0]!a}, which is not there)")
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    if not (path / STUDY).is_file():
+        raise UsageError(f"{path} holds no study; give the folder of a ", Command("study", "run"))
+    asked = files.read_json(path / STUDY)
+    check_study(asked, path / STUDY)
+    return asked
 
 
 class StudyFolder:
     """A folder with a study in it.
 
+    Args:
+        path: the folder.
+        asked: what `study.json` would hold, where nothing is written yet.
+
     Raises:
         ValueError: there is none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, asked: dict[str, Any] | None = None) -> None:
         self.path = path
-        if not (path / STUDY).is_file():
-            raise UsageError(f"{path} holds no study; give the folder of a ", Command("study", "run"))
-        self.asked: dict[str, Any] = files.read_json(path / STUDY)
-        check_study(self.asked, path / STUDY)
+        self.asked: dict[str, Any] = _read_study(path) if asked is None else asked
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:
@@ -143,7 +161,7 @@ class StudyFolder:
 
     def tasks(self) -> list[StudyTask]:
         """All that is to be done, trainings first, in the table's order."""
-        wanted = [name for row in self.rows.values() for name in row["trainings"]]
+        wanted = [name for row in self.rows.values() for name in (*row["trainings"], *_surrogates(row))]
         return [
             *(StudyTask(TRAIN, name) for name in dict.fromkeys(wanted)),
             *(StudyTask(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
@@ -154,7 +172,8 @@ class StudyFolder:
         row = self.rows[name]
         if row["error"] is not None:
             return "faulty", row["error"]
-        tasks = [*(StudyTask(TRAIN, training) for training in row["trainings"]), StudyTask(MEASURE, name)]
+        measure = StudyTask(MEASURE, name)
+        tasks = [*(StudyTask(TRAIN, training) for training in sorted(self.needed(measure))), measure]
         if failure := next(filter(None, map(self.failure, tasks)), None):
             return "failed", failure["reason"]
         if all(map(self.done, tasks)):
@@ -187,20 +206,27 @@ class StudyFolder:
             return list(row["trainings"])
         if not all(self.done(StudyTask(TRAIN, training)) for training in row["trainings"]):
             return None
-        return [max(row["trainings"], key=lambda training: self._chosen_by(training, row["weights"]))]
+        return [max(row["trainings"], key=lambda training: self._chosen_by(training, row))]
 
-    def _chosen_by(self, training: str, weights: str | None) -> tuple[float, float]:
-        """Robust and clean accuracy on the validation split: never the test split."""
+    def _chosen_by(self, training: str, row: Mapping[str, Any]) -> tuple[float, float]:
+        """On the validation split, never the test split: the accuracy that its recipe is selected by, and the clean."""
         summary = files.read_json(self.run(training) / "summary.json")
-        best = summary["best"][weights or summary["headline"]]
-        return best["robust_accuracy"], best["clean_accuracy"]
+        found = summary["best"] if row.get("checkpoint", "best") == "best" else self._last_validation(training)
+        accuracies = found[row["weights"] or summary["headline"]]
+        return accuracies[summary.get("selected_by") or "robust_accuracy"], accuracies["clean_accuracy"]
+
+    def _last_validation(self, training: str) -> dict[str, Any]:
+        """Accuracies of a finished training's last weights."""
+        path = self.run(training) / "metrics.jsonl"
+        records = (files.decode(line, path) for line in reversed(files.read_limited(path).splitlines()))
+        return next((record["validation"] for record in records if "validation" in record), {})
 
     def needed(self, task: StudyTask) -> set[str]:
-        """The trainings that a task builds on: a row's own, and those of the rows that its examples come from."""
+        """The trainings that a task builds on: a row's own, and those that its examples come from."""
         if task.kind == TRAIN:
             return set()
         rows = [self.rows[name] for name in (task.name, *self.rows[task.name]["sources"])]
-        return {training for row in rows for training in row["trainings"]}
+        return {training for row in rows for training in row["trainings"]} | _surrogates(rows[0]).keys()
 
     def ready(self, task: StudyTask) -> bool:
         """Whether what a task builds on is there."""
@@ -222,11 +248,11 @@ class StudyFolder:
             self.path / "failed" / f"{task.file}.json", {"task": str(task), "reason": reason, "trace": trace}
         )
 
-    def clear_failures(self) -> list[str]:
-        """Forget all failures, so that their tasks are tried again; which they were."""
+    def clear_failures(self, *, dry_run: bool = False) -> list[str]:
+        """Forget all failures, so that their tasks are tried again; which they were, and in a dry run still are."""
         paths = sorted((self.path / "failed").glob("*.json"))
         names = [files.read_json(path)["task"] for path in paths]
-        for path in paths:
+        for path in () if dry_run else paths:
             path.unlink()
         return names
 

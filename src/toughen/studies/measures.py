@@ -22,17 +22,17 @@ Measure = Callable[[StudyFolder, str, str, Mapping[str, Any], Path], object]
 def measure_attacked(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under a suite, or under a single one of its attacks."""
     chosen = {key: asked["column"][key] for key in ("suite", "attack", "threat", "step_size")}
-    evaluate(_source(folder, row, training), EvaluationSettings(**chosen, limit=asked["limit"]), out=out)
+    evaluate(_source(folder, row, training, asked), EvaluationSettings(**chosen, limit=asked["limit"]), out=out)
 
 
 def measure_corrupted(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """Accuracy under the 19 corruptions."""
-    measure_corruptions(_source(folder, row, training), limit=asked["limit"], out=out)
+    measure_corruptions(_source(folder, row, training, asked), limit=asked["limit"], out=out)
 
 
 def measure_gradients(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any], out: Path) -> None:
     """The input gradient's magnitude on the test images (Bilateral, supplement, table 4)."""
-    run = _opened(folder, row, training)
+    run = _opened(folder, row, training, asked)
     test, index, _ = limited(run.data.test, asked["limit"])
     found = gradient_magnitude(run.model, test.images, test.labels, index=index)
     out.mkdir(parents=True, exist_ok=True)
@@ -43,11 +43,11 @@ def measure_transfer(folder: StudyFolder, row: str, training: str, asked: Mappin
     """Accuracy on adversarial examples made on another training (IAAT, tables 1 and 2, "Transfer").
 
     Raises:
-        ValueError: the row has no second training and the column names no other row.
+        ValueError: the suite is not one attack, or an earlier version began the study.
     """
     column = asked["column"]
-    run = _opened(folder, row, training)
-    surrogate = _opened(folder, *_surrogate(folder, row, training, column["source"]))
+    run = _opened(folder, row, training, asked)
+    surrogate = _opened(folder, *_surrogate(folder, row, asked), asked)
     test, index, _ = limited(run.data.test, asked["limit"])
     threat = parse(column["threat"]) if column["threat"] else run.recipe.threat
     suite = find(column["suite"], threat, side=max(test.shape[-2:]))
@@ -63,25 +63,24 @@ def measure_transfer(folder: StudyFolder, row: str, training: str, asked: Mappin
     found.write(out / "result.json")
 
 
-def _surrogate(folder: StudyFolder, row: str, training: str, source: str | None) -> tuple[str, str]:
+def _surrogate(folder: StudyFolder, row: str, asked: Mapping[str, Any]) -> tuple[str, str]:
     """Row and training that the examples are made on."""
-    if source is not None:
-        return source, (folder.counted(source) or folder.rows[source]["trainings"])[0]
-    others = [name for name in folder.rows[row]["trainings"] if name != training]
-    if not others:
-        raise ValueError(
-            f"row {row} has one training, and its adversarial examples come from a second one; give it two seeds, or "
-            "the column a source"
-        )
-    return row, others[0]
+    if asked.get("surrogate"):
+        return row, asked["surrogate"]
+    source = asked["column"].get("transfer_from")
+    if source is None:
+        raise ValueError("an earlier version began this study, and made its examples otherwise; run it in a new folder")
+    return source, (folder.counted(source) or folder.rows[source]["trainings"])[0]
 
 
-def _source(folder: StudyFolder, row: str, training: str) -> ModelSource:
-    return ModelSource(str(folder.run(training)), weights=folder.rows[row]["weights"])
+def _source(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any]) -> ModelSource:
+    chosen = {"checkpoint": asked.get("checkpoint", "best"), "weights": folder.rows[row]["weights"]}
+    return ModelSource(str(folder.run(training)), **chosen)
 
 
-def _opened(folder: StudyFolder, row: str, training: str) -> OpenedRun:
-    return open_run(folder.run(training), weights=folder.rows[row]["weights"])
+def _opened(folder: StudyFolder, row: str, training: str, asked: Mapping[str, Any]) -> OpenedRun:
+    source = _source(folder, row, training, asked)
+    return open_run(folder.run(training), checkpoint=source.checkpoint, weights=source.weights)
 
 
 MEASURES: dict[str, Measure] = {

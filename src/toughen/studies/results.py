@@ -1,7 +1,8 @@
 """The table of a study, from what lies in its folder at any time. No torch.
 
 table = collect(StudyFolder(Path("runs/studies/free-table-1-small")))
-table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable, findings
+table["rows"]["free-m8"]["figures"]["pgd-20"]    # measured, interval, published, difference, unreliable, findings, each
+table["rows"]["free-m8"]["weights"]              # which weights were measured, and where they are from
 table["rows"]["free-m8"]["alarms"]               # of its trainings: run, code, step, both accuracies, alarm
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toughen.outcomes import interval
+from toughen.progress import selection_text
 from toughen.report.alarms import read_alarms
 from toughen.report.blocks import JsonObject
 from toughen.report.records import reasons
@@ -53,6 +55,7 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
         "trainings": len(row["trainings"]),
         "counted": [str(Path("runs") / training) for training in counted],
         "figures": {key: _figure(folder, counted, measure) for key, measure in row["measures"].items()},
+        "weights": _weights(folder, row, counted),
         "cost": _cost(folder, counted),
         "alarms": _alarms(folder, row["trainings"]),
         "notes": row["notes"],
@@ -60,12 +63,16 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
 
 
 def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any]) -> JsonObject:
-    """One cell: the mean of its trainings, and an interval where it is one."""
-    found = [value for training in counted if (value := _measured(folder, training, measure))]
+    """One cell: the mean of its trainings with the sample deviation, and of a single one its interval."""
+    each = {name: value for name in counted if (value := _measured(folder, name, measure))}
+    found = list(each.values())
     published = next((cell for cell in measure["published"] if cell["value"] is not None), None)
     cell: dict[str, Any] = {"what": measure["column"]["what"], "published": published, "measured": None, "n": 0}
+    cell["checkpoint"] = None if cell["what"] == "minutes" else measure.get("checkpoint", "best")
     if not found:
         return cell
+    trainings = folder.asked["trainings"]
+    cell["each"] = [{"seed": trainings[name].get("seed"), **value} for name, value in each.items()]
     values = [value["value"] for value in found]
     cell |= {"measured": statistics.fmean(values), "unit": found[0]["unit"], "n": len(values)}
     cell["std"] = statistics.stdev(values) if len(values) > 1 else None
@@ -76,6 +83,27 @@ def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any])
     if published and published["unit"] == cell["unit"] != "minutes" and folder.asked["scale"] == "paper":
         cell["difference"] = cell["measured"] - published["value"]
     return cell
+
+
+def _weights(folder: StudyFolder, row: Mapping[str, Any], counted: list[str]) -> list[dict[str, Any]]:
+    """Which weights of its trainings a row measures, in which columns; of the best by what they are chosen, and where.
+
+    Of each: checkpoint, columns, selected_by (None for the last), steps (of each training that is done).
+    """
+    columns: dict[str, list[str]] = {}
+    for key, measure in row["measures"].items():
+        if measure["column"]["what"] != "minutes":
+            columns.setdefault(measure.get("checkpoint", "best"), []).append(key)
+    summaries = [found for training in counted if (found := _read(folder.run(training) / "summary.json"))]
+    found = []
+    for checkpoint, keys in columns.items():
+        best = [summary["best"][row["weights"] or summary["headline"]] for summary in summaries]
+        by = [selection_text(summary.get("selected_by")) for summary in summaries]
+        last = checkpoint == "last"
+        steps = [summary["steps"] if last else one["step"] for summary, one in zip(summaries, best, strict=True)]
+        chosen = None if last else " or ".join(dict.fromkeys(by)) or None
+        found.append({"checkpoint": checkpoint, "columns": keys, "selected_by": chosen, "steps": steps})
+    return found
 
 
 def _joined(findings: list[list[str] | None]) -> list[str] | None:

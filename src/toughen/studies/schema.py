@@ -18,13 +18,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from toughen.errors import Command
 from toughen.evaluation import suites
-from toughen.settings import Count, Positive, Settings, known
+from toughen.settings import Count, Positive, Settings, Whole, known
 from toughen.studies.published import check_filter
 from toughen.threat import Linf
 from toughen.threat import parse as parse_threat
 
 What = Literal["clean", "robust", "minutes", "corruptions", "mce", "gradient_mean", "gradient_max", "transfer"]
 Pick = Literal["best", "each"]
+CheckpointName = Literal["best", "last"]
 
 
 def _listed(value: Any) -> Any:
@@ -33,6 +34,16 @@ def _listed(value: Any) -> Any:
 
 def _suited(value: Any) -> Any:
     return {"suite": value} if isinstance(value, str) else value
+
+
+class OtherSeed(Settings, frozen=True):
+    """Another training of the row itself.
+
+    Attributes:
+        seed: of it, which is none of the row's.
+    """
+
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)]
 
 
 class StudyColumn(Settings, frozen=True):
@@ -45,8 +56,9 @@ class StudyColumn(Settings, frozen=True):
         threat: another ball than the row's recipe is trained in.
         step_size: of the suite's PGD attacks instead of the customary one.
         attack: of a suite of several attacks, the label of the one whose accuracy this is; by default the worst case.
-        source: for "transfer", the row whose model the adversarial examples are made on; by default another training
-            of the same row, which then needs two seeds.
+        transfer_from: for "transfer", what the adversarial examples are made on: the key of a row, or {seed: N} for
+            another training of the row itself, which has no other part in it.
+        checkpoint: see `Study`; the row's by default.
         metric: what the papers call it; null for a column that none has.
         eps: the radius of the published cells, where one metric is printed at several.
         note: said below the table, like how it differs from what was published.
@@ -57,7 +69,8 @@ class StudyColumn(Settings, frozen=True):
     threat: str | None = None
     step_size: Positive | None = None
     attack: str | None = None
-    source: str | None = None
+    transfer_from: str | OtherSeed | None = None
+    checkpoint: CheckpointName | None = None
     metric: str | None = None
     eps: str | None = None
     note: str | None = None
@@ -71,8 +84,11 @@ class StudyColumn(Settings, frozen=True):
             raise ValueError(
                 f"suite, attack and step_size belong to attacks, and this column is {self.what}; leave them out"
             )
-        if self.source is not None and self.what != "transfer":
-            raise ValueError("source goes with what: transfer, and names the row that is attacked")
+        if (self.transfer_from is not None) != (self.what == "transfer"):
+            raise ValueError(
+                "transfer_from goes with what: transfer, and says where its examples are made; give a row's key, or "
+                "{seed: N} for another training of the row itself"
+            )
         ball = Linf(8 / 255) if self.threat is None else parse_threat(self.threat)
         if self.suite is not None:
             found = suites.find(self.suite, ball)
@@ -82,7 +98,7 @@ class StudyColumn(Settings, frozen=True):
 
 
 class Row(Settings, frozen=True):
-    """One row: a training, or several of which the best or each counts.
+    """One row: a training, or several, of which each counts or the best.
 
     Attributes:
         label: for the table; the row's key by default.
@@ -90,6 +106,7 @@ class Row(Settings, frozen=True):
         set: changes to it, `path.to.key` -> value.
         seeds: one training each; the study's by default.
         pick: see `Study`.
+        checkpoint: see `Study`.
         weights: an average like `average-0.995` instead of the recipe's headline.
         cells: filters, see `published`, of the published cells in this row.
         columns: only these.
@@ -101,6 +118,7 @@ class Row(Settings, frozen=True):
     set: Mapping[str, Any] = Field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
     pick: Pick | None = None
+    checkpoint: CheckpointName | None = None
     weights: str | None = None
     cells: Annotated[tuple[Mapping[str, Any], ...], BeforeValidator(_listed)] = ()
     columns: tuple[str, ...] | None = None
@@ -162,7 +180,8 @@ class Scale(Settings, frozen=True):
     def column(self, key: str, column: StudyColumn) -> StudyColumn:
         """A column as it is measured at this scale."""
         if key in self.columns:
-            return self.columns[key]
+            instead = self.columns[key]
+            return instead.model_copy(update={"checkpoint": instead.checkpoint or column.checkpoint})
         if self.suite is None or column.suite is None:
             return column
         return column.model_copy(update={"suite": self.suite, "attack": None, "step_size": None})
@@ -189,7 +208,7 @@ SIZES: Mapping[str, Scale] = {
             "steps": 16,
             "model.width": 2,
             "selection.suite": "pgd-2",
-            "selection.every": 16,
+            "selection.every": 4,
         },
         note="toy: a few steps on a few digits; the figures mean nothing",
     ),
@@ -209,8 +228,9 @@ class Study(Settings, frozen=True):
         rows: key -> `Row`.
         axes: in place of rows or beside them: each is key -> `Row`, and every combination is a row.
         seeds: one training each.
-        pick: "best" evaluates the training that is best by robust validation accuracy, "each" all of them, for a mean
-            and a deviation.
+        pick: "each" evaluates the trainings of all seeds, for a mean and a sample standard deviation; "best" the one
+            that is best in validation, by what its recipe is selected by.
+        checkpoint: which weights of a training are evaluated, the "best" in validation or the "last".
         scales: how `toy`, `small` and `paper` differ from `SIZES`.
         note: said below the table.
     """
@@ -223,7 +243,8 @@ class Study(Settings, frozen=True):
     rows: Mapping[str, Row] = Field(default_factory=dict)
     axes: tuple[Mapping[str, Row], ...] = ()
     seeds: tuple[int, ...] = (0,)
-    pick: Pick = "best"
+    pick: Pick = "each"
+    checkpoint: CheckpointName = "best"
     scales: Mapping[Literal["toy", "small", "paper"], Scale] = Field(default_factory=dict)
     note: str | None = None
 
@@ -255,8 +276,8 @@ class Study(Settings, frozen=True):
                     f"rows.{key}: clean accuracy comes with an attack or corruptions; give such a column too"
                 )
         for key, column in self.columns.items():
-            if column.source is not None and column.source not in self.all_rows():
-                raise ValueError(f"columns.{key}.source: there is no row {column.source!r}")
+            if isinstance(column.transfer_from, str) and column.transfer_from not in self.all_rows():
+                raise ValueError(f"columns.{key}.transfer_from: there is no row {column.transfer_from!r}")
         return self
 
     def size(self, scale: str) -> Scale:

@@ -35,11 +35,16 @@ def work(
         note: is told of each task.
     """
     folder = StudyFolder(path)
-    trainings = [task for task in folder.tasks() if task.kind == TRAIN]
-    mine = {task.name for number, task in enumerate(trainings) if number % shard[1] == shard[0]}
-    while left := [task for task in folder.tasks() if _belongs(folder, task, mine) and not _settled(folder, task)]:
+    while left := tasks_left(folder, shard):
         if not any(_attempt(folder, task, note) for task in left):
             time.sleep(POLL)
+
+
+def tasks_left(folder: StudyFolder, shard: tuple[int, int]) -> list[StudyTask]:
+    """What a worker with this shard, see `work`, has still to do or to wait for."""
+    trainings = [task for task in folder.tasks() if task.kind == TRAIN]
+    mine = {task.name for number, task in enumerate(trainings) if number % shard[1] == shard[0]}
+    return [task for task in folder.tasks() if _belongs(folder, task, mine) and not _settled(folder, task)]
 
 
 def _belongs(folder: StudyFolder, task: StudyTask, mine: set[str]) -> bool:

@@ -170,11 +170,20 @@ def a_row(label: str, figures: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What `collect` says of a row that is done and has one training, runs/a."""
     cost = {"steps": 16, "forwards": 32, "backwards": 48, "natural_steps": 36.7, "device": "cpu", "minutes": 0.5}
     row = {"label": label, "state": "done", "reason": None, "counted": ["runs/a"], "cost": cost}
-    return {**row, "figures": figures, "alarms": [], "notes": [], **more}
+    weights = {"checkpoint": "best", "columns": ["pgd-20"], "selected_by": "robust accuracy", "steps": [1600]}
+    return {**row, "figures": figures, "weights": [weights], "alarms": [], "notes": [], **more}
 
 
 def a_figure(what: str, measured: float | None, **more: Any) -> dict[str, Any]:
-    figure = {"what": what, "published": None, "measured": measured, "unit": "%", "n": 1, "std": None}
+    figure = {
+        "what": what,
+        "checkpoint": "best",
+        "published": None,
+        "measured": measured,
+        "unit": "%",
+        "n": 1,
+        "std": None,
+    }
     return {**figure, "interval": None, "unreliable": False, "findings": None, **more}
 
 
@@ -184,22 +193,24 @@ def the_table(rows: dict[str, Any], columns: list[str], targets: dict[str, str] 
 
 
 def test_a_study():
-    published = {"id": "x", "value": 46.2, "unit": "%", "std": None, "raw": "46.2", "note": ""}
+    published = {"id": "x", "value": 46.2, "unit": "%", "std": None, "raw": "46.20", "note": ""}
     figures = {"clean": a_figure("clean", 40.0, interval=[70.0, 80.0])}
     doubted = {"unreliable": True, "findings": ["EV286", "EV281"]}
     figures["pgd-20"] = a_figure("robust", 40.0, interval=[38.0, 42.0], difference=-6.2, published=published, **doubted)
-    waiting = {"pgd-20": {"what": "robust", "published": published, "measured": None, "n": 0}}
+    waiting = {"pgd-20": {"what": "robust", "checkpoint": "last", "published": published, "measured": None, "n": 0}}
     rows = {
         "m2": a_row("m = 2", figures),
         "m4": a_row("m = 4", waiting, state="failed", reason="it broke", counted=[], cost=None),
     }
     seen = the_table(rows, ["clean", "pgd-20"], {"runs/a": "run-1"})
     head, done, failed = seen.tables["Table"]
-    assert head == ["row", "clean", "pgd-20", "natural steps", "audit", "state", "runs"]
-    assert done[:3] == ["m = 2", "40.0 [70.0, 80.0]", "40.0 [38.0, 42.0]\npaper 46.2\n(-6.2)"]
-    assert done[3] == "37 32 forward\n48 backward\n16 steps\n30.0 s, cpu"
-    assert done[4:] == ["unreliable EV286 in pgd-20\nEV281 in pgd-20", "done", "runs/a"]
-    assert failed == ["m = 4", "", "- paper 46.2", "-", "-", "failed it broke", ""]
+    assert head == ["row", "clean", "pgd-20", "weights", "natural steps", "audit", "state", "runs"]
+    assert done[:3] == ["m = 2", "40.0 [70.0, 80.0]", "40.0 [38.0, 42.0]\npaper 46.20\n(-6.2)"]
+    assert done[3] == "best by robust accuracy, step 1,600"
+    assert done[4] == "37 32 forward\n48 backward\n16 steps\n30.0 s, cpu"
+    assert done[5:] == ["unreliable EV286 in pgd-20\nEV281 in pgd-20", "done", "runs/a"]
+    assert failed[:3] == ["m = 4", "", "- paper 46.20"]
+    assert failed[4:] == ["-", "-", "failed it broke", ""]
     assert seen.addresses.count("#run-1") == 2
 
 
@@ -213,7 +224,7 @@ def test_a_study_says_which_findings_in_which_columns_and_what_was_not_audited()
         ],
         "nothing found": [a_figure("corruptions", 1.0), a_figure("robust", 1.0, **sound)],
         "not audited": [a_figure("corruptions", 1.0), a_figure("transfer", 1.0)],
-        "-": [{"what": "robust", "published": None, "measured": None, "n": 0}],
+        "-": [{"what": "robust", "checkpoint": "last", "published": None, "measured": None, "n": 0}],
     }
     rows = {said: a_row(said, dict(zip("abc", figures, strict=False))) for said, figures in kinds.items()}
     head, *found = the_table(rows, ["a", "b", "c"]).tables["Table"]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from report.page.page_run import Read
+from report.page.page_study import ABSENT, ATTACKED, COLUMNS, LABELS, PASSES, PRINTED, RECIPE, STEPS, STUDY, N
 from toughen.report.page.page import build_entries, write_figures, write_page
 from toughen.studies.create import create_folder
 from toughen.studies.folder import StudyFolder
@@ -21,81 +22,7 @@ from toughen.studies.results import collect
 from toughen.studies.text import load
 from toughen.studies.worker import work
 
-N, STEPS = 50, 40
 Z = 1.959963984540054
-
-RECIPE = f"""
-name: tiny
-data: {{source: mnist5k, limit: 300, validation: 60}}
-model: {{name: small_cnn, width: 4, norm: batch}}
-threat: linf:0.1
-batch_size: 32
-steps: {STEPS}
-overfitting_every: 0
-optimizer: {{lr: 0.05, momentum: 0.9}}
-selection: {{suite: pgd-1, every: 40}}
-"""
-
-STUDY = """
-title: Tiny
-base: {folder}/natural.yaml
-columns:
-  accuracy: {{what: clean, metric: clean}}
-  pgd-5: {{suite: pgd-5, metric: PGD-20}}
-  several: {{suite: quick, metric: AA+MT}}
-  one-step: {{suite: bilateral, attack: fgsm}}
-  shown: {{what: transfer, suite: pgd-2, source: natural}}
-  corrupted: {{what: corruptions}}
-  mce: {{what: mce}}
-  slope: {{what: gradient_mean}}
-  steepest: {{what: gradient_max}}
-  minutes: {{what: minutes, metric: train_time}}
-rows:
-  natural:
-    label: Natural
-    columns: [accuracy, pgd-5, several, one-step, shown, slope, steepest, minutes]
-    cells: {{paper: "001", table: Table 1, method: natural}}
-  free:
-    label: Free
-    recipe: {folder}/free.yaml
-    columns: [accuracy, pgd-5, several, shown, slope, steepest, minutes]
-    pick: each
-    seeds: [0, 1]
-    cells: {{paper: "001", table: Table 1, method: Free, params: {{m: 2}}}}
-  pgd:
-    label: PGD-2
-    columns: [accuracy, pgd-5, several, shown, corrupted, mce, slope, steepest, minutes]
-    recipe: {folder}/pgd.yaml
-    seeds: [0, 1]
-    cells: {{paper: "002", table: Table 1, method: AT, params: {{batch: 128}}}}
-  plain: {{label: No attack, columns: [minutes], set: {{seed: 0}}}}
-  bad: {{label: Bad, set: {{method.nothing: 1}}}}
-scales: {{paper: {{limit: 50}}}}
-"""
-
-PRINTED = {
-    ("natural", "accuracy"): (95.01, None),
-    ("natural", "pgd-5"): (0.0, None),
-    ("natural", "minutes"): (780.0, None),
-    ("free", "accuracy"): (91.45, None),
-    ("free", "pgd-5"): (33.92, None),
-    ("free", "minutes"): (816.0, None),
-    ("pgd", "accuracy"): (84.85, 1.20),
-    ("pgd", "several"): (50.80, 0.23),
-}
-"""As the papers' tables have them: Shafahi et al. 2019, table 1; Gowal et al. 2020, table 1."""
-
-PASSES = {"natural": (1, 1, 1.0), "free": (1, 1, 1.0), "pgd": (3, 3, 7 / 3), "plain": (1, 1, 1.0)}
-"""Of one step: forwards, backwards, and natural steps: a third for each forward and for each gradient, of the image or
-the weights. PGD-2 takes two of each for the attack, then a natural step; Free's step is a natural one."""
-
-ATTACKED = {"pgd-5": "pgd-5", "several": "quick", "one-step": "bilateral_fgsm"}
-"""Columns of robust accuracy, and what their evaluations are called."""
-
-COLUMNS = ("accuracy", "pgd-5", "several", "one-step", "shown", "corrupted", "slope", "steepest", "minutes")
-LACKS = {"natural": ("corrupted",), "free": ("corrupted", "one-step"), "pgd": ("one-step",)}
-ABSENT = {**LACKS, "plain": COLUMNS[:-1], "bad": COLUMNS}
-LABELS = {"natural": "Natural", "free": "Free", "pgd": "PGD-2", "plain": "No attack", "bad": "Bad"}
 
 
 @pytest.fixture(scope="module")
@@ -246,16 +173,17 @@ def cell(study: StudyFolder, row: str, column: str) -> str:
         below.append(f"[{bounds[0]:.1f}, {bounds[1]:.1f}]")
     if (row, column) in PRINTED:
         printed, spread = PRINTED[row, column]
-        below.append(f"paper {number(column, printed)}" + (f" ± {spread:.2f}" if spread else ""))
-        if column != "minutes":
-            below.append(f"({mean - printed:+.1f})")
+        minutes = column == "minutes"
+        below.append(f"paper {printed}" + (f" ± {spread}" if spread else "") + (" min" if minutes else ""))
+        if not minutes:
+            below.append(f"({mean - float(printed):+.1f})")
     return number(column, mean) + (" " + "\n".join(below) if below else "")
 
 
 def test_every_cell_of_the_table(study: StudyFolder, seen: Read):
     head, *rows = seen.tables["Tiny"]
-    *figures, cost, audit, state, runs = head[1:]
-    assert (cost, audit, state, runs) == ("natural steps", "audit", "state", "runs")
+    *figures, weights, cost, audit, state, runs = head[1:]
+    assert (weights, cost, audit, state, runs) == ("weights", "natural steps", "audit", "state", "runs")
     assert figures == [*COLUMNS[:6], "mce", *COLUMNS[6:]]
     assert [row[0] for row in rows] == list(LABELS.values())
     for key, row in zip(LABELS, rows, strict=True):
@@ -264,6 +192,9 @@ def test_every_cell_of_the_table(study: StudyFolder, seen: Read):
             assert cells[column] == cell(study, key, column), (key, column)
         # Without 1,000 classes there is no baseline to divide by.
         assert cells["mce"] == ("-" if key == "pgd" else "")
+        by = {"natural": "clean accuracy", "free": "robust accuracy", "pgd": "robust accuracy"}.get(key)
+        steps = ", ".join([str(STEPS)] * len(of_row(study, key)))
+        assert cells["weights"] == (f"best by {by}, step {steps}" if by else "")
         assert cells["runs"] == ", ".join(f"runs/{run.name}" for run in of_row(study, key))
 
 
@@ -318,7 +249,9 @@ def files(study: StudyFolder) -> Path:
 
 
 def test_the_file_behind_the_table(study: StudyFolder, files: Path):
-    table = {(line["row"], line["column"]): line for line in lines(files / "study-1-table.csv")}
+    written = lines(files / "study-1-table.csv")
+    table = {(line["row"], line["column"]): line for line in written if line["trainings"] != "1" or line["steps"]}
+    each = {(line["row"], line["column"], line["seed"]): line for line in written if not line["steps"]}
     wanted = {(key, column) for key in LABELS for column in COLUMNS if column not in ABSENT[key]}
     assert table.keys() == wanted | {("pgd", "mce")}
     for key, column in wanted:
@@ -326,16 +259,27 @@ def test_the_file_behind_the_table(study: StudyFolder, files: Path):
         mean, (low, high) = mean_of(study, key, column)
         values = [MEASURED[column](run)[0] for run in of_row(study, key)]
         printed = PRINTED.get((key, column), (None, None))[0]
+        # A line for each seed where there are several, else its seed in the line itself.
+        for seed in (0, 1) if len(values) > 1 else ():
+            one, bounds = MEASURED[column](of_row(study, key)[seed])
+            mine = each.pop((key, column, str(seed)))
+            assert same(mine["measured"], one)
+            assert same(mine["low"], bounds and bounds[0])
+            assert (mine["trainings"], mine["std"], mine["checkpoint"]) == ("1", "", line["checkpoint"])
+        (run, *more) = of_row(study, key)
+        assert line["seed"] == ("mean" if more else str(seed_of(run)))
+        assert line["checkpoint"] == ("" if column == "minutes" else "best")
         assert same(line["measured"], mean)
         assert same(line["low"], low)
         assert same(line["high"], high)
         assert same(line["std"], stdev(values) if len(values) > 1 else None)
-        assert same(line["published"], printed)
-        assert same(line["difference"], None if printed is None or column == "minutes" else mean - printed)
+        assert line["published"] == (printed or "")
+        assert same(line["difference"], None if printed is None or column == "minutes" else mean - float(printed))
         forwards, backwards, _ = PASSES[key]
         spent = int(line["steps"]), int(line["forwards"]), int(line["backwards"])
         assert spent == (STEPS, STEPS * forwards, STEPS * backwards)
         assert same(line["minutes"], fmean(map(seconds, of_row(study, key))) / 60)
+    assert not each
 
 
 def test_the_points_of_both_drawings_and_what_is_said_of_them(study: StudyFolder, seen: Read, files: Path):

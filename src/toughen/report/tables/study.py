@@ -4,7 +4,9 @@ Example:
     console.print(render(describe_study(collect(StudyFolder(folder)))))
 """
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from toughen.progress import duration
 from toughen.report.alarms import overfitting_text
@@ -13,8 +15,8 @@ from toughen.report.csv import csv_text
 
 STATE_TONES = {"failed": "bad", "faulty": "bad", "done": "good"}
 CSV_COLUMNS = (
-    *("row", "column", "measured", "low", "high", "std", "trainings", "unit", "published", "published_id"),
-    *("difference", "unreliable", "findings", "state", "alarms"),
+    *("row", "column", "seed", "checkpoint", "measured", "low", "high", "std", "trainings", "unit", "published"),
+    *("published_id", "difference", "unreliable", "findings", "state", "alarms"),
     *("steps", "forwards", "backwards", "minutes", "device"),
 )
 
@@ -33,12 +35,13 @@ def study_table(key: str, found: JsonObject, targets: Mapping[str, str]) -> Tabl
         targets: for a run's path in the study's folder, its place on the page.
     """
     shown = measured_columns(found)
-    table = Table(key, str(found["title"]), ("row", *shown, "natural steps", "audit", "state", "runs"))
+    table = Table(key, str(found["title"]), ("row", *shown, "weights", "natural steps", "audit", "state", "runs"))
     for row in found["rows"].values():
         first = next((targets[path] for path in row["counted"] if path in targets), "")
         table.add(
             TableCell(str(row["label"]), target=first),
             *(_figure(row["figures"].get(column)) for column in shown),
+            "\n".join(weights_text(row, of_all=len(row["weights"]) == 1)),
             _cost(row["cost"]),
             _verdict(row),
             _state(row),
@@ -46,10 +49,20 @@ def study_table(key: str, found: JsonObject, targets: Mapping[str, str]) -> Tabl
         )
     table.data = study_csv(found)
     table.note = (
-        "Measured; below it the 95 % interval, or the deviation over trainings, the published value, and in brackets "
-        "the difference to it."
+        "Measured; below it the 95 % interval, or the sample standard deviation over trainings, the published value, "
+        "and in brackets the difference to it."
     )
     return table
+
+
+def weights_text(row: JsonObject, *, of_all: bool) -> list[str]:
+    """Which weights a row's figures are of, a line each; with the columns unless these are all."""
+    lines = []
+    for weights in row["weights"]:
+        by = f" by {weights['selected_by']}" if weights["selected_by"] else ""
+        at = f", step {', '.join(f'{step:,}' for step in weights['steps'])}" if weights["steps"] else ""
+        lines.append(f"{weights['checkpoint']}{by}{at}" + ("" if of_all else f" ({', '.join(weights['columns'])})"))
+    return lines
 
 
 def describe_study(found: JsonObject) -> list[Block]:
@@ -58,10 +71,12 @@ def describe_study(found: JsonObject) -> list[Block]:
     columns = ("row", *shown, "steps", "passes", "time")
     table = Table("study", f"{found['title']} · scale {found['scale']}", columns, data=study_csv(found))
     lines: list[Block] = []
+    weights: list[str] = []
     for name, row in found["rows"].items():
         state, cost = row["state"], row["cost"]
-        label = TableCell(row["label"], tone=STATE_TONES.get(state, "dim"), below=state)
-        label = TableCell(row["label"]) if state == "done" else label
+        kept = "/".join(weights["checkpoint"] for weights in row["weights"])
+        label = TableCell(row["label"], tone=STATE_TONES.get(state, "dim"), below=f"{kept}\n{state}".strip())
+        label = TableCell(row["label"], below=kept) if state == "done" else label
         spent = [""] * 3
         if cost is not None:
             passes = TableCell.number(cost["forwards"], below=f"{cost['backwards']:,}")
@@ -69,12 +84,17 @@ def describe_study(found: JsonObject) -> list[Block]:
             spent = [cost["steps"], passes, time]
         table.add(label, *(_figure(row["figures"].get(key), mark=" !") for key in shown), *spent, rule=True)
         codes = sorted({code for figure in row["figures"].values() for code in figure.get("findings") or ()})
+        measured = [f"{name}: {text}" for text in weights_text(row, of_all=len(row["weights"]) == 1)]
         bad = [f"{name} {state}: {row['reason']}"] if row["reason"] else []
         bad += [f"{name}: {said}"] if (said := overfitting_text(row["alarms"])) else []
         bad += [f"{name}: the audit found {', '.join(codes)}"] if codes else []
         lines += [*(Paragraph(text, "bad") for text in bad), *(Paragraph(f"{name}: {note}") for note in row["notes"])]
-    lines += map(Paragraph, found["notes"])
-    legend = "measured, [95 % interval], as published (difference); ! audit found something; passes forward, backward"
+        weights += [text for text in measured if row["cost"]]
+    lines += map(Paragraph, [*found["notes"], *(["weights measured: " + "; ".join(weights)] if weights else [])])
+    legend = (
+        "measured, [95 % interval] or ± sample standard deviation over n trainings, as published (difference); "
+        "! audit found something; passes forward, backward; best in validation or last weights"
+    )
     return [table, Paragraph(legend, ""), *lines]
 
 
@@ -89,8 +109,8 @@ def _figure(figure: JsonObject | None, mark: str = "") -> TableCell:
         return TableCell("")
     lines = [_spread(figure)]
     if (published := figure["published"]) is not None:
-        deviation = f" ± {published['std']:.2f}" if published["std"] is not None else ""
-        lines.append(f"paper {_number(published['value'], published['unit'])}{deviation}")
+        deviation = f" ± {_printed(published, 'std')}" if published["std"] is not None else ""
+        lines.append(f"paper {_printed(published)}{deviation}{_unit(published)}")
         lines.append(f"({figure['difference']:+.1f})" if figure.get("difference") is not None else "")
     below = "\n".join(filter(None, lines))
     if figure["measured"] is None:
@@ -152,18 +172,53 @@ def _state(row: JsonObject) -> TableCell:
 
 
 def study_csv(found: JsonObject) -> str:
-    """One line for each figure of a study as CSV."""
+    """One line for each figure of a study as CSV, and where a row has several trainings one for each of them too."""
     lines = []
     for name, row in found["rows"].items():
         cost = row["cost"] or {}
         spent = [cost.get(key) for key in ("steps", "forwards", "backwards", "minutes", "device")]
         alarms = " ".join(f"{alarm['code']}@{alarm['step']}" for alarm in row["alarms"])
         for key, figure in row["figures"].items():
-            low, high = figure.get("interval") or (None, None)
-            published, codes = figure["published"] or {}, figure.get("findings")
-            values = [figure["measured"], low, high, figure.get("std"), figure["n"], figure.get("unit")]
-            values += [published.get("value"), published.get("id"), figure.get("difference"), figure.get("unreliable")]
-            # Nothing where there was no audit, which is not the same as nothing found.
-            values += [None if codes is None else " ".join(codes) or "none", row["state"], alarms]
-            lines.append((name, key, *values, *spent))
-    return csv_text(CSV_COLUMNS, lines)
+            published, each = figure["published"] or {}, figure.get("each") or []
+            values = [figure.get("std"), figure["n"], figure.get("unit"), _printed(published), published.get("id")]
+            values += [figure.get("difference"), *_found(figure), row["state"], alarms]
+            seed = each[0]["seed"] if len(each) == 1 else "mean" if each else None
+            measured = [figure["measured"], *_bounds(figure)]
+            lines.append((name, key, seed, figure["checkpoint"], *measured, *values, *spent))
+            for one in each if len(each) > 1 else ():
+                values = [None, 1, one["unit"], None, None, None, *_found(one), row["state"], None]
+                lines.append((name, key, one["seed"], figure["checkpoint"], one["value"], *_bounds(one), *values))
+    return csv_text(CSV_COLUMNS, ((*line, *[None] * (len(CSV_COLUMNS) - len(line))) for line in lines))
+
+
+def _bounds(figure: JsonObject) -> Any:
+    return figure.get("interval") or (None, None)
+
+
+def _found(figure: JsonObject) -> list[Any]:
+    """Whether it is unreliable, and its findings: nothing where there was no audit, which is not nothing found."""
+    codes = figure.get("findings")
+    return [figure.get("unreliable"), None if codes is None else " ".join(codes) or "none"]
+
+
+def _printed(published: JsonObject, which: str = "value") -> str | None:
+    """A published number, or its deviation, with the digits that the paper printed."""
+    value = published.get(which)
+    if value is None:
+        return None
+    # Of what was misread the raw text holds no such number; the papers print two decimals of percentages there.
+    percent = published.get("unit") == "%"
+    as_printed = {value} if percent else {value, value / 60}
+    misread = f"{value:.2f}" if percent else f"{value:g}"
+    return next((text for text in _numbers(published) if float(text) in as_printed), misread)
+
+
+def _unit(published: JsonObject) -> str:
+    """After a printed number; a table of times is in minutes or in hours."""
+    if published["unit"] != "minutes":
+        return ""
+    return " min" if published["value"] == float(_printed(published) or 0) else " h"
+
+
+def _numbers(published: JsonObject) -> list[str]:
+    return re.findall(r"[0-9]+(?:[.][0-9]+)?", str(published.get("raw", "")).replace(",", ""))
