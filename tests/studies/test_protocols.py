@@ -202,6 +202,19 @@ def test_of_two_trainings_the_better_by_what_is_measured_is_picked(
         assert folder.counted("natural") == [folder.rows["natural"]["trainings"][seed]]
 
 
+def test_of_trainings_that_are_equally_good_in_validation_that_is_said(
+    tmp_path: Path, tiny_study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    set_scores(monkeypatch)
+    tiny_study.write_text(natural_alone(tiny_study) + "seeds: [0, 1]\npick: best\n")
+    folder = begun(tiny_study, tmp_path / "out")
+    assert collect(folder)["rows"]["natural"]["notes"] == []
+    work(folder.path)
+    row = collect(folder)["rows"]["natural"]
+    assert row["notes"] == ["2 of 2 trainings are equally good in validation; the first of them is measured"]
+    assert row["counted"] == [f"runs/{folder.rows['natural']['trainings'][0]}"]
+
+
 def test_every_seed_is_tested_and_the_row_is_their_mean_and_sample_deviation(tmp_path: Path, tiny_study: Path):
     tiny_study.write_text(natural_alone(tiny_study) + "seeds: [3, 1, 4]\n")
     folder = begun(tiny_study, tmp_path / "out")

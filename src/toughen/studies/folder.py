@@ -206,10 +206,13 @@ class StudyFolder:
             return list(row["trainings"])
         if not all(self.done(StudyTask(TRAIN, training)) for training in row["trainings"]):
             return None
-        return [max(row["trainings"], key=lambda training: self._chosen_by(training, row))]
+        return [max(row["trainings"], key=lambda training: self.rank(training, row))]
 
-    def _chosen_by(self, training: str, row: Mapping[str, Any]) -> tuple[float, float]:
-        """On the validation split, never the test split: the accuracy that its recipe is selected by, and the clean."""
+    def rank(self, training: str, row: Mapping[str, Any]) -> tuple[float, float]:
+        """What the best of a row's trainings is picked by: accuracies on the validation split, never the test split.
+
+        The one by which its recipe selects, and the clean one.
+        """
         summary = files.read_json(self.run(training) / "summary.json")
         found = summary["best"] if row.get("checkpoint", "best") == "best" else self._last_validation(training)
         accuracies = found[row["weights"] or summary["headline"]]

@@ -58,8 +58,19 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
         "weights": _weights(folder, row, counted),
         "cost": _cost(folder, counted),
         "alarms": _alarms(folder, row["trainings"]),
-        "notes": row["notes"],
+        "notes": [*row["notes"], *_tie(folder, name, counted)],
     }
+
+
+def _tie(folder: StudyFolder, name: str, counted: list[str]) -> list[str]:
+    """What is to be said where the training that is measured is not the only best one."""
+    row = folder.rows[name]
+    if row["pick"] == "each" or len(row["trainings"]) < 2 or not counted:
+        return []
+    ranks = [folder.rank(training, row) for training in row["trainings"]]
+    if (equal := ranks.count(max(ranks))) == 1:
+        return []
+    return [f"{equal} of {len(ranks)} trainings are equally good in validation; the first of them is measured"]
 
 
 def _figure(folder: StudyFolder, counted: list[str], measure: Mapping[str, Any]) -> JsonObject:

@@ -7,11 +7,13 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from report.page.page_run import CORRUPTED, K, N, Read, make_run
 from toughen.report.blocks import Table
+from toughen.report.page.figures import run as draw
 from toughen.report.page.page import build_entries, render_page
 from toughen.report.page.study import build_study_entry
 
@@ -280,6 +282,28 @@ def test_a_study_draws_what_an_attack_in_the_ball_stands_behind_whatever_its_col
     assert "Robust accuracy in the drawings is that of column transfer." in seen.text
     ends = "a with 90.0 % clean and 50.0 % robust", "b with 80.0 % clean and 60.0 % robust"
     assert f"On the Pareto front: {ends[1]}; {ends[0]}." in seen.text
+
+
+def test_rows_that_are_equal_are_called_equal():
+    def row(label: str, clean: float, robust: float) -> dict[str, Any]:
+        figures = {"clean": a_figure("clean", clean), "pgd": a_figure("robust", robust, findings=[])}
+        return a_row(label, figures)
+
+    rows = {"a": row("a", 90.0, 50.0), "b": row("b", 90.0, 50.0), "c": row("c", 95.0, 40.0)}
+    seen = the_table(rows, ["clean", "pgd"])
+    pair = "with 90.0 % clean and 50.0 % robust"
+    assert f"On the Pareto front: b {pair}; a {pair}; c with 95.0 % clean and 40.0 % robust." in seen.text
+    cost = "with 50.0 %, cost 37 natural steps"
+    assert f"The most robust are equal: a {cost}; b {cost}." in seen.text
+
+
+def test_corruptions_that_are_equally_hard_are_all_named():
+    accuracy = np.array([[0.5, 0.25], [0.25, 0.5], [0.75, 0.5], [0.5, 0.5]])
+    drawn = draw.corruptions("x", ["fog", "snow", "frost", "contrast"], [1, 2], accuracy, clean=0.875)
+    said = (
+        "Hardest: fog and snow with 37.5 % over all severities; easiest: frost with 62.5 %; without corruption 87.5 %."
+    )
+    assert drawn.alt == said
 
 
 def test_a_study_is_drawn_by_the_column_that_took_the_most_and_tells_its_rows_apart():

@@ -315,7 +315,7 @@ def test_the_points_of_both_drawings_and_what_is_said_of_them(study: StudyFolder
     assert set(said.removeprefix("On the Pareto front: ").removesuffix(".").split("; ")) == front
     best = max(points, key=lambda name: points[name][1])
     _, stood, spent, _ = points[best]
-    assert f"The most robust, {best} with {stood:.1f} %, cost {spent:,.0f} natural steps." in seen.text
+    assert f"The most robust: {best} with {stood:.1f} %, cost {spent:,.0f} natural steps." in seen.text
 
 
 Spot = tuple[float, float, float, bool]
@@ -323,11 +323,11 @@ Spot = tuple[float, float, float, bool]
 
 
 def others(points: dict[str, Spot], name: str) -> list[tuple[float, float]]:
-    """The other points that can be believed; of equal ones the first by name stands."""
+    """The other points that can be believed and are not equal to it."""
     return [
         (clean, stood)
         for other, (clean, stood, _, doubted) in points.items()
-        if not doubted and other != name and ((clean, stood) != points[name][:2] or other < name)
+        if not doubted and (clean, stood) != points[name][:2]
     ]
 
 

@@ -164,10 +164,13 @@ def corruptions(
         axes.set_xlabel("severity (thin: single corruptions; thick: mean of a family)")
         svg.legend(axes)
         means = accuracy.mean(1)
-        worst, best = int(means.argmin()), int(means.argmax())
+        hardest, easiest = (
+            " and ".join(name for name, mean in zip(names, means, strict=True) if mean == extreme)
+            for extreme in (means.min(), means.max())
+        )
         alt = (
-            f"Hardest: {names[worst]} with {percent(float(means[worst]))} over all severities; easiest: {names[best]} "
-            f"with {percent(float(means[best]))}; without corruption {percent(clean)}."
+            f"Hardest: {hardest} with {percent(float(means.min()))} over all severities; easiest: {easiest} with "
+            f"{percent(float(means.max()))}; without corruption {percent(clean)}."
         )
         rows = (
             (name, severity, float(share))

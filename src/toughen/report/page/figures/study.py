@@ -24,10 +24,14 @@ class Point(NamedTuple):
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats in one of the two accuracies without losing in the other, by clean accuracy."""
+    """Those that no other beats in one of the two accuracies without losing in the other, by clean accuracy.
+
+    Of points with equal pairs all are there.
+    """
     found: list[Point] = []
     for point in sorted(points, key=lambda point: (-point.clean, -point.robust, point.name)):
-        if not point.unreliable and (not found or point.robust > max(other.robust for other in found)):
+        tied = found and point[1:3] == found[-1][1:3]
+        if not point.unreliable and (not found or tied or point.robust > found[-1].robust):
             found.append(point)
     return found[::-1]
 
@@ -58,8 +62,13 @@ def against_cost(key: str, points: Sequence[Point], unit: str) -> Figure:
         svg.plain_ticks(axes)
         axes.set_xlabel(f"cost of training, {unit}")
         axes.set_ylabel("robust accuracy, %")
-        best = max((point for _, point in known), key=lambda point: point.robust)
-        alt = f"The most robust, {best.name} with {percent(best.robust)}, cost {best.cost:,.0f} {unit}."
+        most = max(point.robust for _, point in known)
+        best = [
+            f"{point.name} with {percent(most)}, cost {point.cost:,.0f} {unit}"
+            for point in points
+            if point.cost and point.robust == most
+        ]
+        alt = f"The most robust{' are equal' if len(best) > 1 else ''}: {'; '.join(best)}."
         return svg.line_figure(figure, key, title, alt, Point._fields, _rows(points))
 
 
