@@ -79,7 +79,8 @@ def test_transfer_attacks_come_from_a_second_training_that_has_no_other_part(pla
     tables = set()
     for name, plan in plans.items():
         for row in plan.rows.values():
-            (mine,) = (plan.trainings[key] for key in row.trainings)
+            assert len(row.trainings) == 1
+            mine = plan.trainings[row.trainings[0]]
             assert mine.seed == 0
             for key, measure in row.measures.items():
                 assert (measure.surrogate is not None) == (key == "transfer")

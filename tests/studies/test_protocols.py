@@ -1,7 +1,10 @@
 """Each paper's own protocol: which weights and which trainings a study measures, and how its page says so."""
 
+import inspect
 import json
+import re
 import statistics
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +17,15 @@ import torch
 from studies.test_work import begun, finished
 from toughen.attacks import AttackSpec
 from toughen.evaluation.suites import find
+from toughen.methods import Bilateral
 from toughen.recipes import Recipe
+from toughen.recipes import load as load_recipe
+from toughen.recipes import shipped as texts
 from toughen.report.tables.study import describe_study, study_csv, study_table
 from toughen.storage import files
+from toughen.studies import measures
+from toughen.studies.create import create_folder
+from toughen.studies.folder import StudyFolder
 from toughen.studies.grid import PlannedRow, expand
 from toughen.studies.published import cells
 from toughen.studies.results import collect
@@ -26,6 +35,7 @@ from toughen.studies.worker import work
 from toughen.threat import Linf
 from toughen.training import run as run_module
 from toughen.training import train
+from toughen.workflows import ModelSource
 from toughen.workflows.run_folder import open_run
 
 IMAGENET = [f"free-table-{k}" for k in range(3, 11)] + ["free-figure-4"]
@@ -56,6 +66,50 @@ def test_shipped_studies_measure_the_weights_that_their_papers_measured():
     assert {recipe.selected_by for recipe in plan.trainings.values()} == {"clean_accuracy"}
 
 
+def test_a_shipped_study_opens_the_weights_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[ModelSource] = []
+    monkeypatch.setattr(measures, "evaluate", lambda source, *given, **more: opened.append(source))
+    for name, row in (("free-table-1", "natural"), ("limits-figure-2", "ratio-3-7")):
+        folder = create_folder(load(name), "toy", tmp_path / name)
+        asked = next(m for m in folder.rows[row]["measures"].values() if m["column"]["what"] == "robust")
+        measures.measure_attacked(folder, row, folder.rows[row]["trainings"][0], asked, tmp_path)
+    assert [source.checkpoint for source in opened] == ["last", "best"]
+
+
+def test_what_the_plus_of_bilateral_training_means_is_one_thing_everywhere():
+    modes = {"train": "R-MC-LA", "eval": "R-MC-LA+"}
+
+    def called(text: str) -> set[str]:
+        return {name.replace("9", "") for name in re.findall(r"R-MC-LA9?\+?", text)}
+
+    for name in (name for name in shipped() if name.startswith("bilateral-")):
+        plan = expand(load(name))
+        for row in plan.rows.values():
+            method = plan.trainings[row.trainings[0]].method
+            published = {cell.record["method"] for measure in row.measures.values() for cell in measure.cells}
+            for said in (called(row.label), *map(called, published)):
+                assert said <= {modes.get(getattr(method, "attack_bn", ""), "")}, (name, row.name)
+    for name, text in texts().items():
+        if "-bilateral" in name and not name.endswith("-small"):
+            said = called(text.partition("\n")[0])
+            assert said <= {modes[getattr(load_recipe(name).method, "attack_bn", "")]}, name
+    assert inspect.getdoc(sys.modules[Bilateral.__module__]).splitlines()[2:4] == [  # pyright: ignore[reportOptionalMemberAccess]
+        '    Bilateral(threat=Linf(8 / 255), attack_bn="train")                  # R-MC-LA',
+        "    Bilateral(threat=Linf(8 / 255))                                     # R-MC-LA+, as the released code",
+    ]
+
+
+def test_the_network_that_iaat_calls_wrn_32_10_is_labelled_as_madrys():
+    named = set()
+    for name in (name for name in shipped() if name.startswith("iaat-table-")):
+        for row in expand(load(name)).rows.values():
+            models = {cell.record["model"] for measure in row.measures.values() for cell in measure.cells}
+            if "WRN-32-10" in models and "ResNet-18" in " ".join(load(name).model_dump_json().split()):
+                assert row.label.startswith("WRN-32-10 (Madry et al.'s)"), (name, row.name)
+                named.add(name)
+    assert named == {f"iaat-table-{k}" for k in (1, 2, 5, 6, 8)}
+
+
 def test_in_limits_figure_1_a_model_counts_as_its_authors_kept_it():
     found = kept("limits-figure-1")
     last = {key for key, kinds in found.items() if kinds == {"last"}}
@@ -78,8 +132,7 @@ def test_natural_rows_take_the_step_of_the_highest_clean_accuracy_the_later_of_e
     name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plan = expand(load(name), "small")
-    natural = {row for row in plan.rows if row.startswith("m") or "natural" in row}
-    for row in natural:
+    for row in (row for row in plan.rows if row.startswith("m") or "natural" in row):
         assert validations(plan.trainings[plan.rows[row].trainings[0]]) >= 4
     plan = expand(load(name), "toy")
     recipe = plan.trainings[plan.rows[key].trainings[0]]
@@ -200,6 +253,33 @@ def test_of_two_trainings_the_better_by_what_is_measured_is_picked(
         folder = begun(tiny_study, tmp_path / checkpoint)
         work(folder.path)
         assert folder.counted("natural") == [folder.rows["natural"]["trainings"][seed]]
+
+
+def test_a_study_that_an_earlier_version_measured_is_shown_as_before(tmp_path: Path, tiny_study: Path):
+    tiny_study.write_text(natural_alone(tiny_study))
+    folder = begun(tiny_study, tmp_path / "out")
+    work(folder.path)
+    now = collect(folder)["rows"]["natural"]
+    asked, row = folder.asked, folder.asked["rows"]["natural"]
+    del asked["checkpoint"], row["checkpoint"]
+    for measure in row["measures"].values():
+        del measure["checkpoint"], measure["surrogate"]
+    for training in asked["trainings"]:
+        del asked["trainings"][training]["seed"]
+        summary = files.read_json(folder.run(training) / "summary.json")
+        del summary["selected_by"]
+        files.write_json(folder.run(training) / "summary.json", summary)
+    files.write_json(folder.path / "study.json", asked)
+    row = collect(StudyFolder(folder.path))["rows"]["natural"]
+    assert [one.pop("selected_by") for one in row["weights"]] == ["robust accuracy, the earliest of equals"]
+    assert [one.pop("selected_by") for one in now["weights"]] == ["clean accuracy"]
+    for found in (row, now):
+        for figure in found["figures"].values():
+            figure["each"] = [one.pop("seed") for one in figure["each"]]
+    assert {figure["each"][0] for figure in now["figures"].values()} == {0}
+    for figure in now["figures"].values():
+        figure["each"] = [None]
+    assert row == now
 
 
 def test_of_trainings_that_are_equally_good_in_validation_that_is_said(
