@@ -71,12 +71,16 @@ def lists(digests: Digests) -> None:
 
 def plans(digests: Digests) -> None:
     """Every shipped study as it is resolved: its rows, trainings, columns and published values."""
+    from toughen.studies.create import create_folder
+    from toughen.studies.text import load
+
     for line in toughen("study", "list").splitlines():
         name = line.partition(":")[0]
         for scale in SCALES:
             folder = Path(f"{name}-{scale}")
             said = toughen("study", "run", name, "--scale", scale, "--dry-run", "--out", folder)
             digests.words(f"studies/{folder}", said)
+            create_folder(load(name), scale, folder, name=name)
             digests.folder(f"studies/{folder}", folder)
 
 
