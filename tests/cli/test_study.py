@@ -90,8 +90,9 @@ def test_a_dry_run_leaves_nothing_behind_and_forgets_nothing(mine: str):
     from toughen.studies.folder import StudyFolder
 
     before = everything(Path())
-    assert "2 trainings" in done("study", "run", mine, "--scale", "toy", "--dry-run", "--checkpoint", "last")
     assert "2 trainings" in done("study", "run", mine, "--scale", "toy", "--dry-run", "--out", "else/where")
+    assert everything(Path()) == before
+    assert "2 trainings" in done("study", "run", mine, "--scale", "toy", "--dry-run", "--checkpoint", "last")
     assert everything(Path()) == before
     # What was asked for in a dry run refuses nothing afterwards.
     unmeasured("study", "run", mine, "--scale", "toy")
