@@ -29,14 +29,14 @@ if number in {dying}:
 """
 
 
-# Notes a failure, which counts as well as a task done, and dies.
+# Notes a failure, which counts as well as a task done, and dies; the last task first, which no other waits for.
 ONE_FURTHER = """
 import signal
 from toughen.studies.folder import StudyFolder
 folder = StudyFolder(path)
 left = [task for task in folder.tasks() if not folder.failure(task)]
 if left:
-    folder.fail(left[0], "x", "y")
+    folder.fail(left[-1], "x", "y")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -99,7 +99,7 @@ class _Asked(_StrictRecord):
     trainings: dict[Name, _Training]
 
 
-def _surrogates(row: Mapping[str, Any]) -> dict[str, None]:
+def surrogates(row: Mapping[str, Any]) -> dict[str, None]:
     """The trainings that a row's adversarial examples are made on, in their order."""
     return dict.fromkeys(m["surrogate"] for m in row["measures"].values() if m.get("surrogate"))
 
@@ -161,7 +161,7 @@ class StudyFolder:
 
     def tasks(self) -> list[StudyTask]:
         """All that is to be done, trainings first, in the table's order."""
-        wanted = [name for row in self.rows.values() for name in (*row["trainings"], *_surrogates(row))]
+        wanted = [name for row in self.rows.values() for name in (*row["trainings"], *surrogates(row))]
         return [
             *(StudyTask(TRAIN, name) for name in dict.fromkeys(wanted)),
             *(StudyTask(MEASURE, name) for name, row in self.rows.items() if row["trainings"]),
@@ -229,7 +229,7 @@ class StudyFolder:
         if task.kind == TRAIN:
             return set()
         rows = [self.rows[name] for name in (task.name, *self.rows[task.name]["sources"])]
-        return {training for row in rows for training in row["trainings"]} | _surrogates(rows[0]).keys()
+        return {training for row in rows for training in row["trainings"]} | surrogates(rows[0]).keys()
 
     def ready(self, task: StudyTask) -> bool:
         """Whether what a task builds on is there."""

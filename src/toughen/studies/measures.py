@@ -68,7 +68,7 @@ def _surrogate(folder: StudyFolder, row: str, asked: Mapping[str, Any]) -> tuple
     if asked.get("surrogate"):
         return row, asked["surrogate"]
     source = asked["column"].get("transfer_from")
-    if source is None:
+    if not isinstance(source, str):
         raise ValueError("an earlier version began this study, and made its examples otherwise; run it in a new folder")
     return source, (folder.counted(source) or folder.rows[source]["trainings"])[0]
 

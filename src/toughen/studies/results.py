@@ -18,7 +18,7 @@ from toughen.report.alarms import read_alarms
 from toughen.report.blocks import JsonObject
 from toughen.report.records import reasons
 from toughen.storage import files
-from toughen.studies.folder import StudyFolder
+from toughen.studies.folder import StudyFolder, surrogates
 
 
 def collect(folder: StudyFolder) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _row(folder: StudyFolder, name: str) -> dict[str, Any]:
         "figures": {key: _figure(folder, counted, measure) for key, measure in row["measures"].items()},
         "weights": _weights(folder, row, counted),
         "cost": _cost(folder, counted),
-        "alarms": _alarms(folder, row["trainings"]),
+        "alarms": _alarms(folder, [*row["trainings"], *surrogates(row)]),
         "notes": [*row["notes"], *_tie(folder, name, counted)],
     }
 

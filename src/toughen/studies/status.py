@@ -18,7 +18,7 @@ from toughen.errors import Option
 from toughen.report.blocks import Paragraph, Table, TableCell
 from toughen.report.tables.study import STATE_TONES
 from toughen.report.terminal.renderer import render
-from toughen.studies.folder import TRAIN, StudyFolder, StudyTask
+from toughen.studies.folder import TRAIN, StudyFolder, StudyTask, surrogates
 
 TAIL = 4096
 """Bytes at the end of a log that hold its last line."""
@@ -46,7 +46,7 @@ def summary(folder: StudyFolder) -> str:
 
 def _trainings(folder: StudyFolder, row: Any) -> str:
     parts = []
-    for training in row["trainings"]:
+    for training in (*row["trainings"], *surrogates(row)):
         total = folder.asked["trainings"][training]["steps"]
         done = folder.done(StudyTask(TRAIN, training))
         parts.append(f"{total} steps" if done else f"{last_step(folder.run(training))}/{total}")
