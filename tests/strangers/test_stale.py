@@ -3,22 +3,27 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cli.test_app import done, failed
+from tiny_runs import Said, tiny_recipe
 from toughen.corruptions import CORRUPTIONS
 from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
+from toughen.methods import METHODS
+from toughen.methods.base import Batch, Objective, State
+from toughen.methods.natural import Natural
 from toughen.models.cost import counted
 from toughen.noise import Stream
 from toughen.storage import files
 from toughen.threat import Linf, Threat
+from toughen.training import train
 
 X = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 4
@@ -346,3 +351,29 @@ def test_a_command_says_where_the_old_result_is(tiny: str, tmp_path, monkeypatch
     without_logits(folder)
     assert f"it is kept as {folder.name}.before-1" in " ".join(done(*COMMANDS["evaluate"]).split())
     assert json.loads((folder / "result.json").read_text())["notes"][0].startswith(str(folder))
+
+
+def weighed(losses: Tensor) -> Tensor:
+    return losses
+
+
+class Weighed(Natural, frozen=True):
+    """A method of one's own."""
+
+    name: Literal["weighed"] = "weighed"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
+        for objective in super().losses(model, batch, state):
+            yield lambda objective=objective: weighed(objective())
+
+
+def test_a_training_says_that_its_code_has_changed_since(tiny: str, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "weighed", Weighed)
+    recipe = tiny_recipe(method={"name": "weighed"}, steps=3)
+    train(recipe, tmp_path / "run")
+    train(recipe, tmp_path / "run", display=(said := Said()))
+    assert said.notes == [f"{tmp_path / 'run'} is complete"]
+    monkeypatch.setitem(globals(), "weighed", lambda losses: losses * 2)
+    train(recipe, tmp_path / "run", display=(said := Said()))
+    assert said.notes[0].startswith(f"{tmp_path / 'run'} was begun with other code of ")
+    assert said.notes[0].endswith("; to train with what it is now, give another folder")

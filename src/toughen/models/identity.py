@@ -12,7 +12,7 @@ refused (EV271). What cannot be told is kept under another name, and computed an
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,14 +207,12 @@ def _compared(folder: Path, found: Identity, answers: Answers, words: dict[str, 
     skipped = {*map(str, found["changing"]), *answers.parts["changing"]}
     for kind in ("code", "values"):
         then, now = found[kind], answers.parts[kind]
-        names = sorted(name for name in (then.keys() | now.keys()) - skipped if then.get(name) != now.get(name))
+        names = differing(then, now, skipped)
         if names and found["made"] != answers.parts["made"]:
             made = shown(found["made"])[1:-1]
             return f"was made with {made}, whose code cannot be compared with that of {answers.parts['made']}"
         if names:
-            # A stranger's file may hold any name.
-            names = [shown(name.rpartition("<locals>.")[2])[1:-1] for name in names]
-            called = words | {kind: f"{_DIFFERS[kind]} of {', '.join(names[:3])}{' and more' * (len(names) > 3)}"}
+            called = words | {kind: f"{_DIFFERS[kind]} of {names}"}
             refuse_other(folder, {kind: 0}, {kind: 1}, **called)
     stored = load_file(folder / CLEAN_LOGITS)
     apart = _apart(stored, answers.logits, answers.tolerance)
@@ -223,6 +221,14 @@ def _compared(folder: Path, found: Identity, answers: Answers, words: dict[str, 
         words["model"] = f"a model that gave other logits for the same images: {apart}"
         refuse_other(folder, {"model": 0}, {"model": 1}, **words)
     return ""
+
+
+def differing(then: dict[str, str], now: dict[str, str], skipped: Collection[str] = ()) -> str:
+    """The first names under which two sets of hashes differ, as a sentence shows them; empty where none does."""
+    names = sorted(name for name in (then.keys() | now.keys()) - set(skipped) if then.get(name) != now.get(name))
+    # A stranger's file may hold any name.
+    short = [shown(name.rpartition("<locals>.")[2])[1:-1] for name in names]
+    return ", ".join(short[:3]) + " and more" * (len(short) > 3)
 
 
 def _apart(then: dict[str, Tensor], now: dict[str, Tensor], tolerance: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
 from toughen.errors import Option
 from toughen.models.cost import counted
+from toughen.models.identity import differing
 from toughen.models.refusals import naming_theirs
 from toughen.optim import ema
 from toughen.parallel import ranks as distributed
@@ -47,7 +48,7 @@ from toughen.training.setup import (
     splits,
 )
 from toughen.training.signals import Stopped, StopSignal, called, listening
-from toughen.training.state import restore
+from toughen.training.state import code_of, restore
 from toughen.training.state_schema import SavedState, fitting
 
 
@@ -234,6 +235,10 @@ def resume(
             raise RecipeError(f"CK302 {out} was trained on other images than its extra holds now; ", *WAY_OUT)
         if (threads := torch.get_num_threads()) != saved.threads:
             display.note(f"RN502 Resumed with {threads} threads (was {saved.threads}): close, but not bit-equal.")
+        if saved.code is not None and (names := differing(saved.code, code_of(job))):
+            display.note(
+                f"{out} was begun with other code of {names}; to train with what it is now, give another folder"
+            )
         with fitting(checkpoint):
             restore(job, checkpoint)
         watch.memory = saved.overfitting

@@ -12,6 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toughen.attacks import AttackSpec
+from toughen.losses import LOSSES
+from toughen.methods.wrapper import nested
+from toughen.models.reached_code import reached
+from toughen.modes import plain
 from toughen.parallel import ranks, sharding
 from toughen.storage.checkpoint import Checkpoint
 from toughen.training.early_stopping import candidates
@@ -41,7 +46,17 @@ def capture(job: Job, *, slots: int) -> tuple[Tensors, dict[str, Any]]:
     }
     counters = {"step": job.step, "number": job.number, "passes": asdict(job.passes)}
     counters |= {"meters": ranks.from_every(job.meters.state())}
-    return tensors, counters | {"micro_batch": job.micro_batch, "ways": asdict(job.ways)}
+    return tensors, counters | {"micro_batch": job.micro_batch, "ways": asdict(job.ways), "code": code_of(job)}
+
+
+def code_of(job: Job) -> dict[str, str]:
+    """Hashes of what a run is made of outside installed packages: network, method, attacks and losses."""
+    parts: list[object] = []
+    for method in nested(job.method):
+        parts.append(method)
+        for value in vars(method).values():
+            parts += [value.find(value.name)] if isinstance(value, AttackSpec) else [LOSSES.get(str(value))]
+    return reached(model=plain(job.model), parts=parts).code
 
 
 def stepped(job: Job) -> list[Tensor]:

@@ -51,6 +51,7 @@ class SavedState(_StrictState, frozen=True):
         meters: of each rank.
         micro_batch: images of each rank in one pass.
         ways: in which it computes; None for one that does not say.
+        code: see `state.code_of`; None for a checkpoint that does not say.
         metrics: bytes of `metrics.jsonl`.
         timing: bytes of `timing.jsonl`.
         best: by candidate.
@@ -70,6 +71,7 @@ class SavedState(_StrictState, frozen=True):
     meters: list[_Meters] = []
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     ways: Acceleration | None = None
+    code: dict[str, str] | None = None
     metrics: Whole
     timing: Whole
     best: dict[str, _Best]
