@@ -1,17 +1,41 @@
+"""What all tests share. Torch and the package are imported where they are used: xdist's first process runs no test."""
+
+from __future__ import annotations
+
+import gc
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from toughen.data import DATA, ImageData, Split
-from toughen.noise import generator
-from toughen.storage.checkpoint import save_checkpoint
+if TYPE_CHECKING:
+    import torch
+
+    from toughen.data import ImageData, Split
 
 # One thread: tests run side by side on two cores, and sums must not depend on the number of threads.
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Import the tests and what they need: compiled once for all processes, and never looked through for garbage."""
+    settings, cache = (sys.dont_write_bytecode, sys.pycache_prefix), getattr(session.config, "cache", None)
+    if sys.dont_write_bytecode and not sys.pycache_prefix and cache:
+        # Where nothing is to be written beside the sources, processes that tests begin would compile all of it anew.
+        os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("compiled"))
+        sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+        sys.dont_write_bytecode, sys.pycache_prefix = settings
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,6 +71,11 @@ def _remedies_are_there() -> Iterator[None]:
 
 def tiny_split(name: str, n: int, classes: int = 4, side: int = 8) -> Split:
     """Images whose class is a bright quarter under noise: a small network learns them in a few steps."""
+    import torch
+
+    from toughen.data import Split
+    from toughen.noise import generator
+
     draw = generator("tiny", name)
     labels = torch.arange(n) % classes
     images = torch.randint(0, 120, (n, 1, side, side), generator=draw, dtype=torch.uint8)
@@ -59,6 +88,8 @@ def tiny_split(name: str, n: int, classes: int = 4, side: int = 8) -> Split:
 
 def tiny_data() -> ImageData:
     """150 training and 40 test images of 8x8."""
+    from toughen.data import ImageData
+
     classes = ("a", "b", "c", "d")
     return ImageData("tiny", tiny_split("train", 150), None, tiny_split("test", 40), classes)
 
@@ -66,6 +97,8 @@ def tiny_data() -> ImageData:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a tiny data set."""
+    from toughen.data import DATA
+
     monkeypatch.setitem(DATA, "tiny", tiny_data)
     return "tiny"
 
@@ -124,6 +157,8 @@ class Saving:
     @staticmethod
     def groups(step: int) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors that are saved at a step."""
+        import torch
+
         values = torch.arange(12, dtype=torch.float32) + step
         return {
             "weights": {"conv.weight": values.view(3, 4), "bn.steps": torch.tensor(step)},
@@ -133,6 +168,8 @@ class Saving:
     @classmethod
     def save(cls, run: Path, step: int, **keywords: Any) -> Path:
         """A checkpoint of a step."""
+        from toughen.storage.checkpoint import save_checkpoint
+
         return save_checkpoint(run, step, cls.groups(step), {"step": step, "log": 7}, **keywords)
 
     @staticmethod

@@ -2,12 +2,14 @@
 
     run_ranks(script, folder, 2)                     # two ranks that find each other, as torchrun starts them
     done = run_script(script, folder, 9, "SIGKILL")  # `python script FOLDER 9 SIGKILL`; done.stdout is what it printed
+    done = run_script(TOUGHEN, "list", folder=here)  # `python -m toughen list` in the folder `here`
 
 Run as a script, this file is the process that forks: it is begun when it is first needed and ends with whoever asks.
 """
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -21,6 +23,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import toughen
+
+TOUGHEN = Path(toughen.__file__).with_name("__main__.py")
+"""The command line, as a script."""
 SECONDS = 600
 """After which scripts have plainly hung."""
 
@@ -54,12 +60,13 @@ def _codes(scripts: list[dict[str, Any]]) -> list[int]:
     return json.loads(warm.stdout.readline())
 
 
-def run_script(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `script ARGUMENTS` in a process of its own."""
+def run_script(script: Path, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `script ARGUMENTS` in a process of its own, in a folder."""
     argv = [str(script), *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder) / name for name in ("stdout", "stderr")]
-        (code,) = _codes([{"argv": argv, "environment": dict(os.environ), "said": list(map(str, said))}])
+    with tempfile.TemporaryDirectory() as place:
+        said = [Path(place) / name for name in ("stdout", "stderr")]
+        given = {"argv": argv, "environment": dict(os.environ), "folder": str(folder or Path.cwd())}
+        (code,) = _codes([{**given, "said": list(map(str, said))}])
         return subprocess.CompletedProcess(argv, code, *(path.read_text(encoding="utf-8") for path in said))
 
 
@@ -70,7 +77,8 @@ def run_ranks(script: Path, folder: Path, world: int, *more: str) -> None:
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     argv = [str(script), str(folder), *more]
-    ranks = [{"argv": argv, "environment": {**common, "RANK": str(rank)}, "said": None} for rank in range(world)]
+    given = {"argv": argv, "folder": str(Path.cwd()), "said": None}
+    ranks = [{**given, "environment": {**common, "RANK": str(rank)}} for rank in range(world)]
     assert _codes(ranks) == [0] * world
 
 
@@ -80,10 +88,21 @@ def serve() -> None:
 
     # One thread, so that forking is safe.
     torch.set_num_threads(1)
-    # What nearly every script imports.
-    import conftest  # noqa: F401
-    import toughen.evaluation
-    import toughen.training  # noqa: F401
+    # What scripts import, much of it no sooner than a network is trained and measured.
+    import torch.distributed.fsdp
+
+    import toughen.cli.app  # noqa: F401
+    from conftest import tiny_data
+    from tiny_runs import tiny_recipe
+    from toughen import train, workflows
+    from toughen.data import DATA
+
+    DATA["tiny"] = tiny_data
+    with tempfile.TemporaryDirectory() as folder:
+        train(tiny_recipe(steps=3), Path(folder) / "run")
+        workflows.evaluate(Path(folder) / "run", "pgd-1")
+    del DATA["tiny"]
+    gc.freeze()
 
     for line in sys.stdin:
         children = [_forked(script) for script in json.loads(line)]
@@ -104,6 +123,7 @@ def _forked(script: dict[str, Any]) -> int:
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ.clear()
         os.environ |= script["environment"]
+        os.chdir(script["folder"])
         sys.argv = script["argv"]
         sys.path.insert(0, str(Path(sys.argv[0]).parent))
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -95,7 +95,9 @@ class Bench:
         (lib / "copy.pth").write_text("\n".join([str(self._package.parent), *found]) + "\n")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "250"}
-        environment.pop("PYTHONPATH", None)
+        # What is compiled lies beside the copy, whatever the caller's process does with its own.
+        for name in ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"):
+            environment.pop(name, None)
         self._log = folder / "said"
         self._server = subprocess.Popen(
             [folder / "venv" / "bin" / "python", __file__],

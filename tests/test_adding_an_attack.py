@@ -1,15 +1,13 @@
 """The page that adds an attack, run as it stands but for a smaller budget."""
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from processes import TOUGHEN, run_script
 from toughen.attacks import ATTACKS, pgd
 from toughen.attacks.contract import Attack
 from toughen.noise import fixed
@@ -51,10 +49,7 @@ def test_the_attack_of_the_page_is_trained_with_and_evaluated(tmp_path: Path):
         for figure, smaller in SMALLER.items():
             text = text.replace(figure, smaller)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_script(tmp_path / "run.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "'robust_accuracy'" in done.stdout
     assert "name: heavy_ball" in (tmp_path / "runs/heavy/recipe.yaml").read_text()
@@ -70,9 +65,7 @@ def test_the_command_of_the_page_takes_the_suite(tmp_path: Path):
     (tmp_path / "net.py").write_text(f"from toughen.models import build\nmodel = {build}\n", encoding="utf-8")
     options = ["--data", "mnist5k", "--threat", "linf:0.1", "--limit", "20"]
     arguments = [*command.replace("MODEL", "net.py:model").split(), *options]
-    done = subprocess.run(
-        [sys.executable, "-m", "toughen", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_script(TOUGHEN, *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "heavy-ball" in done.stdout
 

@@ -37,11 +37,11 @@ from toys import labels, network, photographs, spec
 
 SETTINGS: dict[str, dict[str, object]] = {
     "fgsm": {},
-    "pgd": {"steps": 5, "restarts": 3},
-    "apgd": {"steps": 8},
-    "apgd_targeted": {"steps": 5, "targets": 3},
-    "fab": {"steps": 4, "stop_inside": True},
-    "square": {"queries": 30},
+    "pgd": {"steps": 4, "restarts": 2},
+    "apgd": {"steps": 5},
+    "apgd_targeted": {"steps": 4, "targets": 2},
+    "fab": {"steps": 3, "stop_inside": True},
+    "square": {"queries": 12},
 }
 SUITE = {name: spec(name, **settings) for name, settings in SETTINGS.items() if name in ATTACKS}
 SHORT = {"fgsm": spec("fgsm"), "pgd": spec("pgd", steps=2, restarts=2)}
@@ -57,7 +57,7 @@ def run(folder: Path, suite: dict[str, AttackSpec], n: int, chunk_size: int, kee
 
 
 def long(folder: Path) -> None:
-    run(folder, SUITE, 150, 32, "float32")
+    run(folder, SUITE, 100, 24, "float32")
 
 
 def short(folder: Path) -> None:

@@ -20,14 +20,15 @@ from toughen.threat import Linf, Threat
 from toys import labels, network, photographs, spec
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "pgd": {"steps": 4, "restarts": 2},
-    "apgd": {"steps": 6},
-    "fab": {"steps": 3, "stop_inside": True},
-    "square": {"queries": 20},
+    "pgd": {"steps": 3, "restarts": 2},
+    "apgd": {"steps": 4},
+    "fab": {"steps": 2, "stop_inside": True},
+    "square": {"queries": 10},
 }
+MANY = 51
 SUITE = {name: spec(name, **settings) for name, settings in SETTINGS.items() if name in ATTACKS}
-# Fewer units than ranks, a unit each, and units left over.
-SIZES = {"one": 1, "two": 2, "seven": 7, "hundred": 100, "odd": 101}
+# Units of four: fewer than ranks, one each, and an odd number of them, the last one short.
+SIZES = {"one": 1, "two": 5, "seven": 7, "odd": MANY}
 
 
 class Stopped(Exception):
@@ -39,7 +40,7 @@ def run(n: int, folder: Path | None, dtype: torch.dtype = torch.float64, **chang
     y = labels(model, x.to(dtype) / 255)
     threat: Threat = Linf(torch.linspace(1, 4, n, dtype=dtype) / 255)
     # One of them with the audit, which takes longer than the rest.
-    given = {"threat": threat, "suite": SUITE, "chunk_size": 8, "batch_size": 8, "shared": True, "audit": n == 7}
+    given = {"threat": threat, "suite": SUITE, "chunk_size": 4, "batch_size": 4, "shared": True, "audit": n == 7}
     given |= changes
     return evaluate(model, x, y, folder=folder, **given)
 
@@ -64,7 +65,7 @@ def stop_after(units: int) -> None:
     EvaluationTask.clean = lambda self, rows: (note(), clean(self, rows))[1]
     EvaluationTask.run = lambda self, stage, rows: (note(), attacked(self, stage, rows))[1]
     try:
-        run(101, OUT / "resumed", keep="float32")
+        run(MANY, OUT / "resumed", keep="float32")
     except Stopped:
         pass
     finally:
@@ -79,15 +80,15 @@ def main() -> None:
     mine.mkdir(parents=True)
     for name, n in SIZES.items():
         run(n, OUT / name if name == "odd" else None, keep="float32" if name == "odd" else None).write(mine / name)
-    run(101, None, torch.float32).write(mine / "float32")
+    run(MANY, None, torch.float32).write(mine / "float32")
     # A rank that finds the folder done or refused must not leave the others waiting.
-    run(101, OUT / "odd", keep="float32").write(mine / "again")
-    said = [refused(lambda: run(101, OUT / "odd", seed=1, keep="float32"))]
+    run(MANY, OUT / "odd", keep="float32").write(mine / "again")
+    said = [refused(lambda: run(MANY, OUT / "odd", seed=1, keep="float32"))]
     # 13 units of the clean images: with two ranks 7 and 6. Both stop in the first attack.
     stop_after(9 if ranks.world() > 1 else 15)
     ranks.barrier()
-    said.append(refused(lambda: run(101, OUT / "resumed", seed=1, keep="float32")))
-    run(101, OUT / "resumed", keep="float32").write(mine / "resumed")
+    said.append(refused(lambda: run(MANY, OUT / "resumed", seed=1, keep="float32")))
+    run(MANY, OUT / "resumed", keep="float32").write(mine / "resumed")
     files.write_json(mine / "said.json", said)
 
 

@@ -1,9 +1,6 @@
 """Adversarial examples that are kept are exactly those that are reported, and convince somebody else."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import run_script
 from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.plan import SideAttack
 from toughen.evaluation.resume import Keep, adversarial_examples
@@ -64,6 +62,7 @@ RECHECK = """
 import json, sys
 from pathlib import Path
 import torch
+sys.path.append(sys.argv[2])
 from test_keep import IDS, problem
 from toughen.evaluation.resume import adversarial_examples
 model, x, y = problem()
@@ -82,10 +81,9 @@ print(json.dumps(said))
 
 def test_a_fresh_process_finds_them_adversarial(tmp_path):
     evaluation = kept(tmp_path, "float32")
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    command = [sys.executable, "-c", RECHECK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    (tmp_path / "recheck.py").write_text(RECHECK)
+    done = run_script(tmp_path / "recheck.py", tmp_path, Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     radii = {"r_fgsm": 3 / 255, "pgd": 3 / 255, "wide": 8 / 255}
     assert said.keys() == radii.keys()

@@ -1,9 +1,6 @@
 """Where memory runs out, and that none is used up by the number of images."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from processes import run_script
 from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.plan import Stage
 from toughen.evaluation.result import RESULT
@@ -127,9 +125,8 @@ def test_memory_does_not_grow_with_the_number_of_images():
     given = ["--model", "linear", "--batch-size", "128", "--chunk-size", "192", "--short", "--json", "--images"]
     grown: list[float] = []
     for images in (192, 576):
-        command = [sys.executable, str(BENCHMARK), *given, str(images)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = run_script(BENCHMARK, *given, images)
+        assert done.returncode == 0, done.stderr
         grown.append(json.loads(done.stdout)["above_model_mib"])
     # About 90, and 210 for the second if all its images were attacked at once.
     assert grown[0] < 200

@@ -37,36 +37,32 @@ IDENTIFIER = r"[A-Za-z_]\w*"
 
 
 @cache
-def nodes() -> list[tuple[str, list[ast.AST]]]:
-    """Every file, and what it is made of."""
-    paths = sorted(SOURCE.rglob("*.py"))
-    return [(path.relative_to(SOURCE).as_posix(), list(ast.walk(ast.parse(path.read_text())))) for path in paths]
-
-
-def texts() -> Iterator[tuple[str, str]]:
-    """What messages are made of: every text with a space in it that is no docstring, with its file."""
-    for name, parts in nodes():
+def read() -> tuple[list[tuple[str, str]], list[tuple[str, ast.Call]]]:
+    """What messages are made of, with its file: every text with a space in it that is no docstring, and the calls by
+    which errors name options and commands. The rest of a file's tree is not kept.
+    """
+    texts, calls = [], []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name, parts = path.relative_to(SOURCE).as_posix(), list(ast.walk(ast.parse(path.read_text())))
         bodies = [node.body for node in parts if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
         first = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
         for node in parts:
             value = node.value if isinstance(node, ast.Constant) and id(node) not in first else None
             if isinstance(value, str) and " " in value:
-                yield name, value
-
-
-TEXTS = list(texts())
+                texts.append((name, value))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Option", "Command"):
+                calls.append((name, node))
+    return texts, calls
 
 
 def named(pattern: str) -> dict[tuple[str, ...], str]:
     """The groups of a pattern wherever a text has it, and the last file that does."""
-    return {match.groups(): name for name, text in TEXTS for match in re.finditer(pattern, text)}
+    return {match.groups(): name for name, text in read()[0] for match in re.finditer(pattern, text)}
 
 
 def calls(kind: str) -> Iterator[tuple[str, ast.Call]]:
-    for name, parts in nodes():
-        for node in parts:
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == kind:
-                yield name, node
+    """Every call of a function of that name, with its file."""
+    return ((name, call) for name, call in read()[1] if isinstance(call.func, ast.Name) and call.func.id == kind)
 
 
 def test_options_and_commands_that_errors_are_made_of_are_there():
@@ -158,7 +154,7 @@ def test_keys_that_messages_name_are_there():
 def test_suites_that_messages_name_are_there():
     words = {"adaptive", "corruptions", "autoattack", "square"}
     seen = set[str]()
-    for name, text in TEXTS:
+    for name, text in read()[0]:
         for suite in re.findall(r"\bsuite[ =]\"?([a-z]+(?:[+-][a-z0-9+-]+)?)", text):
             if suite in words or "-" in suite or "+" in suite:
                 assert suite == "corruptions" or find(suite, Linf(0.1)), f"{name} names suite {suite}"

@@ -2,12 +2,11 @@
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from processes import run_script
 from toughen.testing import BrokenPromise, check_attack
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing-your-own.md"
@@ -31,18 +30,11 @@ def test_a_script_of_the_page_runs(tmp_path: Path, name: str):
 
 def test_pytest_shows_each_promise_of_the_page(tmp_path: Path):
     (tmp_path / "test_climb.py").write_text(blocks()["test_climb.py"], encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "box or ball or mates",
-        "test_climb.py",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    options = ["-v", "-p", "no:cacheprovider", "-k", "box or ball or mates"]
+    (tmp_path / "by_pytest.py").write_text(
+        f"import pytest\nraise SystemExit(pytest.main({[*options, 'test_climb.py']}))\n"
+    )
+    done = run_script(tmp_path / "by_pytest.py", folder=tmp_path)
     assert done.returncode == 0, done.stdout
     for name in ("box", "ball", "batch mates"):
         assert f"test_climb[{name}] PASSED" in done.stdout

@@ -114,13 +114,17 @@ def forbidden(*_):
     raise AssertionError("decoded again")
 
 
-def test_a_damaged_cache_is_rebuilt(tmp_path, cache_folder):
+@pytest.mark.faults
+def test_a_damaged_cache_is_rebuilt(tmp_path, cache_folder, faults):
     folder = make_folder(tmp_path / "pets")
     fingerprint = load(str(folder)).fingerprint
     (file,) = cache_folder.iterdir()
     whole = file.read_bytes()
     damaged = [b"", b"no archive", whole[: len(whole) // 2], whole[:-1]]
-    damaged += [whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :] for at in range(0, len(whole), 7)]
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
+        for at in range(0, len(whole), faults.trials(small=37, full=7))
+    ]
     for content in damaged:
         file.write_bytes(content)
         assert load(str(folder)).fingerprint == fingerprint
