@@ -48,6 +48,19 @@ def test_what_a_user_wrote_and_what_is_refused_has_no_known_cost():
     assert cost_if_unbroken(targeted, Linf(0.1), channels=1, classes=3) is None
 
 
+def test_a_cost_is_counted_once_for_each_problem(monkeypatch):
+    counts, counted_really = [], module._counted
+    monkeypatch.setattr(module, "_COSTS", {})
+    monkeypatch.setattr(module, "_counted", lambda *given: counts.append(given) or counted_really(*given))
+    spec, longer = (AttackSpec.model_validate({"name": "pgd", "steps": steps}) for steps in (2, 3))
+    for _ in range(2):
+        assert cost_if_unbroken(spec, Linf(0.1), channels=1, classes=4) == 4
+        assert cost_if_unbroken(longer, Linf(0.1), channels=1, classes=4) == 6
+        for threat, channels, classes in ((L2(0.1), 1, 4), (Linf(0.2), 1, 4), (Linf(0.1), 3, 4), (Linf(0.1), 1, 5)):
+            cost_if_unbroken(spec, threat, channels=channels, classes=classes)
+    assert len(counts) == 6
+
+
 def test_time_left_by_hand(monkeypatch):
     now = 100.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)

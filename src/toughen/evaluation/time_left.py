@@ -11,12 +11,12 @@ breaks. Times the examples not yet broken, over the passes per second so far, th
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks import AttackSpec
+from toughen.attacks import ATTACKS, AttackSpec
 from toughen.attacks.contract import Attack
 from toughen.evaluation.plan import SideAttack
 from toughen.models.cost import Passes, counted
@@ -80,14 +80,27 @@ class _Unbreakable(nn.Module):
 def cost_if_unbroken(
     attack: AttackSpec | Attack | SideAttack, threat: Threat, *, channels: int, classes: int
 ) -> int | None:
-    """Forward and backward passes of an example that the attack does not break; None for a function of the user's."""
+    """Forward and backward passes of an example that the attack does not break; None for a function of the user's.
+
+    Counted once in a process for each attack, ball and problem: the thousands of AutoAttack take seconds.
+    """
     if isinstance(attack, SideAttack):
         attack, threat = attack.attack, attack.threat
     if not isinstance(attack, AttackSpec):
         return None
+    eps = float(torch.as_tensor(threat.eps).max())
+    key = (ATTACKS[attack.name], repr(attack), type(threat), eps, channels, classes)
+    if key not in _COSTS:
+        _COSTS[key] = _counted(attack, type(threat)(eps), channels, classes)
+    return _COSTS[key]
+
+
+_COSTS: dict[tuple[Any, ...], int | None] = {}
+
+
+def _counted(attack: AttackSpec, ball: Threat, channels: int, classes: int) -> int | None:
     model = _Unbreakable(channels * 64, classes)
     x, y = torch.full((1, channels, 8, 8), 0.5), torch.zeros(1, dtype=torch.long)
-    ball = type(threat)(float(torch.as_tensor(threat.eps).max()))
     try:
         with counted(model) as passes:
             attack(model, x, y, threat=ball)
