@@ -9,7 +9,7 @@ BENCH := $(VENV)/bench
 .PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu bench-step bench-peers \
 	bench-growth bench-methods bench-methods-digits bench-overfitting bench-radii bench-evaluation \
 	bench-evaluation-digits bench-data bench-streaming bench-label bench-extra bench-corruptions bench-real bench-studies \
-	bench-heap faults ruler
+	bench-heap bench-zoo faults ruler
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -105,6 +105,9 @@ bench-evaluation-digits: $(BENCH)/.ready
 	$(BENCH)/bin/python benchmarks/evaluation.py standard ours adaptive
 	$(BENCH)/bin/python benchmarks/evaluation.py report
 
+bench-zoo: $(READY)  ## AutoAttack, `adaptive` and `exhaustive` on small networks of many kinds, some solved exactly (an hour)
+	$(BIN)/python benchmarks/zoo.py --data $(CIFAR10)
+
 bench-data: bench-streaming  ## CIFAR-10 by every route, and how fast photographs are streamed
 	$(BENCH)/bin/python benchmarks/routes.py --data $(CIFAR10) runs/routes
 
@@ -143,6 +146,7 @@ ifneq ($(origin CIFAR10),file)
 	$(MAKE) bench-corruptions
 	$(MAKE) bench-real
 	$(MAKE) bench-label
+	$(MAKE) bench-zoo
 	$(MAKE) bench-evaluation
 	$(MAKE) bench-methods
 else

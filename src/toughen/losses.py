@@ -76,6 +76,16 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return torch.where(labelled(y), others.amax(1) - logits.gather(1, column).squeeze(1), 0.0)
 
 
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} p_k - p_y with p = softmax(logits): PMA's loss (Xie et al. 2024), between -1 and 1.
+
+    Args:
+        logits: (N, K), K >= 2.
+        y: as in `margin`.
+    """
+    return margin(full_precision(logits).softmax(1), y)
+
+
 def clipped_margin(confidence: float) -> Loss:
     """The margin, no longer rising once it reaches `confidence` >= 0: min(margin, confidence).
 
@@ -167,6 +177,7 @@ LOSSES: dict[str, Loss] = {
     "margin": margin,
     "margin-0": clipped_margin(0),
     "margin-50": clipped_margin(50),
+    "probability_margin": probability_margin,
     "dlr": dlr,
     "kl": kl,
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from conftest import few
 from oracles import Affine, linear_problem
+from toughen.attacks.deepfool import ranked_by_distance
 from toughen.attacks.diversified import AWAY, TOWARDS, _StartDirection, diversified_pgd
 from toughen.models.cost import counted
 from toughen.noise import fixed
@@ -50,7 +51,7 @@ def test_the_lean_by_hand():
     label, draws = torch.tensor([0, 2]), fixed(2)
     uniform = draws.child("weights").uniform((4,), dtype=torch.float64)
     for rank, aims in ((1, [2, 1]), (2, [3, 3]), (3, [1, 0]), (4, [2, 1])):
-        direction = _StartDirection(rank, draws)
+        direction = _StartDirection(rank, draws, None)
         value = direction.towards(label)(logits, slice(0, 2))
         direction.settle(logits, label)
         expected = uniform.clone()
@@ -63,7 +64,7 @@ def test_the_lean_by_hand():
         torch.testing.assert_close(
             direction.towards(label)(logits.flip(1)[1:], slice(1, 2)), (expected * logits.flip(1)).sum(1)[1:]
         )
-    direction = _StartDirection(0, draws)
+    direction = _StartDirection(0, draws, None)
     direction.settle(logits, label)
     torch.testing.assert_close(direction.weights, uniform)
 
@@ -95,3 +96,60 @@ def test_steps_are_full_at_first_and_then_fall_along_a_cosine(ball):
         at = (x + ball.project(at - x + share * ball.eps * ball.steepest(direction))).clamp(0, 1)
         torch.testing.assert_close(model.seen[step + 1], at, rtol=0, atol=1e-12)
     assert len(model.seen) == 7
+
+
+@pytest.mark.parametrize("ball", [Linf(EPS), L2(0.1)])
+def test_classes_by_the_distance_of_their_boundaries_where_that_is_known(ball):
+    """On a linear model the linearised boundaries are the boundaries: gap over the dual norm of the difference."""
+    problem = linear_problem(0, n=20, dtype=torch.float64)
+    weight, bias = problem.model.weight.detach(), problem.model.bias.detach()
+    logits = problem.x.flatten(1) @ weight.T + bias
+    gaps = logits.gather(1, problem.y.unsqueeze(1)) - logits
+    toward = weight.unsqueeze(0) - weight[problem.y].unsqueeze(1)
+    dual = toward.abs().sum(2) if ball.norm == "linf" else toward.norm(dim=2)
+    truth = (gaps / dual).scatter(1, problem.y.unsqueeze(1), torch.inf).argsort(1)[:, :-1]
+    assert not torch.equal(truth, logits.scatter(1, problem.y.unsqueeze(1), -torch.inf).argsort(1).flip(1)[:, :-1])
+    with counted(problem.model) as passes:
+        assert torch.equal(ranked_by_distance(problem.model, problem.x, problem.y, ball, 9), truth)
+    assert (passes.example_forwards, passes.example_backwards) == (20, 20 * 9)
+    # Of four candidates, those of the highest logits.
+    four = ranked_by_distance(problem.model, problem.x, problem.y, ball, 4)
+    likely = logits.scatter(1, problem.y.unsqueeze(1), -torch.inf).topk(4).indices
+    assert torch.equal(four.sort().values, likely.sort().values)
+    assert torch.equal(four, torch.stack([row[torch.isin(row, of)] for row, of in zip(truth, likely, strict=True)]))
+
+
+def test_ranks_by_distance_are_aimed_at_in_turn():
+    """The ascent is that of the aimed class over the label, whatever class is likelier."""
+    problem = linear_problem(0, n=20, dtype=torch.float64, inner=True)
+    weight, ball = problem.model.weight.detach(), Linf(1e-5)
+    aims = ranked_by_distance(problem.model, problem.x, problem.y, ball, 9)
+    settings = {"threat": ball, "initial_steps": 1, "steps": 1, "last_step": 1.0}
+    model = Recorder(weight, problem.model.bias.detach())
+    for rank in (1, 2, 9):
+        model.seen.clear()
+        diversified_pgd(model, problem.x, problem.y, rank=rank, order="distance", **settings)
+        toward = (weight[aims[:, rank - 1]] - weight[problem.y]).sign().reshape(problem.x.shape)
+        # Passes: the order, the start of the way, of the ascent, and its end. A step of eps from anywhere in the box.
+        before, after = model.seen[2:]
+        torch.testing.assert_close(
+            after, problem.x + (before - problem.x + 1e-5 * toward).clamp(-1e-5, 1e-5), rtol=0, atol=1e-15
+        )
+    with counted(problem.model) as passes:
+        diversified_pgd(problem.model, problem.x, problem.y, rank=1, ranks=3, restarts=2, order="distance", **settings)
+    assert (passes.example_forwards, passes.example_backwards) == (20 * (1 + 6 * 3), 20 * (9 + 6 * 2))
+
+
+def test_with_two_classes_there_is_one_rank():
+    weight = torch.stack([torch.full((48,), 1.0), torch.full((48,), -1.0)])
+    model, x, y = Affine(weight, torch.tensor([50.0, 0.0])), torch.full((3, 3, 4, 4), 0.5), torch.zeros(3).long()
+    with counted(model) as passes:
+        diversified_pgd(model, x, y, threat=Linf(0.01), steps=1, initial_steps=1, rank=1, ranks=4, order="distance")
+    assert (passes.example_forwards, passes.example_backwards) == (3 * (1 + 3), 3 * (1 + 2))
+
+
+@pytest.mark.parametrize("settings", [{"ranks": 2}, {"order": "distance"}])
+def test_an_order_without_a_rank_is_refused(settings):
+    problem = linear_problem(0, n=2)
+    with pytest.raises(ValueError, match="rank is 0, which leans towards none; use rank: 1"):
+        diversified_pgd(problem.model, problem.x, problem.y, threat=Linf(EPS), **settings)

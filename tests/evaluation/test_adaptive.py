@@ -1,18 +1,22 @@
-"""The suite `adaptive`: whom it attacks, what it learns, and that it reaches the truth where that is known."""
+"""The suites `adaptive` and `exhaustive`: whom they attack, when they go on, and that they reach what is known."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from conftest import few
-from oracles import linear_problem
+from oracles import Affine, linear_problem, relu_problem
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
-from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, _by_yield, nearest
+from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, nearest
+from toughen.evaluation.exhaustive import EXHAUSTIVE
 from toughen.evaluation.plan import AttackStage, EvaluationState, Stage
 from toughen.evaluation.suites import SUITES
+from toughen.noise import generator
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
 from zoo import nan_gradient, quantised, saturated
@@ -38,10 +42,9 @@ def table(attack: str, ids: list[int], margins: list[float]) -> Outcomes:
     )
 
 
-def settings(stage: Stage) -> dict:
-    assert isinstance(stage, AttackStage)
-    assert isinstance(stage.attack, AttackSpec)
-    return stage.attack.settings
+def started(n: int) -> EvaluationState:
+    """n examples that are classified correctly."""
+    return EvaluationState(table("clean", list(range(n)), [-1.0] * n), torch.arange(n))
 
 
 def test_those_that_came_nearest_are_attacked():
@@ -52,49 +55,120 @@ def test_those_that_came_nearest_are_attacked():
     assert nearest(state, 0.5).tolist() == [2, 4]
     state.add(table("b", [14, 12], [-0.9, 0.1]))
     assert state.unbroken.tolist() == [0, 1, 4]
+    assert state.broken.tolist() == [2, 3]
     # The best margin counts, not the last.
     assert nearest(state, 0.01).tolist() == [4]
     assert nearest(state, 0.67).tolist() == [1, 4]
 
 
-def test_the_rank_that_broke_most_is_taken_again():
-    assert _by_yield({1: 0.1, 2: 0.3, 3: 0.3}, 1) == 2
-    assert _by_yield({1: 0.1, 2: 0.3, 3: 0.3}, 2) == 3
-    assert _by_yield({}, 1) == 1
+SEARCH, ASCENT = AttackSpec(name="square", queries=10), AttackSpec(name="diversified_pgd", steps=5)
 
 
-def test_the_last_rounds_follow_the_yields():
-    index = torch.arange(10)
-    state = EvaluationState(table("clean", list(range(10)), [-1.0] * 10), index)
-    plan = Adaptive((Round(1, 5, 1), Round(1, 5, 2), Round(0.5, 7, -1), Round(0.5, 7, -2)))(state)
-    assert settings(next(plan))["rank"] == 1
-    state.add(table("1", list(range(10)), [-1.0] * 10))
-    assert settings(next(plan))["rank"] == 2
-    state.add(table("2", list(range(10)), [1.0, 1.0] + [-0.5] * 8))
-    stage = next(plan)
-    assert (settings(stage)["rank"], stage.rows.tolist()) == (2, [2, 3, 4, 5])
-    assert settings(next(plan))["rank"] == 1
+def test_an_attack_goes_on_where_its_last_stage_broke_something():
+    state = started(10)
+    rounds = {
+        "a": Round(0.5, ASCENT),
+        "s": Round(0.2, SEARCH),
+        "a-on": Round(1, ASCENT, after="a"),
+        "s-on": Round(0.4, SEARCH, after="s"),
+        "s-on-on": Round(1, SEARCH, after="s-on"),
+    }
+    plan = Adaptive(rounds)(state)
+    assert label_and_rows(next(plan)) == ("a", [0, 1, 2, 3, 4])
+    state.add(table("a", [0, 1, 2, 3, 4], [-0.5, -0.4, -0.3, -0.2, -0.1]))
+    assert label_and_rows(next(plan)) == ("s", [3, 4])
+    state.add(table("s", [3, 4], [0.1, -0.1]))
+    # The ascent broke nothing and does not go on; the search does, and to more.
+    assert label_and_rows(next(plan)) == ("s-on", [0, 1, 2, 4])
+    state.add(table("s-on", [0, 1, 2, 4], [-0.5, -0.4, -0.3, -0.1]))
     assert next(plan, None) is None
+
+
+def label_and_rows(stage: Stage) -> tuple[str, list[int]]:
+    return stage.label, stage.rows.tolist()
+
+
+def test_every_kind_of_attack_goes_on_to_all_there_are():
+    """The suite as it is: three kinds, each in stages of its own that hang on one another."""
+    for kind, name in (("ascent", "diversified_pgd"), ("boundary", "fab"), ("search", "square")):
+        stages = [ROUNDS[f"adaptive-{kind}-{number}"] for number in range(1, 5)]
+        assert {item.attack.name for item in stages} == {name}
+        assert [item.after for item in stages] == [None, *(f"adaptive-{kind}-{number}" for number in range(1, 4))]
+        assert all(one.share <= two.share for one, two in pairwise(stages))
+        assert stages[-1].share == 1
+    # Whether a stage goes on is known only then: nothing is forecast for it.
+    assert [label for label, share in Adaptive().shares.items() if not share] == [
+        label for label, item in ROUNDS.items() if item.after
+    ]
 
 
 @pytest.mark.parametrize("seed", few(0, 1, 2))
 def test_on_linear_models_the_verdict_is_the_truth(seed):
-    problem = linear_problem(seed, n=100)
-    found = evaluate(problem.model, problem.x, problem.y, threat=Linf(2 / 255), suite="adaptive")
+    problem = linear_problem(seed, n=30)
+    found = evaluate(problem.model, problem.x, problem.y, threat=Linf(2 / 255), suite="adaptive", audit=False)
     assert found.outcomes.robust_correct == int((~problem.breakable()).sum())
-    assert list(found.settings) == [f"adaptive-{number:02d}" for number in range(1, len(ROUNDS) + 1)]
+    assert list(found.settings) == list(ROUNDS)
+
+
+class Hidden(Affine):
+    """A linear model whose gradient is nothing but the mean of the image, in favour of no class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.flatten(1)
+        return super().forward(x.detach()) + (seen - seen.detach()).mean(1, keepdim=True)
+
+
+def hidden(n: int = 24) -> tuple[Hidden, Tensor, Tensor, Tensor]:
+    """A model, images and labels, and which of them a ball of 0.07 breaks."""
+    draw = generator("hidden")
+    model = Hidden(torch.randn(3, 16, generator=draw), torch.zeros(3)).double()
+    x = 0.3 + 0.4 * torch.rand(n, 1, 4, 4, generator=draw, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    weight = model.weight.detach()
+    toward = (weight.unsqueeze(0) - weight[y].unsqueeze(1)).abs().sum(2) * 0.07
+    highest = logits - logits.gather(1, y.unsqueeze(1)) + toward
+    return model, x, y, highest.scatter(1, y.unsqueeze(1), -torch.inf).amax(1) > 0
+
+
+def test_where_gradients_mislead_the_search_goes_on_to_everyone():
+    model, x, y, breakable = hidden()
+    assert 6 < breakable.sum() < 20
+    found = evaluate(model, x, y, threat=Linf(0.07), suite="adaptive")
+    assert found.outcomes.robust_correct == int((~breakable).sum())
+    tallies = found.outcomes.per_attack()
+    assert all(tallies[f"adaptive-search-{stage}"]["broken"] for stage in (1, 2, 3))
+    assert found.audit is not None
+    assert "EV287" in found.audit.codes
+
+
+def hasty(rounds: dict[str, Round]) -> dict[str, Round]:
+    """The same rounds, with little work in each."""
+    little = {"steps": 5, "queries": 20, "restarts": 1, "neighbours": 2, "targets": 2}
+    return {
+        label: replace(
+            item,
+            attack=AttackSpec.model_validate(
+                {"name": item.attack.name, **item.attack.settings}
+                | {key: value for key, value in little.items() if key in item.attack.settings}
+            ),
+        )
+        for label, item in rounds.items()
+    }
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rounds of the suite, with a few steps each."""
-    rounds = tuple(replace(item, steps=5, restarts=min(item.restarts, 3)) for item in ROUNDS)
-    monkeypatch.setitem(SUITES, "adaptive", lambda threat: Adaptive(rounds))
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds of both suites, with a few steps each."""
+    monkeypatch.setitem(SUITES, "adaptive", lambda threat: Adaptive(hasty(dict(ROUNDS))))
+    monkeypatch.setitem(SUITES, "exhaustive", lambda threat: Adaptive(hasty(dict(EXHAUSTIVE))))
 
 
-def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path, hasty):
-    problem = linear_problem(0, n=60)
-    given = {"threat": Linf(2 / 255), "suite": "adaptive", "chunk_size": 16}
+@pytest.mark.parametrize("suite", ["adaptive", "exhaustive"])
+def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path, suite, quickly):
+    problem = linear_problem(0, n=16)
+    given = {"threat": Linf(2 / 255), "suite": suite, "chunk_size": 7, "audit": False}
     whole = evaluate(problem.model, problem.x, problem.y, **given)
 
     class Killed(BaseException):
@@ -105,7 +179,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path, hasty):
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
-        if calls in (80, 160, 240):
+        if calls in (60, 120, 180):
             raise Killed
 
     handle = problem.model.register_forward_hook(count)
@@ -119,14 +193,53 @@ def test_killed_it_goes_on_and_ends_with_the_same_table(tmp_path, hasty):
     assert found.robust_accuracy == whole.robust_accuracy
 
 
-def test_it_cannot_be_independent():
+def test_company_changes_no_outcome_of_the_exhaustive_suite(quickly):
+    """In float64: the same rows whatever the chunks, the last stage's donors among them."""
+    problem = linear_problem(0, n=16, dtype=torch.float64)
+    given = {"threat": Linf(2 / 255), "suite": "exhaustive", "audit": False}
+    whole = evaluate(problem.model, problem.x, problem.y, **given)
+    parts = evaluate(problem.model, problem.x, problem.y, chunk_size=7, batch_size=3, **given)
+    for column in ("attack", "index", "survived", "prediction", "margin", "distance"):
+        one, two = (getattr(found.outcomes, column) for found in (whole, parts))
+        assert np.array_equal(one, two) if one.dtype.kind != "f" else np.allclose(one, two, rtol=0, atol=1e-12)
+    assert whole.outcomes.per_attack()["neighbours"]["attempted"] > 0
+
+
+def test_the_last_stage_is_given_all_that_is_broken(quickly):
+    plan = SUITES["exhaustive"](Linf(0.1))  # pyright: ignore[reportCallIssue]
+    state = started(6)
+    for stage in plan(state):
+        assert isinstance(stage, AttackStage)
+        assert stage.rows.tolist() == state.unbroken.tolist()
+        if stage.label == "neighbours":
+            assert stage.donors is not None
+            assert stage.donors.tolist() == [1, 4]
+        else:
+            assert stage.donors is None
+        state.add(table(stage.label, stage.rows.tolist(), [0.1 if row in (1, 4) else -1 for row in stage.rows]))
+    assert stage.label == "neighbours"
+
+
+@pytest.mark.parametrize(("seed", "width"), few((0, 3), (1, 2), (2, 2), small=1))
+def test_exhaustive_finds_all_that_can_be_broken_in_networks_that_are_solved(seed, width):
+    """By corners (`oracles.ReLUProblem`)."""
+    problem = relu_problem(seed, width=width)
+    best = problem.best_margin(0.1)
+    x, y = problem.x[best > 1e-4], problem.y[best > 1e-4]
+    assert len(y) >= 10
+    found = evaluate(problem.model, x, y, threat=Linf(0.1), suite="exhaustive", audit=False)
+    assert found.outcomes.robust_correct == 0
+
+
+@pytest.mark.parametrize("suite", ["adaptive", "exhaustive"])
+def test_they_cannot_be_independent(suite):
     problem = linear_problem(0, n=4)
-    with pytest.raises(ValueError, match="follows what broke before"):
-        evaluate(problem.model, problem.x, problem.y, threat=Linf(0.1), suite="adaptive", independent=True)
+    with pytest.raises(ValueError, match=f"suite {suite} follows what broke before"):
+        evaluate(problem.model, problem.x, problem.y, threat=Linf(0.1), suite=suite, independent=True)
 
 
 @pytest.mark.parametrize("make", [saturated, quantised, nan_gradient])
-def test_on_masked_models_it_says_so_instead(make, hasty):
+def test_on_masked_models_it_says_so_too(make, quickly):
     set_up = make()
     found = evaluate(set_up.model, set_up.x[:100], set_up.y[:100], threat=set_up.threat, suite="adaptive")
     assert found.unreliable

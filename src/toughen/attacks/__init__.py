@@ -20,6 +20,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
 from toughen.attacks.multi_targeted import multi_targeted
+from toughen.attacks.neighbours import neighbour_pgd
 from toughen.attacks.ni_fgsm import ni_fgsm
 from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm, rs_fgsm
 from toughen.attacks.registry import ATTACKS
@@ -50,6 +51,7 @@ __all__ = [
     "mi_fgsm",
     "minimal_norm",
     "multi_targeted",
+    "neighbour_pgd",
     "ni_fgsm",
     "pgd",
     "r_fgsm",

@@ -30,7 +30,7 @@ Schedule = Callable[[int], Radius]
 """step, counted from 0 -> its length, a number or (N,)"""
 
 # Given by the caller of an attack, never part of a recipe.
-GIVEN = ("model", "x", "y", "threat", "noise")
+GIVEN = ("model", "x", "y", "threat", "noise", "donors")
 
 
 def _positive(value: Radius | Schedule | None) -> Radius | Schedule | None:

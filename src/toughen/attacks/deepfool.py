@@ -7,7 +7,7 @@
 Source: Moosavi-Dezfooli et al. 2016, algorithm 2 and its extension to other norms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -75,21 +75,48 @@ def nearest_boundary(
         with torch.enable_grad():
             logits = model(points)
             scores = full_precision(logits)
-            columns = others(scores.detach(), rows)
-            gaps = (scores.gather(1, columns) - scores.gather(1, y[rows].unsqueeze(1))).unbind(1)
-        gap = scores.new_zeros(len(points))
+        gap = logits.new_zeros(len(points), dtype=scores.dtype)
         normal, distance = torch.zeros_like(points, requires_grad=False), torch.full_like(gap, torch.inf)
-        for j, rise in enumerate(gaps):
-            grad = input_gradient(rise, points, retain_graph=j + 1 < len(gaps)).nan_to_num(0, 0, 0)
-            length = row_sum(threat.steepest(grad) * grad)
-            candidate = rise.detach()
-            away = candidate.abs() / length
-            closer = (length > 0) & (away < distance)
+        columns = others(scores.detach(), rows)
+        for candidate, grad, away in _boundaries(scores, points, y[rows], columns, threat):
+            closer = away < distance
             gap, distance = torch.where(closer, candidate, gap), torch.where(closer, away, distance)
             normal = torch.where(broadcastable(closer, x), grad, normal)
         return gap, normal, distance, logits.detach()
 
     return Boundary(*in_pieces(model, len(x), compute))
+
+
+def _boundaries(
+    scores: Tensor, points: Tensor, y: Tensor, columns: Tensor, threat: Threat
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For one class after another of `columns` (n, J): gap, normal and distance as in `Boundary`."""
+    with torch.enable_grad():
+        gaps = (scores.gather(1, columns) - scores.gather(1, y.unsqueeze(1))).unbind(1)
+    for j, rise in enumerate(gaps):
+        grad = input_gradient(rise, points, retain_graph=j + 1 < len(gaps)).nan_to_num(0, 0, 0)
+        length, gap = row_sum(threat.steepest(grad) * grad), rise.detach()
+        yield gap, grad, torch.where(length > 0, gap.abs() / length, torch.inf)
+
+
+def ranked_by_distance(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, candidates: int) -> Tensor:
+    """The classes of the highest logits, that of the nearest linearised boundary first: (N, min(candidates, K - 1)).
+
+    The order of MALT's targets (Melamed et al. 2024). It costs a forward pass and a backward pass for each candidate.
+
+    Args (all else as for `nearest_boundary`):
+        candidates: how many classes.
+    """
+
+    def compute(rows: slice) -> tuple[Tensor]:
+        points = x[rows].detach().requires_grad_()
+        with torch.enable_grad():
+            scores = full_precision(model(points))
+        columns = ranked_others(scores.detach(), y[rows])[:, :candidates]
+        away = torch.stack([away for *_, away in _boundaries(scores, points, y[rows], columns, threat)], 1)
+        return (columns.gather(1, away.argsort(dim=1, stable=True)),)
+
+    return in_pieces(model, len(x), compute)[0]
 
 
 def _free(boundary: Boundary, point: Tensor, threat: Threat) -> Boundary:

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toughen.attacks.ascent import move, start_in
-from toughen.attacks.best_so_far import BestSoFar
+from toughen.attacks.ascent import start_in
+from toughen.attacks.best_so_far import BestSoFar, climb
 from toughen.attacks.contract import StepSize, attack, lengths
 from toughen.losses import hard, targeted_margin
-from toughen.models.batched import Objective, predict, value_and_grad
+from toughen.models.batched import Objective, predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count
@@ -74,20 +74,12 @@ def multi_targeted(
             rows = found.unbroken.nonzero().squeeze(1)
             if not len(rows):
                 break
-            clean, ball, target = images[rows], threat[rows], ranked[rows, number % others]
-            at = start_in(clean, ball, noise[rows].child(number))
-            for step in range(steps):
-                _, grad, logits = value_and_grad(model, at, _towards(target, label[rows]))
-                stay = found.see(rows, at, logits)
-                if not stay.all():
-                    rows, at, grad, clean, target = rows[stay], at[stay], grad[stay], clean[stay], target[stay]
-                    ball = threat[rows]
-                    if not len(rows):
-                        break
-                here = length[step] if isinstance(length, list) else length
-                at = move(at, clean, grad, ball, here[rows] if isinstance(here, Tensor) and here.ndim else here)
-            if len(rows):
-                found.see(rows, at, predict(model, at))
+            target = ranked[:, number % others]
+            start = start_in(images[rows], threat[rows], noise[rows].child(number))
+            climb(
+                model, images, found, rows, start, lambda some, target=target: _towards(target[some], label[some]),
+                threat=threat, lengths=length if isinstance(length, list) else [length] * steps,
+            )  # fmt: skip
         return found.best
 
 

@@ -8,6 +8,7 @@ from toughen.attacks.deepfool import deepfool
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.fab import fab
 from toughen.attacks.multi_targeted import multi_targeted
+from toughen.attacks.neighbours import neighbour_pgd
 from toughen.attacks.ni_fgsm import ni_fgsm
 from toughen.attacks.pgd import bim, fgsm, mi_fgsm, pgd, r_fgsm, rs_fgsm
 from toughen.attacks.spsa import spsa
@@ -26,6 +27,7 @@ ATTACKS: dict[str, Attack] = {
     "targeted_pgd": targeted_pgd,
     "multi_targeted": multi_targeted,
     "diversified_pgd": diversified_pgd,
+    "neighbour_pgd": neighbour_pgd,
     "apgd": apgd,
     "apgd_targeted": apgd_targeted,
     "fab": fab,

@@ -3,22 +3,23 @@
     evaluate(model, x, y, threat=Linf(8 / 255), suite="adaptive")
 
 AutoAttack spends nearly all of its passes on examples that never break. Adaptive Auto Attack (Liu et al. 2022) asks
-where to start and whom to leave alone, and so does this suite, round by round:
+where to start and whom to leave alone, and so does this suite, stage by stage:
 
-- Short rounds on everyone from undirected starts break what breaks easily, and give each survivor its best margin, the
-  nearest that it came to breaking.
-- Longer rounds lean towards one class each, by rank (`diversified_pgd`), and go to the survivors with the best margins
-  only, fewer with every round.
-- The last rounds, with many restarts, go to the very few that nearly broke, and lean towards the ranks that broke most
-  of what the directed rounds were given.
+- Two short ascents on everyone from undirected starts break what breaks easily, and give each survivor its best margin,
+  the nearest that it came to breaking.
+- Longer ascents go to the survivors with the best margins, fewer with every stage. Each aims at one class after
+  another, that of the nearest linearised boundary first: MALT's order (Melamed et al. 2024).
+- What an ascent of the margin cannot see is looked for among the nearest: by a boundary attack (FAB) and by a search
+  without gradients (Square).
+- Whichever of the three kinds still broke something in its last stage goes on, longer or to more examples, until it
+  breaks nothing or has attacked all. So a sound model costs next to nothing more, and one whose gradients mislead does.
 
-Deviations from the paper: ranks count from the logits at the random start and not at the clean image, the ranks of the
-last rounds follow from the rounds' yields instead of a fixed table, and there is no second schedule for masked models:
-that a model hides its gradients is said by the audit, not guessed by the attack.
+Deviations from Adaptive Auto Attack: its classes are ranked by confidence, it has neither a boundary attack nor a
+search, and for masked models a second schedule of ascents.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -29,82 +30,97 @@ from toughen.evaluation.plan import AttackStage, EvaluationState, Stage
 
 @dataclass(frozen=True)
 class Round:
-    """One round.
+    """One stage.
 
     Args:
         share: of the survivors that are attacked, those with the best margins.
-        steps: of the ascent.
-        rank: of the class that the start leans towards; 0 for none, -1 and -2 for the ranks with the best and the
-            second best yield so far.
-        last_step: length of the last step as a share of eps.
-        restarts: starts for each example.
+        attack: the attack.
+        after: the label of an earlier round that must have broken something, or this one is left out.
+        donors: whether the attack is given the examples that are broken so far, to start from.
     """
 
     share: float
-    steps: int
-    rank: int
-    last_step: float = 0.001
-    restarts: int = 1
+    attack: AttackSpec
+    after: str | None = None
+    donors: bool = False
 
 
-ROUNDS = (
-    Round(1, 8, 0, 0.1),
-    Round(1, 8, 0, 0.1),
-    Round(1, 8, 1, 0.1),
-    Round(0.7, 25, 2),
-    Round(0.6, 30, 3),
-    Round(0.5, 30, 4),
-    Round(0.4, 35, 5),
-    Round(0.3, 40, 6),
-    Round(0.2, 45, 7),
-    Round(0.1, 50, 8),
-    Round(0.1, 50, -1, restarts=4),
-    Round(0.065, 55, -2, restarts=4),
-    Round(0.03, 60, -1, restarts=25),
-    Round(0.03, 60, -2, restarts=25),
-)
-"""Shares and steps are those of Adaptive Auto Attack's code, whose last round of 50 restarts is two of 25 here
-(docs/methods/multi_targeted.md, The suite adaptive)."""
+def _ascent(steps: int, ranks: int = 0, restarts: int = 1, last_step: float = 0.001) -> AttackSpec:
+    aims: dict[str, Any] = {"rank": 1, "ranks": ranks, "order": "distance"} if ranks else {}
+    settings = {"name": "diversified_pgd", "steps": steps, "last_step": last_step, "restarts": restarts, **aims}
+    return AttackSpec.model_validate(settings)
+
+
+_BOUNDARY = AttackSpec(name="fab", steps=60, targets=3, stop_inside=True)
+
+
+def _search(queries: int) -> AttackSpec:
+    return AttackSpec(name="square", queries=queries)
+
+
+def _rounds() -> dict[str, Round]:
+    rounds = {
+        "adaptive-01": Round(1, _ascent(8, last_step=0.1)),
+        "adaptive-02": Round(1, _ascent(8, last_step=0.1)),
+        "adaptive-03": Round(0.7, _ascent(25, ranks=2)),
+        "adaptive-04": Round(0.4, _ascent(35, ranks=2)),
+        "adaptive-05": Round(0.2, _ascent(50, ranks=4)),
+    }
+    hard = _ascent(60, ranks=3, restarts=2)
+    further: dict[str, tuple[tuple[float, AttackSpec], ...]] = {
+        "ascent": ((0.05, hard), (0.15, hard), (0.45, hard), (1, hard)),
+        "boundary": ((0.05, _BOUNDARY), (0.15, _BOUNDARY), (0.45, _BOUNDARY), (1, _BOUNDARY)),
+        "search": ((0.1, _search(500)), (0.1, _search(3000)), (0.3, _search(1500)), (1, _search(1000))),
+    }
+    for stage in range(4):
+        for kind, stages in further.items():
+            after = f"adaptive-{kind}-{stage}" if stage else None
+            rounds[f"adaptive-{kind}-{stage + 1}"] = Round(*stages[stage], after)
+    return rounds
+
+
+ROUNDS: Mapping[str, Round] = _rounds()
 
 
 @dataclass(frozen=True)
 class Adaptive:
     """The plan of a sequence of rounds (see `plan.Plan`)."""
 
-    rounds: tuple[Round, ...] = ROUNDS
+    rounds: Mapping[str, Round] = field(default_factory=lambda: ROUNDS)
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The rounds by label, for the record."""
         return {
-            _label(number): {"name": "diversified_pgd", **asdict(item)} for number, item in enumerate(self.rounds, 1)
+            label: {
+                **item.attack.model_dump(mode="json"),
+                "share": item.share,
+                "after": item.after,
+                "donors": item.donors,
+            }
+            for label, item in self.rounds.items()
         }
 
     @property
     def members(self) -> dict[str, AttackSpec]:
-        """What each round would be if nothing were learnt."""
-        return {_label(number): _spec(item, max(item.rank, 0)) for number, item in enumerate(self.rounds, 1)}
+        """The attack of each round."""
+        return {label: item.attack for label, item in self.rounds.items()}
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the survivors that each round attacks."""
-        return {_label(number): item.share for number, item in enumerate(self.rounds, 1)}
+        """The share of the survivors that each round attacks; none, where that hangs on what an earlier one broke."""
+        return {label: 0.0 if item.after else item.share for label, item in self.rounds.items()}
 
     def __call__(self, state: EvaluationState) -> Iterator[Stage]:
         """The stages, each chosen by the outcomes of those before it."""
-        yields: dict[int, float] = {}
-        for number, item in enumerate(self.rounds, 1):
-            rank = item.rank if item.rank >= 0 else _by_yield(yields, -item.rank)
-            rows = nearest(state, item.share)
+        broke: dict[str, int] = {}
+        for label, item in self.rounds.items():
+            if item.after is not None and not broke.get(item.after):
+                continue
             before = len(state.unbroken)
-            yield AttackStage(_label(number), rows, _spec(item, rank))
-            if item.rank > 0 and len(rows):
-                yields[rank] = (before - len(state.unbroken)) / len(rows)
-
-
-def _spec(item: Round, rank: int) -> AttackSpec:
-    settings = {"steps": item.steps, "rank": rank, "last_step": item.last_step, "restarts": item.restarts}
-    return AttackSpec.model_validate({"name": "diversified_pgd", **settings})
+            donors = state.broken if item.donors else None
+            yield AttackStage(label, nearest(state, item.share), item.attack, donors=donors)
+            broke[label] = before - len(state.unbroken)
 
 
 def nearest(state: EvaluationState, share: float) -> Tensor:
@@ -113,13 +129,3 @@ def nearest(state: EvaluationState, share: float) -> Tensor:
     many = min(len(unbroken), max(1, round(share * len(unbroken))))
     order = state.highest[unbroken].argsort(descending=True, stable=True)
     return unbroken[order[:many]].sort().values
-
-
-def _by_yield(yields: dict[int, float], place: int) -> int:
-    """The rank with the place-th best yield; of equals the more likely class."""
-    ranked = sorted(yields, key=lambda rank: (-yields[rank], rank))
-    return ranked[place - 1] if place <= len(ranked) else place
-
-
-def _label(number: int) -> str:
-    return f"adaptive-{number:02d}"

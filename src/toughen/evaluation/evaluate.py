@@ -220,7 +220,7 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
         attacks, said = fit_classes(attacks, classes)
     if isinstance(attacks, Adaptive):
         if independent:
-            raise ValueError("suite adaptive follows what broke before, so it cannot be run with independent attacks")
+            raise ValueError(f"suite {name} follows what broke before, so it cannot be run with independent attacks")
         return _Planned(name, attacks, attacks.settings, attacks.members, attacks.shares)
     run = cascade(attacks, independent=independent)
     return _Planned(name, run, describe_suite(attacks), attacks, dict.fromkeys(attacks, 1.0), said)

@@ -61,10 +61,13 @@ class AttackStage(Stage):
         rows: see `Stage`.
         attack: the attack.
         threat: a ball of its own, for an attack aside.
+        donors: positions of broken examples (M,), which are broken again for the attack to start from; for an
+            attack that takes donors.
     """
 
     attack: AttackSpec | Attack
     threat: Threat | None = None
+    donors: Tensor | None = None
 
 
 class EvaluationState:
@@ -85,6 +88,12 @@ class EvaluationState:
         self.parts = [clean]
         self.unbroken = self._of(clean.index[clean.survived])
         self.highest = torch.full((len(index),), -torch.inf)
+
+    @property
+    def broken(self) -> Tensor:
+        """Positions of all other examples, ascending."""
+        everyone = torch.arange(len(self.index))
+        return everyone[~torch.isin(everyone, self.unbroken)]
 
     @property
     def outcomes(self) -> Outcomes:

@@ -21,6 +21,7 @@ from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, check_norm
 from toughen.errors import Option, UsageError
 from toughen.evaluation.adaptive import Adaptive
+from toughen.evaluation.exhaustive import EXHAUSTIVE
 from toughen.evaluation.plan import UNBOUNDED, SideAttack
 from toughen.outcomes import CLEAN
 from toughen.settings import nearest, shown
@@ -185,6 +186,11 @@ def adaptive(threat: Threat) -> Adaptive:
     return Adaptive()
 
 
+def exhaustive(threat: Threat) -> Adaptive:
+    """The last word on a few images, at several times AutoAttack's passes: our own, see `evaluation.exhaustive`."""
+    return Adaptive(EXHAUSTIVE)
+
+
 def _each(threat: Threat) -> bool:
     return isinstance(threat.eps, Tensor)
 
@@ -205,6 +211,7 @@ SUITES: dict[str, Suite | Builder] = {
     "iaat-imagenet": iaat_imagenet,
     "quick": quick,
     "adaptive": adaptive,
+    "exhaustive": exhaustive,
     "square": square,
 }
 

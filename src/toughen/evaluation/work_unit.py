@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, is_minimal_norm
+from toughen.attacks.neighbours import Donors
 from toughen.evaluation.plan import AttackStage
 from toughen.evaluation.referee import MARGINAL, Unsound, confirm, gap, measure
 from toughen.losses import cross_entropy, margin
-from toughen.models.batched import Batched, in_pieces
+from toughen.models.batched import Batched, in_pieces, predict
 from toughen.models.cost import Passes
 from toughen.models.inputs import to_uint8
 from toughen.models.prepared import PreparedModel, ball_of
@@ -27,6 +28,9 @@ from toughen.modes import attacking
 from toughen.noise import Stream
 from toughen.outcomes import CLEAN, Outcomes
 from toughen.threat import Threat
+
+DONATING = AttackSpec(name="diversified_pgd", steps=25)
+"""What breaks donors again: adversarial examples are not kept between the stages of an evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,10 @@ class EvaluationTask:
         before = self.passes.example_forwards, self.passes.example_backwards
         noise = Stream(("evaluate", self.seed, stage.label), rows=ids)
         model = self.quick if isinstance(stage.attack, AttackSpec) else self.subject.model
-        x_adv = attacked(stage.attack, model, x, y, label=stage.label, threat=threat, noise=noise)
+        given = {"threat": threat, "noise": noise}
+        if stage.donors is not None:
+            given["donors"] = self._donors(stage.donors, stage.label)
+        x_adv = attacked(stage.attack, model, x, y, label=stage.label, **given)
         taken = self.passes.example_forwards - before[0], self.passes.example_backwards - before[1]
         anywhere = is_minimal_norm(stage.attack)
         distance, inside = measure(x_adv, x, threat, attack=stage.label, ids=ids, anywhere=anywhere)
@@ -134,6 +141,15 @@ class EvaluationTask:
             aside=stage.threat is not None,
         )
         return UnitResult(outcomes, x_adv, self._rounded(stage, x, x_adv, y, threat, broken, ids))
+
+    def _donors(self, rows: Tensor, label: str) -> Donors:
+        """Broken examples at these positions (M,), broken again: all that a short attack breaks of them."""
+        x, y = self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device)
+        noise = Stream(("evaluate", self.seed, label, "donors"), rows=self.index[rows])
+        threat = ball_of(self.threat, rows, self.subject.device)
+        x_adv = attacked(DONATING, self.quick, x, y, label=label, threat=threat, noise=noise)
+        wrong = predict(self.quick, x_adv).argmax(1) != y
+        return Donors(x[wrong], x_adv[wrong], y[wrong])
 
     def _rounded(
         self, stage: AttackStage, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat, broken: Tensor, ids: Tensor

@@ -160,7 +160,7 @@ def _measured(run: OpenedWeights) -> tuple[tuple[Evaluation, ...], tuple[dict[st
 def is_strong(evaluation: Evaluation) -> bool:
     """Whether an evaluation is of AutoAttack's kind: AutoPGD with its full budget, and towards other classes too.
 
-    The suites autoattack, autoattack-plus, aa+mt and adaptive are; PGD of any length and `quick` are not.
+    The suites autoattack, autoattack-plus, aa+mt, adaptive and exhaustive are; PGD of any length and `quick` are not.
     """
     if evaluation.suite == "adaptive":
         return True
