@@ -13,6 +13,7 @@ from toughen.progress import (
     PlainDisplay,
     batch_text,
     counting,
+    forecast,
     open_display,
     validation_text,
     watching,
@@ -63,10 +64,10 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch):
     shown = file.getvalue().splitlines()
     assert shown[0] == "mine: free; going on at step 40"
     # 20 steps in 20 s, so 40 s for the 40 that are left.
-    assert shown[1] == f"step 60/100: {batch_text(RECORD)}, 1234 images/s, 40 s left"
+    assert shown[1] == f"step 60/100: {batch_text(RECORD)}, 1234 images/s; about 40 s left"
     assert shown[2] == f"step 60/100: validation {validation_text(FOUND)}"
     assert shown[3].startswith("step 100/100: ")
-    assert shown[3].endswith(" 0 s left")
+    assert shown[3].endswith(" images/s")  # nothing is left
     assert len(shown) == 4
     assert "\x1b" not in file.getvalue()
 
@@ -146,8 +147,26 @@ def test_an_evaluation_says_which_of_its_attacks_runs():
     to, file = console(live=True)
     with watching(to) as show:
         show(status)
-    assert "fog-3 (53 of 96): 3000 of 4000 examples to go, accuracy 62.5% so far" in file.getvalue()
+    assert "fog-3 (53 of 96): 1000 of 4000 examples done, accuracy 62.5% so far" in file.getvalue()
     to, file = console(live=True)
     with watching(to) as show:
         show(("apgd-ce", 0, 40, 0.5, 90.0, 2, 5))
-    assert "apgd-ce (2 of 5): 40 of 40 examples to go, accuracy 50.0% so far, at most 90.0 s left" in file.getvalue()
+    assert "apgd-ce (2 of 5): 0 of 40 examples done, accuracy 50.0% so far; about 2 min left" in file.getvalue()
+    to, file = console(live=True)
+    with watching(to) as show:
+        show(("apgd-ce", 40, 40, 0.5, 0.0, 5, 5))
+    assert "left" not in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "about 1 s left"),
+        (89, "about 89 s left"),
+        (756, "about 13 min left"),
+        (5399, "about 90 min left"),
+        (5400, "about 1.5 h left"),
+    ],
+)
+def test_a_forecast_is_as_exact_as_it_can_be(seconds: float, text: str):
+    assert forecast(seconds) == text

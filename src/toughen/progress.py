@@ -4,6 +4,7 @@ with open_display() as display:
     display.progress({"step": 50, "loss": 2.1}, images_per_second=5000.0)
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,9 +89,8 @@ class PlainDisplay(Display):
             return
         self._last = now
         left = (now - self._started) / max(1, step - self._first) * (self._total - step)
-        self.note(
-            f"step {step}/{self._total}: {batch_text(record)}, {images_per_second:.0f} images/s, {left:.0f} s left"
-        )
+        told = f"step {step}/{self._total}: {batch_text(record)}, {images_per_second:.0f} images/s"
+        self.note(told + (f"; {forecast(left)}" if step < self._total else ""))
 
     def validated(self, step: int, accuracies: dict[str, dict[str, float]]) -> None:
         """One line."""
@@ -147,7 +147,7 @@ def open_display(console: Console | None = None) -> Display:
 
 
 EvaluationStatus = tuple[str, int, int, float, float | None, int, int]
-"""Of an evaluation: the attack, examples done and attempted, accuracy so far, seconds left at most if known, and which
+"""Of an evaluation: the attack, examples done and attempted, accuracy so far, seconds left in all if known, and which
 of how many attacks it is."""
 
 
@@ -165,9 +165,8 @@ def watching(console: Console) -> Iterator[Callable[[EvaluationStatus], None]]:
 
 def _status_text(status: EvaluationStatus) -> str:
     attack, done, attempted, accuracy, seconds_left, number, total = status
-    left = "" if seconds_left is None else f", at most {duration(seconds_left)} left"
-    togo = f"{attempted - done} of {attempted} examples to go"
-    return f"{attack} ({number} of {total}): {togo}, accuracy {accuracy:.1%} so far{left}"
+    left = f"; {forecast(seconds_left)}" if seconds_left else ""
+    return f"{attack} ({number} of {total}): {done} of {attempted} examples done, accuracy {accuracy:.1%} so far{left}"
 
 
 @contextmanager
@@ -207,3 +206,10 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def forecast(seconds: float) -> str:
+    """What is left, as exact as a forecast is: "about 40 s left", "about 12 min left"."""
+    if seconds < 90:
+        return f"about {math.ceil(seconds)} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"

@@ -87,10 +87,58 @@ def test_time_left_by_hand(monkeypatch):
     silent.enter("a", 50, 50)
     silent.unit(20, 0, 0)
     assert shown[-1].seconds_left is None
-    aside = ProgressWatch(shown.append, {"fog-1": Cost(None, 1.0, alone=True)}, 50, passes)
-    aside.enter("fog-1", 50, 40)
-    aside.unit(20, 5, 0)
-    assert shown[-1] == Status("fog-1", 20, 50, 0.75, None, 2, 2)
+
+
+def test_the_rest_is_forecast_to_go_as_what_is_done(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    passes, shown = Passes(), []
+    watch = ProgressWatch(shown.append, {"a": Cost(10, 1.0), "b": Cost(100, 1.0)}, 80, passes)
+    watch.enter("a", 80, 80)
+    # Found done, so without a pass: it tells how many break, not what they cost.
+    watch.unit(20, 15, 15)
+    passes.example_forwards, now = 60, 30.0
+    watch.unit(40, 30, 30)
+    # The second twenty took 60 passes, so the other 40 take 120; a quarter of all 80 are then left for "b". 2 a second.
+    assert shown[-1].seconds_left == pytest.approx((120 + 20 * 100) / 2)
+    passes.example_forwards, now = 90, 45.0
+    watch.tick()
+    assert shown[-1].seconds_left == pytest.approx((120 - 30 + 20 * 100) / 2)
+    passes.example_forwards, now = 180, 90.0
+    watch.unit(80, 80, 80)
+    assert shown[-1] == Status("a", 80, 80, 0.0, 0.0, 1 + 1, 3)
+
+
+def test_an_attack_on_all_that_is_right_and_a_corruption_of_all_cost_as_many_as_they_take(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    passes, shown = Passes(), []
+    forecast = {"a": Cost(2, 1.0), "aside": Cost(10, 1.0, correct=True), "fog-1": Cost(1, 1.0, alone=True)}
+    watch = ProgressWatch(shown.append, forecast, 50, passes)
+    watch.enter("clean", 50, 50)
+    passes.example_forwards, now = 50, 50.0
+    watch.unit(50, 10, 10)
+    assert shown[-1].seconds_left == pytest.approx(40 * 2 + 40 * 10 + 50)
+    watch.enter("a", 40, 40)
+    passes.example_forwards, now = 100, 100.0
+    watch.unit(40, 40, 40)
+    assert shown[-1].seconds_left == pytest.approx(40 * 10 + 50)
+    watch.enter("aside", 40, 0)
+    watch.enter("fog-1", 50, 0)
+    passes.example_forwards, now = 120, 120.0
+    watch.unit(20, 5, 0)
+    assert tuple(shown[-1]) == ("fog-1", 20, 50, 0.75, pytest.approx(30.0), 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["cascade", "independent", "aside"])
+def test_an_attack_after_one_that_breaks_all_costs_nothing_unless_it_attacks_all_that_is_right(kind):
+    problem, shown = linear_problem(0, n=30), []
+    spec = AttackSpec.model_validate({"name": "pgd", "steps": 2})
+    suite = {"first": spec, "second": SideAttack(spec, L2(0.1)) if kind == "aside" else spec}
+    settings = {"threat": Linf(1.0), "suite": suite, "independent": kind == "independent", "progress": shown.append}
+    assert evaluate(problem.model, problem.x, problem.y, **settings).robust_accuracy == 0
+    left = {status.attack: status.seconds_left for status in shown}
+    assert (left["first"] > 0) == (kind != "cascade")
 
 
 def test_an_evaluation_shows_every_attack():

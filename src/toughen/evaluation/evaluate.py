@@ -191,6 +191,7 @@ class _Planned:
         settings: of its attacks by label, for the record.
         members: its attacks by label.
         shares: of the examples not yet broken that each attacks.
+        independent: whether each attacks all that are classified correctly.
         said: what a reader should know of it; often nothing.
     """
 
@@ -199,12 +200,17 @@ class _Planned:
     settings: dict[str, dict[str, Any]]
     members: Suite
     shares: dict[str, float]
+    independent: bool = False
     said: tuple[str, ...] = ()
 
     def costs(self, threat: Threat, x: Tensor, classes: int) -> Callable[[], dict[str, Cost]]:
         """What each attack costs, worked out when it is asked for."""
         return lambda: {
-            label: Cost(cost_if_unbroken(attack, threat, channels=x.shape[1], classes=classes), self.shares[label])
+            label: Cost(
+                cost_if_unbroken(attack, threat, channels=x.shape[1], classes=classes),
+                self.shares[label],
+                correct=self.independent or isinstance(attack, SideAttack),
+            )
             for label, attack in self.members.items()
         }
 
@@ -223,7 +229,7 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
             raise ValueError(f"suite {name} follows what broke before, so it cannot be run with independent attacks")
         return _Planned(name, attacks, attacks.settings, attacks.members, attacks.shares)
     run = cascade(attacks, independent=independent)
-    return _Planned(name, run, describe_suite(attacks), attacks, dict.fromkeys(attacks, 1.0), said)
+    return _Planned(name, run, describe_suite(attacks), attacks, dict.fromkeys(attacks, 1.0), independent, said)
 
 
 def _run_by(member: AttackSpec | Attack | SideAttack) -> object:

@@ -5,7 +5,9 @@
         ...
 
 An example that never breaks takes an exact number of passes under each attack, which a toy model tells that nothing
-breaks. Times the examples not yet broken, over the passes per second so far, this bounds the time left from above.
+breaks; one that breaks takes fewer. The forecast is that the rest of an attack's examples break as often, and take as
+many passes, as those that it is done with, that the attacks after it break nobody, and that passes go on as fast as so
+far. While an attack is done with no example yet, nothing is forecast to break, and the time is that at most.
 """
 
 import time
@@ -33,7 +35,7 @@ class Status(NamedTuple):
         attempted: examples that it attempts.
         accuracy: share of all examples not yet broken; for the clean images and corruptions, share of those done that
             are classified correctly.
-        seconds_left: at most, by what is not yet broken; None where an attack's cost is not known.
+        seconds_left: of the whole evaluation, as forecast; None where an attack's cost is not known.
         number: of the attack in its order, from 1, the clean images being the first.
         total: of attacks, the clean images among them.
     """
@@ -56,12 +58,21 @@ class Cost(NamedTuple):
     Attributes:
         passes: forward and backward passes of an example that it does not break; None where not known.
         share: of the examples not yet broken that it attacks.
-        alone: whether its accuracy is shown alone, over the examples that it is done with.
+        alone: whether it takes all examples, its accuracy being shown alone, over those that it is done with.
+        correct: whether it attacks all that are classified correctly, whatever broke before.
     """
 
     passes: int | None
     share: float
     alone: bool = False
+    correct: bool = False
+
+
+class Passed(NamedTuple):
+    """Examples that were seen to be done, and the passes that they took."""
+
+    examples: int
+    passes: int
 
 
 class _Unbreakable(nn.Module):
@@ -123,18 +134,24 @@ class ProgressWatch:
     def __init__(self, show: StatusCallback, forecast: Mapping[str, Cost], n: int, passes: Passes) -> None:
         self._show, self._forecast, self._n, self._passes = show, forecast, n, passes
         self._started = self._shown = time.monotonic()
-        self._attack, self._attempted, self._unbroken = "", 0, n
+        self._attack, self._attempted, self._unbroken, self._correct = "", 0, n, n
         self._done = self._wrong = self._lost = self._earlier = 0
+        self._measured = Passed(0, 0)
 
     def enter(self, attack: str, attempted: int, unbroken: int) -> None:
         """A stage begins."""
         self._attack, self._attempted, self._unbroken = attack, attempted, unbroken
         self._done = self._wrong = self._lost = 0
-        self._earlier = self._taken()
+        self._earlier, self._measured = self._taken(), Passed(0, 0)
 
     def unit(self, done: int, wrong: int, lost: int) -> None:
         """So many examples of the stage are done in all, so many of them wrong, and so many newly broken."""
+        if passes := self._taken() - self._earlier:
+            # Not one that was found done: it took none.
+            self._measured = Passed(self._measured.examples + done - self._done, self._measured.passes + passes)
         self._done, self._wrong, self._lost, self._earlier = done, wrong, lost, self._taken()
+        if self._attack == CLEAN:
+            self._correct = self._n - lost
         self._tell()
 
     def tick(self, *_: object) -> None:
@@ -150,21 +167,24 @@ class ProgressWatch:
         labels = [CLEAN, *self._forecast]
         place = labels.index(self._attack)
         costs = [Cost(1, 1.0, alone=True), *self._forecast.values()][place:]
-        left = self._unbroken - self._lost
-        accuracy = 1 - self._wrong / max(1, self._done) if costs[0].alone else left / self._n
-        seconds = self._seconds_left(costs, left)
+        accuracy = 1 - self._wrong / max(1, self._done) if costs[0].alone else (self._unbroken - self._lost) / self._n
+        seconds = self._seconds_left(costs)
         self._show(Status(self._attack, self._done, self._attempted, accuracy, seconds, place + 1, len(labels)))
 
-    def _seconds_left(self, costs: Sequence[Cost], unbroken: int) -> float | None:
+    def _seconds_left(self, costs: Sequence[Cost]) -> float | None:
         """Time for the rest of this attack and for those that follow, whose costs these are."""
-        passes = 0.0
-        for place, cost in enumerate(costs):
-            if cost.passes is None:
-                return None
-            if place:
-                passes += cost.passes * cost.share * unbroken
-            else:
-                passes += max(0, cost.passes * (self._attempted - self._done) - (self._taken() - self._earlier))
+        if any(cost.passes is None for cost in costs):
+            return None
+        togo = self._attempted - self._done
+        # As many of them break, and as few passes do for them, as of those that are done.
+        unbroken = self._unbroken - self._lost * (1 + togo / max(1, self._done))
+        correct = unbroken if self._attack == CLEAN else self._correct
+        measured = self._measured
+        each = measured.passes / measured.examples if measured.examples else costs[0].passes or 0
+        passes = max(0.0, each * togo - (self._taken() - self._earlier))
+        for cost in costs[1:]:
+            attacked = self._n if cost.alone else correct if cost.correct else unbroken
+            passes += (cost.passes or 0) * cost.share * attacked
         return passes * (self._shown - self._started) / max(1, self._taken())
 
 

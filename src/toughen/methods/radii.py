@@ -8,6 +8,7 @@ A memory is (examples,), the same on every rank, in pixel units; -1 where an exa
 checkpoints refuse NaN.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from toughen.losses import labelled
 from toughen.parallel import ranks
 
 UNSEEN = -1.0
-BINS = 16  # of the histogram in the log
+BINS, MOST_BINS = 16, 256  # of the histogram in the log, up to the usual radii and in all
 FOLLOWED = 3  # examples whose radii stand in every line of the log
 
 
@@ -56,24 +57,29 @@ def smoothed(eps: Tensor, candidate: Tensor, beta: float, lower: float = 0.0) ->
     return ((1 - beta) * eps + beta * candidate).clamp(min=lower)
 
 
-def described(memory: Tensor, largest: float) -> dict[str, Any]:
+def described(memory: Tensor, usual: float) -> dict[str, Any]:
     """What a line of the log says of the examples seen so far; waits for the device.
 
     Args:
         memory: (examples,).
-        largest: where the histogram ends; its last bin holds all larger radii too.
+        usual: radii up to here have 16 bins; larger ones have more of the same width, as many as they need.
 
     Returns:
-        Nothing while no example has been seen, then "radius_mean"; "radius_histogram", with 17 edges and 16 counts;
-        "radius_of", the radii of the examples with the lowest numbers, so that successive lines are their histories.
+        Nothing while no example has been seen, then "radius_mean"; "radius_histogram", with its edges and one count
+        fewer; "radius_of", the radii of the examples with the lowest numbers, so that successive lines are their
+        histories.
     """
     values = memory.detach().cpu().double()
     numbers = (values >= 0).nonzero().squeeze(1)
     if not len(numbers):
         return {}
     seen = values[numbers]
-    edges = torch.linspace(0, largest, BINS + 1, dtype=torch.float64)
-    counts = torch.bincount(torch.bucketize(seen, edges[1:-1], right=True), minlength=BINS)
+    largest, width = float(seen.max()), usual / BINS
+    bins = min(max(BINS, math.ceil(largest / width)), MOST_BINS) if width else BINS
+    edges = torch.arange(bins + 1, dtype=torch.float64) * width
+    # Where there are not bins enough, the last one is wide.
+    edges[-1] = max(float(edges[-1]), largest)
+    counts = torch.bincount(torch.bucketize(seen, edges[1:-1], right=True), minlength=bins)
     return {
         "radius_mean": float(seen.mean()),
         "radius_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from report.page.page_run import CORRUPTED, K, N, Read, make_run
-from toughen.report.blocks import Table
+from toughen.report.blocks import Figure, Table
 from toughen.report.page.figures import run as draw
 from toughen.report.page.page import build_entries, render_page
 from toughen.report.page.study import build_study_entry
@@ -339,3 +339,17 @@ def test_many_runs_stand_by_their_results_alone(tmp_path: Path):
     assert "What each attack took" not in text
     # So 100 runs have far less than 5 MB.
     assert len(text.encode()) < 300_000
+
+
+def test_a_histogram_whose_bins_grew_is_drawn_with_all_of_its_lines(tmp_path: Path):
+    path = make_run(tmp_path / "grown")
+    few = {"edges": [0, 0.25, 0.5], "counts": [3, 1]}
+    more = {"edges": [0, 0.25, 0.5, 0.75, 1.5], "counts": [1, 1, 0, 2]}
+    lines = [(10, 0.2, few), (20, 0.7, more)]
+    told = [{"step": step, "radius_mean": mean, "radius_histogram": found} for step, mean, found in lines]
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    blocks = [block for section in build_entries([path])[0].sections for block in section.blocks]
+    (drawn,) = (block for block in blocks if isinstance(block, Figure) and block.key == "run-1-radii")
+    counts = [[row.split(",")[at] for at in (0, 3)] for row in drawn.csv.splitlines()[1:]]
+    assert counts == [["10", n] for n in "3100"] + [["20", n] for n in "1102"]
+    assert "commonest radii lie between 191.2 and 382.5 of 255" in drawn.alt

@@ -145,7 +145,7 @@ def corruption_accuracy(
         check_classes(y, subject.classes)
         everyone = torch.arange(len(y))
         stages = [CorruptionStage(f"{name}-{level}", everyone, name, level) for name, level in product(names, levels)]
-        forecast = {stage.label: Cost(None, 1.0, alone=True) for stage in stages}
+        forecast = {stage.label: Cost(1, 1.0, alone=True) for stage in stages}
         with (
             FinishedUnits.open(folder, claimed, keep=None, shared=shared) as finished,
             counted(subject.model.model) as passes,

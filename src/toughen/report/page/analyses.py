@@ -127,12 +127,9 @@ def _describe_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
     logged = [record for record in run.metrics if "radius_mean" in record]
     if not logged:
         return
-    drawn = [record for record in logged if "radius_histogram" in record]
-    edges = drawn[-1]["radius_histogram"]["edges"] if drawn else []
-    same = [record for record in drawn if record["radius_histogram"]["edges"] == edges]
-    if same:
-        counts = np.array([record["radius_histogram"]["counts"] for record in same])
-        yield draw.radius_histogram(f"{anchor}-radii", [record["step"] for record in same], edges, counts)
+    steps, edges, counts = _collect_histograms(logged)
+    if steps:
+        yield draw.radius_histogram(f"{anchor}-radii", steps, edges, counts)
     # The examples followed are those with the lowest numbers seen so far; the last line names the final three.
     names = list(logged[-1].get("radius_of", {}))[:3]
     histories = {
@@ -147,6 +144,18 @@ def _describe_radii(run: RunRecord, anchor: str) -> Iterator[Block]:
             yield _missing(run, f"pictures of the images with the {name.removeprefix('radii-')} radii", name)
         else:
             yield _draw_grid(run, f"{anchor}-{name}", found, radii=True)
+
+
+def _collect_histograms(logged: list[Any]) -> tuple[list[int], list[float], np.ndarray]:
+    """Steps, edges and counts (steps, bins) of the histograms with the bins of the one that reaches farthest.
+
+    A histogram has as many bins as the largest radius needed at that step.
+    """
+    found = [(record["step"], record["radius_histogram"]) for record in logged if "radius_histogram" in record]
+    edges = max((one["edges"] for _, one in found), key=lambda edges: (len(edges), edges[-1:]), default=[])
+    same = [(step, one["counts"]) for step, one in found if one["edges"][:-1] == edges[: len(one["edges"]) - 1]]
+    counts = [list(some) + [0] * (len(edges) - 1 - len(some)) for _, some in same]
+    return [step for step, _ in same], edges, np.array(counts)
 
 
 def _draw_grid(run: RunRecord, key: str, found: dict[str, Any], *, radii: bool = False) -> Figure:
