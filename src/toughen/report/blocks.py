@@ -140,6 +140,7 @@ class Figure:
         png: a picture; or
         tiles: rows of small pictures, each after its heading; `png` then holds all of them in one sheet.
         size: width and height in CSS pixels.
+        broad: whether it takes the page's whole width, for it has panels side by side.
     """
 
     key: str
@@ -150,6 +151,7 @@ class Figure:
     png: bytes = b""
     tiles: tuple[tuple[str, tuple[Tile, ...]], ...] = ()
     size: tuple[int, int] = (0, 0)
+    broad: bool = False
 
     @property
     def weight(self) -> int:

@@ -189,8 +189,8 @@ def read_run(path: Path) -> RunRecord:
     run.recipe_text = _read(run, path / "recipe.yaml", lambda file: files.read_limited(file).decode()) or ""
     run.recipe = _read(run, path / "recipe.yaml", _yaml) or {}
     run.summary = _read(run, path / "summary.json", _mapping)
-    run.metrics = _read(run, path / "metrics.jsonl", _lines) or []
-    run.timing = _read(run, path / "timing.jsonl", _lines) or []
+    run.metrics = _read(run, path / "metrics.jsonl", files.read_lines) or []
+    run.timing = _read(run, path / "timing.jsonl", files.read_lines) or []
     run.classes = _read(run, _newest_state(path), _classes) or []
     for result in results:
         found = _read(run, result, _evaluation)
@@ -246,13 +246,6 @@ def _yaml(path: Path) -> JsonObject:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no mapping")
     return value
-
-
-def _lines(path: Path) -> list[JsonObject]:
-    """The whole lines of a log, of which a running run may be writing another."""
-    data = files.read_limited(path)
-    whole = data[: data.rfind(b"\n") + 1]
-    return [record for line in whole.splitlines() if isinstance(record := files.decode(line, path), dict)]
 
 
 def _newest_state(path: Path) -> Path:

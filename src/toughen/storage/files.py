@@ -204,6 +204,17 @@ def read_limited(path: Path) -> bytes:
     return data
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in the whole lines of a log of at most 64 MiB, of which a running run may be writing another.
+
+    Raises:
+        ValueError, OSError: as for `read_json`.
+    """
+    data = read_limited(path)
+    whole = data[: data.rfind(b"\n") + 1]
+    return [record for line in whole.splitlines() if isinstance(record := decode(line, path), dict)]
+
+
 def write_json(path: Path, value: object) -> None:
     """Replace a file by `value` as strict JSON, at once, keys in their order.
 

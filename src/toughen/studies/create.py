@@ -13,6 +13,8 @@ from toughen.errors import Option
 from toughen.models.cost import Passes
 from toughen.recipes import Recipe, RecipeError
 from toughen.storage import files
+from toughen.studies.figures.planned import write_figure
+from toughen.studies.figures.resolve import resolve_figure
 from toughen.studies.folder import STUDY, StudyFolder
 from toughen.studies.grid import PlannedMeasure, PlannedRow, StudyPlan, expand
 from toughen.studies.schema import Study
@@ -49,7 +51,7 @@ def create_folder(
     plan = expand(study, scale, changes, checkpoint=checkpoint)
     if not plan.trainings:
         raise StudyError("\n".join(f"rows.{row.name}: {row.error}" for row in plan.rows.values()))
-    asked = resolved(plan, name)
+    asked, figure = resolved(plan, name), resolve_figure(plan)
     if (out / STUDY).is_file():
         found = files.read_json(out / STUDY)
         if found != asked:
@@ -70,6 +72,8 @@ def create_folder(
     elif not dry_run:
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / STUDY, asked)
+    if not dry_run:
+        write_figure(out, figure)
     return StudyFolder(out, asked)
 
 

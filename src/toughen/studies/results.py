@@ -18,6 +18,7 @@ from toughen.report.alarms import read_alarms
 from toughen.report.blocks import JsonObject
 from toughen.report.records import reasons
 from toughen.storage import files
+from toughen.studies.figures.points import collect_figure
 from toughen.studies.folder import StudyFolder, surrogates
 
 
@@ -37,10 +38,12 @@ def collect(folder: StudyFolder) -> dict[str, Any]:
 
 def _collected(folder: StudyFolder) -> dict[str, Any]:
     asked = folder.asked
+    rows = {name: _row(folder, name) for name in folder.rows}
     return {
         **{key: asked[key] for key in ("name", "title", "scale", "notes")},
         "columns": list(asked["columns"]),
-        "rows": {name: _row(folder, name) for name in folder.rows},
+        "rows": rows,
+        "figure": collect_figure(folder, rows),
     }
 
 

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from toughen.errors import Command
 from toughen.evaluation import suites
 from toughen.settings import Count, Positive, Settings, Whole, known
+from toughen.studies.figures.layout import StudyFigure
 from toughen.studies.published import check_filter
 from toughen.threat import Linf
 from toughen.threat import parse as parse_threat
@@ -231,6 +232,7 @@ class Study(Settings, frozen=True):
         pick: "each" evaluates the trainings of all seeds, for a mean and a sample standard deviation; "best" the one
             that is best in validation, by what its recipe is selected by.
         checkpoint: which weights of a training are evaluated, the "best" in validation or the "last".
+        figure: what is drawn of it, see `StudyFigure`; null for the trade-off alone.
         scales: how `toy`, `small` and `paper` differ from `SIZES`.
         note: said below the table.
     """
@@ -245,6 +247,7 @@ class Study(Settings, frozen=True):
     seeds: tuple[int, ...] = (0,)
     pick: Pick = "each"
     checkpoint: CheckpointName = "best"
+    figure: StudyFigure | None = None
     scales: Mapping[Literal["toy", "small", "paper"], Scale] = Field(default_factory=dict)
     note: str | None = None
 
@@ -278,6 +281,8 @@ class Study(Settings, frozen=True):
         for key, column in self.columns.items():
             if isinstance(column.transfer_from, str) and column.transfer_from not in self.all_rows():
                 raise ValueError(f"columns.{key}.transfer_from: there is no row {column.transfer_from!r}")
+        if self.figure is not None:
+            self.figure.check(self.columns, self.all_rows())
         return self
 
     def size(self, scale: str) -> Scale:

@@ -11,6 +11,7 @@ from toughen.progress import duration
 from toughen.report.alarms import collect_alarms, overfitting_text
 from toughen.report.blocks import Block, JsonObject, PageEntry, Paragraph, Section, Table, TableCell
 from toughen.report.page.figures import study as draw
+from toughen.report.page.figures.curves import draw_curves
 from toughen.report.page.figures.study import Point
 from toughen.report.records import RunRecord
 from toughen.report.tables.evaluation import EVALUATION_COLUMNS, evaluation_cells
@@ -60,6 +61,11 @@ def build_study_entry(found: JsonObject, anchor: str, targets: Mapping[str, str]
     blocks: list[Block] = [study_table(f"{anchor}-table", found, targets)]
     blocks += [Paragraph(f"{name}: {note}", "note") for name, row in found["rows"].items() for note in row["notes"]]
     blocks += [Paragraph(str(note), "note") for note in found["notes"]]
+    figure = found.get("figure")
+    if figure and any(panel["lines"] for panel in figure["panels"]):
+        blocks.append(draw_curves(f"{anchor}-figure", figure))
+    elif figure:
+        blocks.append(Paragraph("Nothing of its figure is measured yet.", "note"))
     column, points = _points(found, measured_columns(found))
     if points:
         blocks.append(Paragraph(f"Robust accuracy in the drawings is that of column {column}.", "note"))

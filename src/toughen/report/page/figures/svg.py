@@ -11,7 +11,7 @@ Colours are those of Okabe and Ito (2008), which people with any colour vision t
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
-INK = "#010203"
+INK, GREY = "#010203", "#7f868e"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
 STYLES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -66,8 +66,10 @@ SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def drawing(size: tuple[float, float], panels: int = 1, **given: Any) -> "Iterator[tuple[Drawing, Any]]":
-    """A figure of `size` inches with its axes, several one below the other, in this page's style and no other."""
+def drawing(
+    size: tuple[float, float], panels: int = 1, columns: int = 1, **given: Any
+) -> "Iterator[tuple[Drawing, Any]]":
+    """A figure of `size` inches with its axes, `panels` below each other in `columns`, in this page's style alone."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
@@ -80,7 +82,7 @@ def drawing(size: tuple[float, float], panels: int = 1, **given: Any) -> "Iterat
         mpl.rcParams.update(SETTINGS)  # pyright: ignore[reportCallIssue, reportArgumentType]
         figure = Drawing(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(panels, 1, **given)
+        axes = figure.subplots(panels, columns, **given)
         yield figure, axes
 
 
@@ -186,23 +188,37 @@ def picture(figure: "Drawing") -> bytes:
 
 
 def series(number: int) -> dict[str, Any]:
-    """Colour, dashes and mark of the nth line, so that no two differ by colour alone."""
+    """Colour, dashes and mark of the nth line: no two of 49 have both colour and mark, nor differ by colour alone."""
+    turns = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)] if number >= len(COLOURS) else STYLES[number % 4],
-        "marker": MARKS[number % len(MARKS)],
+        "linestyle": STYLES[(number + turns) % len(STYLES)],
+        "marker": MARKS[(number + turns) % len(MARKS)],
     }
 
 
-def legend(axes: "Axes", where: str = "lower") -> None:
-    """A legend outside the axes, for which the figure grows, in as many columns as its longest text lets it have."""
-    handles, texts = axes.get_legend_handles_labels()
-    columns = max(1, min(len(texts), 60 // (8 + max(map(len, texts)))))
+def legend(axes: "Axes", where: str = "lower", last: Sequence[str] = ()) -> None:
+    """A legend of all axes, outside them, for which the figure grows, in as many columns as its longest text allows.
+
+    Args:
+        axes: of the figure, any of them.
+        where: "lower" or "upper".
+        last: texts that come after all others.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * -(-len(texts) // columns))
+    named: dict[str, Any] = {}
+    for one in figure.axes:
+        for handle, text in zip(*one.get_legend_handles_labels(), strict=True):
+            named.setdefault(text, handle)
+    named |= {text: named.pop(text) for text in last if text in named}
+    size, handle = (8.5, 8) if len(named) <= 20 else (7.0, 5)
+    width = int(60 * figure.get_figwidth() / 5.2 * 8.5 / size)
+    columns = max(1, min(len(named), width // (handle + max(map(len, named)))))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * size / 8.5 * -(-len(named) // columns))
     # matplotlib's types know no legend outside the axes.
-    figure.legend(handles, texts, loc=f"outside {where} center", ncols=columns)  # pyright: ignore[reportArgumentType]
+    given: Any = {"loc": f"outside {where} center", "ncols": columns, "fontsize": size}
+    figure.legend(list(named.values()), list(named), **given)
 
 
 def plain_ticks(axes: "Axes") -> None:
