@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cli.test_app import TINY, done, everything, failed
-from toughen.evaluation import EpsSweep
+from toughen.evaluation import EpsSweep, LossSurface
 from toughen.workflows import analysis_kinds
 
 MINE = """
@@ -97,3 +97,34 @@ def test_an_attack_that_is_too_weak_is_said(mine: str):
     found["survived"][3, :2] = False
     replace(sweep, **found).write(path)
     assert "note: Robust accuracy rises by 2 of 5 examples from radius 0.075 to 0.1" in done(*given)
+
+
+def test_surfaces_of_any_images_in_both_planes(mine: str):
+    given = ("analyse", mine, "--data", "tiny", "--threat", "linf:0.1", "--only", "surface")
+    text = done(*given, "--images", "0,17", "--directions", "random,adversarial")
+    folder = Path("analysis/mine-py-build")
+    planes = [(image, name) for image in (0, 17) for name in ("random", "adversarial")]
+    found = [LossSurface.read(folder / f"surface-of-{image}-{name}.npz") for image, name in planes]
+    named = {"random": "rademacher", "adversarial": "adversarial"}
+    assert [(one.index.tolist(), one.directions) for one in found] == [([at], named[name]) for at, name in planes]
+    assert all(str(folder / f"surface-of-{image}-{name}.npz") in text for image, name in planes)
+    # The first direction belongs to the image, so both planes of one share it, and their middle.
+    for both in (found[:2], found[2:]):
+        assert np.array_equal(both[0].first, both[1].first)
+        assert not np.array_equal(both[0].second, both[1].second)
+        assert both[0].loss[0, 1, 1] == both[1].loss[0, 1, 1]
+    done(*given, "--directions", "random")
+    # Without images the usual ones, the last.
+    assert LossSurface.read(folder / "surface-of-39-random.npz").index.tolist() == [39]
+
+
+def test_images_and_directions_that_are_none_are_refused_before_anything_is_computed(mine: str):
+    given = ("analyse", mine, "--data", "tiny", "--threat", "linf:0.1")
+    assert "there is no test image 40; there are 40, so give 0 to 39 for --images" in failed(*given, "--images", "3,40")
+    assert "'-1', which is no position; give whole numbers from 0, like 0,1" in failed(*given, "--images=-1")
+    assert "'', which is no position" in failed(*given, "--images", "1,")
+    wrong = failed(*given, "--directions", "rondom")
+    assert "'rondom' is not a known direction; allowed: random, adversarial; did you mean 'random'?" in wrong
+    said = failed(*given, "--images", "1", "--only", "gradients")
+    assert "images and directions are of loss surfaces; add surface to --only" in said
+    assert not Path("analysis").exists()

@@ -165,6 +165,8 @@ def analyse(
         list[str] | None,
         typer.Option(help="eps-sweep, step-sweep, gradients, surface, turns-into, pictures, radii; several by commas."),
     ] = None,
+    images: arguments.Images = None,
+    directions: arguments.Directions = None,
     data: arguments.Data = None,
     size: arguments.Size = None,
     mean: arguments.Mean = None,
@@ -187,6 +189,8 @@ def analyse(
         given: Any = {
             "limit": limit,
             "only": arguments.parts_of(only),
+            "images": arguments.positions_of(images),
+            "directions": arguments.parts_of(directions) or None,
             "threat": threat,
             "batch_size": batch_size,
             "seed": seed,

@@ -28,6 +28,12 @@ Key = Annotated[
 Ball = Annotated[str | None, typer.Option(help="Another threat model than the run's, like linf:4/255.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random draws.")]
+Images = Annotated[
+    list[str] | None, typer.Option(help="Test images by position, like 0,1, whose loss surfaces are computed.")
+]
+Directions = Annotated[
+    list[str] | None, typer.Option(help="Of their planes: random, adversarial (by default) or both with a comma.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the result; the same command goes on there.")]
 
 
@@ -60,3 +66,16 @@ def source_of(what: str, mean: str | None, std: str | None, **given: Any) -> "Mo
 def parts_of(items: list[str] | None) -> list[str]:
     """What an option that may be given several times, and each time with commas, names in all."""
     return [name.strip() for item in items or () for name in item.split(",")]
+
+
+def positions_of(items: list[str] | None) -> list[int] | None:
+    """Positions of images from text, with commas.
+
+    Raises:
+        ValueError: one is no whole number.
+    """
+    parts = None if items is None else parts_of(items)
+    wrong = next((part for part in parts or () if not part.isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(f"--images names {wrong!a}, which is no position; give whole numbers from 0, like 0,1")
+    return parts if parts is None else [int(part) for part in parts]

@@ -25,7 +25,7 @@ from toughen.evaluation import EpsSweep, GradientMagnitude, LossSurface, StepSwe
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.analyses.gradients import gradient_magnitude
 from toughen.evaluation.analyses.image_grid import Pictures, pictures
-from toughen.evaluation.analyses.landscape import loss_surface, weakly_bounded
+from toughen.evaluation.analyses.landscape import Directions, loss_surface, weakly_bounded
 from toughen.evaluation.analyses.sweeps import eps_sweep, step_sweep
 from toughen.methods.instance_adaptive import InstanceAdaptive
 from toughen.methods.wrapper import nested
@@ -180,14 +180,24 @@ def _gradients(work: Work, told: Told) -> GradientMagnitude:
 
 
 def _surface(number: int, work: Work, told: Told) -> LossSurface:
-    """The plane whose second direction reaches the rim of the ball."""
+    """Around one of the last images, towards the adversary."""
     x, y, index = (column[number : number + 1] for column in _last(work.opened.test, SURFACES))
+    return _plane(work, told, x, y, index, "adversarial")
+
+
+def _surface_of(position: int, directions: Directions, work: Work, told: Told) -> LossSurface:
+    """Around any test image."""
+    row = torch.tensor([position])
+    some = work.opened.test.take(row)
+    return _plane(work, told, some.images, some.labels, row, directions)
+
+
+def _plane(work: Work, told: Told, x: Tensor, y: Tensor, index: Tensor, directions: Directions) -> LossSurface:
+    """The plane whose second direction reaches the rim of the ball."""
     # Both directions are signs: as many of them have the square root of their number as Euclidean length.
     length = math.sqrt(x[0].numel()) if work.ball.norm == L2.norm else 1.0
-    radius, progress = float(work.ball.eps) / length, told.over(1)
-    return loss_surface(
-        work.opened.model, x, y, radius=radius, points=POINTS, **work.drawn, index=index, progress=progress
-    )
+    given: dict[str, Any] = {"radius": float(work.ball.eps) / length, "directions": directions, "points": POINTS}
+    return loss_surface(work.opened.model, x, y, **given, **work.drawn, index=index, progress=told.over(1))
 
 
 def _turns_into(work: Work, told: Told) -> WeaklyBounded:
@@ -245,3 +255,15 @@ FILES: dict[str, tuple[type[Analysis], Maker]] = {
     "radii-largest.npz": (Pictures, partial(_extreme, True)),
 }
 """What each file holds and who makes it; those of radii are of runs of the method instance_adaptive."""
+
+DIRECTIONS: dict[str, Directions] = {"random": "rademacher", "adversarial": "adversarial"}
+"""What the second direction of a loss surface may be; the first is random."""
+
+
+def surfaces_of(images: Sequence[int], directions: Sequence[str]) -> dict[str, tuple[type[Analysis], Maker]]:
+    """Files as in `FILES`: a surface of each test image, by position, in each kind of plane."""
+    return {
+        f"surface-of-{image}-{name}.npz": (LossSurface, partial(_surface_of, image, DIRECTIONS[name]))
+        for image in dict.fromkeys(images)
+        for name in dict.fromkeys(directions)
+    }

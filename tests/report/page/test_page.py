@@ -187,7 +187,7 @@ def test_every_part_is_there_and_nothing_is_left_out(text: str):
         "Robust accuracy over the radius (linf, text sweep)",
         "Robust accuracy over the steps of PGD (text swept)",
         "Gradient magnitudes",
-        "Loss around test image 0",
+        "Loss around test image 0, towards the adversary",
         "What images turn into within linf:30/255, 50 steps of BIM",
         "Radii of the training images over time",
         "Mean radius, and three images' own",

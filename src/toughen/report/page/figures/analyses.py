@@ -80,9 +80,10 @@ def gradients(key: str, index: np.ndarray, norm: np.ndarray) -> Figure:
 
 def surface(key: str, offsets: np.ndarray, loss: np.ndarray, second: str, number: int) -> Figure:
     """The loss (P, P) on a plane through one image, as a surface and as contours."""
-    title = f"Loss around test image {number}"
     middle = len(offsets) // 2
     across = "towards the adversary" if second == "adversarial" else "a second random direction"
+    plane = "towards the adversary" if second == "adversarial" else "two random directions"
+    title = f"Loss around test image {number}, {plane}"
     with svg.drawing((7.0, 3.0)) as (figure, axes):
         axes.remove()
         solid, flat = figure.add_subplot(1, 2, 1, projection="3d"), figure.add_subplot(1, 2, 2)
