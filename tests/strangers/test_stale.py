@@ -3,27 +3,23 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cli.test_app import done, failed
-from tiny_runs import Said, tiny_recipe
 from toughen.corruptions import CORRUPTIONS
 from toughen.evaluation import Evaluation, evaluate
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
-from toughen.methods import METHODS
-from toughen.methods.base import Batch, Objective, State
-from toughen.methods.natural import Natural
+from toughen.evaluation.work_unit import EvaluationTask
 from toughen.models.cost import counted
 from toughen.noise import Stream
 from toughen.storage import files
 from toughen.threat import Linf, Threat
-from toughen.training import train
 
 X = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 4
@@ -353,27 +349,25 @@ def test_a_command_says_where_the_old_result_is(tiny: str, tmp_path, monkeypatch
     assert json.loads((folder / "result.json").read_text())["notes"][0].startswith(str(folder))
 
 
-def weighed(losses: Tensor) -> Tensor:
-    return losses
+def test_a_model_typed_at_a_prompt_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    typed = "class Net(nn.Module):\n    def forward(self, x):\n        return x.flatten(1)[:, :4] * 3.0\n"
+    done: list[str] = []
 
+    def model() -> nn.Module:
+        place: dict[str, Any] = {"nn": nn}
+        exec(typed, place)
+        return place["Net"]()
 
-class Weighed(Natural, frozen=True):
-    """A method of one's own."""
-
-    name: Literal["weighed"] = "weighed"  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def losses(self, model: nn.Module, batch: Batch, state: State) -> Iterator[Objective]:
-        for objective in super().losses(model, batch, state):
-            yield lambda objective=objective: weighed(objective())
-
-
-def test_a_training_says_that_its_code_has_changed_since(tiny: str, tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "weighed", Weighed)
-    recipe = tiny_recipe(method={"name": "weighed"}, steps=3)
-    train(recipe, tmp_path / "run")
-    train(recipe, tmp_path / "run", display=(said := Said()))
-    assert said.notes == [f"{tmp_path / 'run'} is complete"]
-    monkeypatch.setitem(globals(), "weighed", lambda losses: losses * 2)
-    train(recipe, tmp_path / "run", display=(said := Said()))
-    assert said.notes[0].startswith(f"{tmp_path / 'run'} was begun with other code of ")
-    assert said.notes[0].endswith("; to train with what it is now, give another folder")
+    for stop in (True, False):
+        with monkeypatch.context() as patch:
+            clean, attack = EvaluationTask.clean, EvaluationTask.run
+            patch.setattr(EvaluationTask, "clean", lambda self, rows: (done.append("clean"), clean(self, rows))[1])  # noqa: B023
+            patch.setattr(EvaluationTask, "run", lambda *a: 1 / 0 if stop else (done.append("pgd"), attack(*a))[1])  # noqa: B023
+            if stop:
+                with pytest.raises(ZeroDivisionError):
+                    attacked(tmp_path / "here", model(), chunk_size=10)
+            else:
+                found = attacked(tmp_path / "here", model(), chunk_size=10)
+    assert done == ["clean"] * 2 + ["pgd"] * (len(done) - 2)
+    assert found.summary()["attacks"] == attacked(None, model(), chunk_size=10).summary()["attacks"]
+    assert not [path for path in tmp_path.iterdir() if "before" in path.name]
