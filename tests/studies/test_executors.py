@@ -20,10 +20,21 @@ def folder(tmp_path: Path, tiny_study: Path) -> StudyFolder:
 WORKER = """
 import os, sys
 from pathlib import Path
+
+def claimed(path):
+    # Of two workers that start at once one is the first.
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return False
+    return True
+
 path = Path(sys.argv[-3])
 with open(path / "started", "a") as log:
     log.write(os.environ["OMP_NUM_THREADS"] + os.environ.get("CUDA_VISIBLE_DEVICES", "") + "\\n")
-number = len((path / "started").read_text().splitlines())
+number = 1
+while not claimed(path / f"worker-{{number}}"):
+    number += 1
 if number in {dying}:
     os.kill(os.getpid(), {signal})
 """
