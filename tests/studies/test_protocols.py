@@ -30,7 +30,7 @@ from toughen.studies.grid import PlannedRow, expand
 from toughen.studies.published import cells
 from toughen.studies.results import collect
 from toughen.studies.schema import Study
-from toughen.studies.text import load, shipped
+from toughen.studies.text import StudyError, load, shipped
 from toughen.studies.worker import work
 from toughen.threat import Linf
 from toughen.training import run as run_module
@@ -182,6 +182,16 @@ def test_a_column_comes_before_its_row_and_that_before_the_study(tiny_study: Pat
     measures = planned(tiny_study)["free"].measures
     assert measures["clean"].folder == measures["pgd-2"].folder == "pgd-2_n12_last"
     assert measures["early"].folder == "pgd-1_n12"
+
+
+def test_a_begun_study_takes_what_it_measures_anyway_and_nothing_else(tmp_path: Path, tiny_study: Path):
+    study = load(str(tiny_study))
+    create_folder(study, "toy", tmp_path / "out")
+    create_folder(study, "toy", tmp_path / "out", checkpoint="best")
+    before = (tmp_path / "out" / "study.json").read_bytes()
+    with pytest.raises(StudyError, match="out was begun without checkpoint, and its figures are not mixed"):
+        create_folder(study, "toy", tmp_path / "out", checkpoint="last")
+    assert (tmp_path / "out" / "study.json").read_bytes() == before
 
 
 def test_clean_accuracy_of_weights_that_nothing_attacks_is_a_fault_of_the_row(tiny_study: Path):

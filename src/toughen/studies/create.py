@@ -53,8 +53,9 @@ def create_folder(
         raise StudyError("\n".join(f"rows.{row.name}: {row.error}" for row in plan.rows.values()))
     asked, figure = resolved(plan, name), resolve_figure(plan)
     if (out / STUDY).is_file():
-        found = files.read_json(out / STUDY)
-        if found != asked:
+        found = StudyFolder(out).asked
+        # An override that asks for what is measured anyway is none.
+        if {**found, "checkpoint": checkpoint} != asked:
             if found.get("checkpoint") != checkpoint:
                 begun = found.get("checkpoint")
                 raise StudyError(
