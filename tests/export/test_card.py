@@ -109,6 +109,11 @@ def test_nothing_measured_is_said_so(bare: Path, tmp_path: Path):
     assert "The worst case" not in prose
 
 
+def test_by_what_the_weights_were_chosen_is_said(bare: Path, tmp_path: Path):
+    _, card = exported(bare, tmp_path / "out")
+    assert "- chosen on the held-out images by robust accuracy (pgd-2): clean " in card
+
+
 def test_corrupted_images_are_counted_and_their_seeds_told_apart(bare: Path, tmp_path: Path):
     copy = tmp_path / "run"
     shutil.copytree(bare, copy)

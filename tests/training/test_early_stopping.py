@@ -16,6 +16,9 @@ from toughen.methods.base import Method
 from toughen.methods.wrapper import nested
 from toughen.recipes import Recipe
 from toughen.recipes.text import build, load, shipped
+from toughen.report import describe_training, predicted_cost
+from toughen.report.blocks import Table
+from toughen.report.page.page import build_entries, render_page
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.training import run as run_module
 from toughen.training import train
@@ -51,6 +54,17 @@ def scored(monkeypatch: pytest.MonkeyPatch, *scores: Score) -> list[dict[str, to
     return states
 
 
+class Titled(Said):
+    """Keeps the line about the run, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+
+    def start(self, title: str, step: int, total: int) -> None:
+        self.titles.append(title)
+
+
 def best_step(summary: dict[str, Any]) -> int:
     return summary["best"]["weights"]["step"]
 
@@ -59,7 +73,7 @@ def test_best_is_what_scored_best_on_the_validation_split_and_last_is_the_last(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     states = scored(monkeypatch, (1.0, 0.5), (0.9, 0.75), (1.0, 0.75), (1.0, 0.25))
-    out, said = tmp_path / "run", Said()
+    out, said = tmp_path / "run", Titled()
     summary = train(chosen(), out, display=said)
     # Of two that are equally robust the one of the higher clean accuracy.
     assert summary["best"]["weights"] == {"step": 18, "clean_accuracy": 1.0, "robust_accuracy": 0.75}
@@ -70,6 +84,13 @@ def test_best_is_what_scored_best_on_the_validation_split_and_last_is_the_last(
     assert open_run(out).step == 18
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["selected_by"] for r in records if "validation" in r] == ["robust_accuracy"] * 4
+    assert any("held out, the best by robust accuracy), linf:0.1" in title for title in said.titles)
+    assert predicted_cost(chosen()).endswith("every 6 steps, the best by robust accuracy")
+    (table, *_) = describe_training(summary)
+    assert isinstance(table, Table)
+    assert table.columns[0] == "best by robust accuracy in validation"
+    text = render_page(build_entries([out]))
+    assert "Best by robust accuracy in validation (of the held-out split" in text
 
 
 @pytest.mark.parametrize(
