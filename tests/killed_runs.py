@@ -248,7 +248,7 @@ def main(folder: Path, trials: int, name: str) -> None:
         return
     number, draw = signal.Signals[name], random.Random(name)
     full = trials > len(FIRST) * 4
-    runs, most = (RUNS, 4) if full else ({key: RUNS[key] for key in FIRST}, 2)
+    runs, most = (RUNS, 4) if full else ({key: RUNS[key] for key in FIRST[:trials]}, 2)
     lengths = {}
     for key, changes in runs.items():
         started = time.monotonic()

@@ -27,7 +27,7 @@ import toughen
 
 TOUGHEN = Path(toughen.__file__).with_name("__main__.py")
 """The command line, as a script."""
-SECONDS = 600
+SECONDS = 1800
 """After which scripts have plainly hung."""
 
 

@@ -1,10 +1,7 @@
 """Files from strangers: nothing in them is run, nothing is written elsewhere, and each is refused in one sentence."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import hostile_texts  # noqa: F401
 from conftest import Faults
 from hostile import CANARY, CASES, MARKUP, SMALL, Fine, Place
 from hostile_child import CANARY as MODULE
+from processes import run_script
 from toughen import recipes
 from toughen.export import export
 from toughen.training import train
@@ -55,10 +53,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, faults: Faults) -> list[dic
     ]
     before = snapshot(top, places)
     (top / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "TMPDIR": str(top), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-    environment |= {"MPLCONFIGDIR": str(top), "TOUGHEN_CACHE": "cache", "HF_HOME": str(top / "hf")}
-    command = [sys.executable, str(ROOT / "tests/hostile_child.py"), str(top / "jobs.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    environment = {"MPLCONFIGDIR": str(top), "TOUGHEN_CACHE": "cache", "HF_HOME": str(top / "hf"), "TMPDIR": str(top)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        done = run_script(ROOT / "tests/hostile_child.py", top / "jobs.json")
     assert done.returncode == 0, done.stderr
     assert snapshot(top, places) == before
     return [json.loads(line) for line in done.stdout.splitlines()]

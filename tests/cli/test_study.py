@@ -1,11 +1,15 @@
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cli.test_app import done, everything, failed, toughen
+from toughen.studies import executors
+from toughen.studies.folder import StudyFolder
+from toughen.studies.worker import work
 
 STUDY = """
 title: Two ways
@@ -19,11 +23,17 @@ note: only a test
 """
 
 
+def run_here(folder: StudyFolder, *, jobs: int, shard: tuple[int, int], watch: Callable[[], None]) -> None:
+    """A worker in this process; `studies/test_executors.py` has two that do a whole study in their own."""
+    assert jobs == 1
+    work(folder.path, shard=shard)
+    watch()
+
+
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(executors, "run_here", run_here)
     Path("mine.yaml").write_text(STUDY)
     return "mine.yaml"
 

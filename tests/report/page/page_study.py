@@ -1,6 +1,6 @@
 """A study of five rows, of which one has a fault, and what its page is to say by the papers and by hand."""
 
-N, STEPS = 50, 40
+N, STEPS = 30, 40
 
 RECIPE = f"""
 name: tiny
@@ -48,7 +48,7 @@ rows:
     cells: {{paper: "002", table: Table 1, method: AT, params: {{batch: 128}}}}
   plain: {{label: No attack, columns: [minutes], set: {{seed: 0}}}}
   bad: {{label: Bad, set: {{method.nothing: 1}}}}
-scales: {{paper: {{limit: 50}}}}
+scales: {{paper: {{limit: {n}}}}}
 """
 
 PRINTED = {

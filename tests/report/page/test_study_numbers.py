@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     }
     for name, method in methods.items():
         (folder / f"{name}.yaml").write_text(f"{RECIPE}method: {method}\n")
-    (folder / "tiny.yaml").write_text(STUDY.format(folder=folder))
+    (folder / "tiny.yaml").write_text(STUDY.format(folder=folder, n=N))
     found = create_folder(load(str(folder / "tiny.yaml")), "paper", folder / "out")
     work(found.path)
     return found
