@@ -129,8 +129,8 @@ def highest_margin(layers: list[Layer], x: np.ndarray, y: int, eps: float) -> tu
         found = milp(
             cost,
             integrality=integral,
-            bounds=Bounds(*bounds),
-            constraints=LinearConstraint(rows.matrix, -np.inf, rows.above),
+            bounds=Bounds(*bounds),  # pyright: ignore[reportArgumentType]
+            constraints=LinearConstraint(rows.matrix, -np.inf, rows.above),  # pyright: ignore[reportArgumentType]
             options={"mip_rel_gap": 0.0},
         )
         if not found.success:

@@ -151,7 +151,7 @@ def test_losses_stay_finite_far_out(name):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     found = LOSSES[name](logits, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
     expected = {"margin": [-1e4, 2e4], "margin-0": [-1e4, 0], "margin-50": [-1e4, 50], "dlr": [-0.5, 1.0]}
-    expected["probability_margin"] = [-1, 1]
+    expected["probability_margin"] = [-1.0, 1.0]
     torch.testing.assert_close(found, torch.tensor(expected.get(name, [0, 2e4])))
 
 
