@@ -1,6 +1,5 @@
 """The suites `adaptive` and `exhaustive`: whom they attack, when they go on, and that they reach what is known."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from conftest import few
 from oracles import Affine, linear_problem, relu_problem
+from short_rounds import shortened
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
 from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, nearest
@@ -143,26 +143,11 @@ def test_where_gradients_mislead_the_search_goes_on_to_everyone():
     assert "EV287" in found.audit.codes
 
 
-def hasty(rounds: dict[str, Round]) -> dict[str, Round]:
-    """The same rounds, with little work in each."""
-    little = {"steps": 5, "queries": 20, "restarts": 1, "neighbours": 2, "targets": 2}
-    return {
-        label: replace(
-            item,
-            attack=AttackSpec.model_validate(
-                {"name": item.attack.name, **item.attack.settings}
-                | {key: value for key, value in little.items() if key in item.attack.settings}
-            ),
-        )
-        for label, item in rounds.items()
-    }
-
-
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rounds of both suites, with a few steps each."""
-    monkeypatch.setitem(SUITES, "adaptive", lambda threat: Adaptive(hasty(dict(ROUNDS))))
-    monkeypatch.setitem(SUITES, "exhaustive", lambda threat: Adaptive(hasty(dict(EXHAUSTIVE))))
+    monkeypatch.setitem(SUITES, "adaptive", lambda threat: Adaptive(shortened(ROUNDS)))
+    monkeypatch.setitem(SUITES, "exhaustive", lambda threat: Adaptive(shortened(EXHAUSTIVE)))
 
 
 @pytest.mark.parametrize("suite", ["adaptive", "exhaustive"])
