@@ -195,9 +195,8 @@ class _Panel:
         if texts and (len(texts) < len(some) or self._panel.log):
             why = "is logarithmic" if self._panel.log else "is a number for other rows"
             raise self._error(f"x: {self._x} {why}, and here it is {texts[0]!r}")
-        if self._panel.log and (
-            low := next((value for value in some if isinstance(value, float) and value <= 0), None)
-        ):
+        low = min((value for value in some if isinstance(value, float)), default=1.0)
+        if self._panel.log and low <= 0:
             raise self._error(f"x: {self._x} is logarithmic, and here it is {low:g}")
         return "category" if texts else "number"
 

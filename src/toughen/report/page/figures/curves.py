@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from toughen.report.blocks import Figure, JsonObject
 from toughen.report.formatting import label
 from toughen.report.page.figures import svg
-from toughen.report.page.figures.labels import fit_title, label_ends, label_points, spread_ticks
+from toughen.report.page.figures.labels import fit_title, label_ends, label_points, put_ticks, thin_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +48,7 @@ def draw_curves(key: str, figure: JsonObject) -> Figure:
     wide, high = (5.2, 3.1) if columns == 1 else (0.4 + 3.2 * columns, 2.9 * -(-len(panels) // columns))
     # Texts on x that are written aslant take room below.
     longest = max(max(map(len, panel["categories"])) if _aslant(panel) else 0 for panel in panels)
+    high = max(high, 0.6 + 0.14 * len(names)) if len(names) > MOST else high
     size = wide, high + 0.045 * min(longest, TEXT)
     with svg.drawing(size, -(-len(panels) // columns), columns, squeeze=False) as (drawn, grid):
         cells = grid.ravel().tolist()
@@ -57,10 +58,17 @@ def draw_curves(key: str, figure: JsonObject) -> Figure:
             _draw_panel(axes, panel, styles, across, few=len(names) <= MOST)
         if any(axes.get_legend_handles_labels()[1] for axes in drawn.axes):
             svg.legend(cells[0], last=(DOUBTED, PUBLISHED))
-        for axes, panel in zip(cells, panels, strict=False):
+        placed = list(zip(cells, panels, strict=False))
+        for axes, panel in placed:
             _write_ticks(axes, panel)
-            _write_labels(axes, panel, styles, few=len(names) <= MOST)
+        drawn.draw_without_rendering()
+        for axes, panel in placed:
+            if panel["kind"] == "number":
+                thin_ticks(axes)
             fit_title(axes)
+        drawn.draw_without_rendering()
+        for axes, panel in placed:
+            _write_labels(axes, panel, styles, few=len(names) <= MOST)
         title, alt = str(figure["title"]), " ".join([*map(_said, panels), BARS])
         found = svg.line_figure(drawn, key, title, alt, COLUMNS, _rows(figure["panels"]))
         return Figure(key, title, alt, found.csv, svg=found.svg, broad=len(panels) > 1)
@@ -137,11 +145,9 @@ def _write_ticks(axes: "Axes", panel: JsonObject) -> None:
     place = _places(panel)
     if panel["kind"] == "category":
         long = sum(len(str(value)) for value in values) > 40
-        spread_ticks(
-            axes, [place(value) for value in values], [label(value, 28) for value in values], rotation=35 * long
-        )
+        put_ticks(axes, [place(value) for value in values], [label(value, 28) for value in values], rotation=35 * long)
     elif values:
-        spread_ticks(axes, [place(value) for value in values], [f"{value:g}" for value in values])
+        put_ticks(axes, [place(value) for value in values], [f"{value:g}" for value in values])
 
 
 def _write_labels(axes: "Axes", panel: JsonObject, styles: Mapping[str, Any], *, few: bool) -> None:

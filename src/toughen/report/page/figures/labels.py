@@ -33,7 +33,6 @@ def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> li
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     scale = figure.dpi / 72
     room = axes.bbox.padded(2 * scale)
     places = [tuple(axes.transData.transform((x, y))) for x, y, _ in points]
@@ -94,12 +93,14 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> l
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     gap = 1.25 * SIZE * figure.dpi / 72 / axes.bbox.height
     ordered = sorted(ends, key=lambda end: -end[1])
     shares = [float(axes.transAxes.inverted().transform(axes.transData.transform(end[:2]))[1]) for end in ordered]
+    # None above or below the axes, which would have to give way.
+    places = [min(place, 1 - at * gap) for at, place in enumerate(spread(shares, gap))]
+    places = [max(place, (len(places) - 1 - at) * gap) for at, place in enumerate(places)]
     found = []
-    for (x, y, text, colour), place in zip(ordered, spread(shares, gap), strict=True):
+    for (x, y, text, colour), place in zip(ordered, places, strict=True):
         found.append(
             axes.annotate(
                 text,
@@ -130,13 +131,8 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return [value - number * gap for number, value in enumerate(flat)]
 
 
-def spread_ticks(axes: "Axes", places: Sequence[float], names: Sequence[str], *, rotation: float = 0) -> None:
-    """Ticks of the x axis at these places, those without room for their text beside the one before left out.
-
-    The first and the last stay.
-    """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+def put_ticks(axes: "Axes", places: Sequence[float], names: Sequence[str], *, rotation: float = 0) -> None:
+    """Ticks of the x axis at these places, from left to right."""
     order = sorted(range(len(places)), key=lambda at: places[at])
     axes.set_xticks([places[at] for at in order], [names[at] for at in order], rotation=rotation)
     axes.minorticks_off()
@@ -144,19 +140,24 @@ def spread_ticks(axes: "Axes", places: Sequence[float], names: Sequence[str], *,
         for text in axes.get_xticklabels():
             text.set_horizontalalignment("right")
             text.set_rotation_mode("anchor")
+
+
+def thin_ticks(axes: "Axes") -> None:
+    """Take away the texts of `put_ticks` that have no room beside the one before; the first and the last stay."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    places, texts = axes.get_xticks(), axes.get_xticklabels()
+    if not len(places) or texts[0].get_rotation():
         return
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in axes.get_xticklabels()]
-    space = 4 * figure.dpi / 72
-    kept = [0]
-    for at in range(1, len(order)):
-        last = at == len(order) - 1
+    boxes, space, kept = [text.get_window_extent() for text in texts], 4 * figure.dpi / 72, [0]
+    for at in range(1, len(places)):
+        last = at == len(places) - 1
         while last and len(kept) > 1 and boxes[at].x0 < boxes[kept[-1]].x1 + space:
             kept.pop()
         if last or boxes[at].x0 >= boxes[kept[-1]].x1 + space:
             kept.append(at)
-    axes.set_xticks([places[order[at]] for at in kept], [names[order[at]] for at in kept])
-    axes.set_xticks([places[at] for at in order], minor=True)
+    axes.set_xticks([places[at] for at in kept], [texts[at].get_text() for at in kept])
+    axes.set_xticks(places, minor=True)
     axes.set_xticklabels([], minor=True)
 
 
@@ -164,7 +165,6 @@ def fit_title(axes: "Axes") -> None:
     """Make the text beside the y axis small enough for it."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     text = axes.yaxis.label
     share = axes.bbox.height / max(1.0, text.get_window_extent().height)
     text.set_fontsize(max(6.5, min(1.0, share) * float(text.get_fontsize())))

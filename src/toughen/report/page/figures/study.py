@@ -5,15 +5,12 @@ trade_off("study-1-trade-off", [Point("Free m = 8", clean=0.86, robust=0.46, low
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from toughen.report.blocks import Figure
 from toughen.report.formatting import label, percent
 from toughen.report.page.figures import svg
 from toughen.report.page.figures.labels import label_points
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FEW = 12
 """Of more points than this each has its number beside it: the legend alone would be a riddle."""
@@ -86,7 +83,7 @@ def _size(points: Sequence[object], height: float) -> tuple[float, float]:
     return (5.2, height) if len(points) <= FEW else (7.4, 1.4 * height)
 
 
-def _mark(axes: "Axes", points: Sequence[tuple[float, Point]]) -> None:
+def _mark(axes: Any, points: Sequence[tuple[float, Point]]) -> None:
     """A mark for each point, with its name in the legend; of many points each has its number beside it too."""
     few = len(points) <= FEW
     for number, (x, point) in enumerate(points):
@@ -102,6 +99,7 @@ def _mark(axes: "Axes", points: Sequence[tuple[float, Point]]) -> None:
         axes.plot([x], [y], label=text, **{"markersize": 6, **style, **faces})
     svg.legend(axes)
     if not few:
+        axes.get_figure(root=True).draw_without_rendering()
         label_points(axes, [(x, 100 * point.robust, str(number)) for number, (x, point) in enumerate(points, 1)])
 
 
