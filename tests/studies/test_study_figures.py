@@ -124,9 +124,14 @@ def test_of_an_attack_its_radius_or_steps_are_on_x_and_each_row_is_a_line(tmp_pa
             )
 
 
+def test_radii_that_people_write_as_decimals_stay_so():
+    columns = {"a": {"suite": "pgd-10", "threat": "linf:0.1"}, "b": {"suite": "pgd-10", "threat": "linf:0.2"}}
+    (panel,) = planned({"x": "attack.eps", "y": "*"}, columns=columns).panels
+    assert panel.x_label == "radius of the attack"
+    assert [point.x for point in panel.lines[0].points] == [0.1, 0.2]
+
+
 def test_one_evaluation_is_one_point_where_a_scale_puts_it_in_the_place_of_several():
-    (panel,) = planned({"x": "attack.steps", "y": "at-*"}, scales={"paper": {"suite": "pgd-2"}}).panels
-    assert [[point.x for point in line.points] for line in panel.lines] == [[2.0, 2.0]] * 4
     same = {"clean": {"what": "clean"}, "a": {"suite": "pgd-10"}, "b": {"suite": "pgd-20"}}
     (panel,) = planned(
         {"x": "attack.steps", "y": ["a", "b"]}, columns=same, scales={"paper": {"suite": "pgd-2"}}

@@ -258,9 +258,9 @@ def _literally(name: str) -> str:
 
 
 def _in_levels(lines: list[PlannedLine]) -> list[PlannedLine]:
-    """Lines with radii as levels of 255, where all of them are whole or nearly so; else none."""
+    """Lines with radii as levels of 255, where people write all of them so; else none."""
     radii = [point.x for line in lines for point in line.points if isinstance(point.x, float)]
-    if not radii or any(abs(radius * 255 - round(radius * 255, 1)) > 1e-6 for radius in radii) or max(radii) > 1:
+    if not any(radii) or not all(radius_text(radius).endswith("/255") for radius in radii if radius):
         return []
     return [
         line.model_copy(

@@ -71,7 +71,8 @@ def gradients(key: str, index: np.ndarray, norm: np.ndarray) -> Figure:
             axes.axvline(mean, color=svg.VERMILLION, linestyle="--", label=f"mean {mean:.3g}")
         axes.set_xlabel("L2 norm of the gradient of the cross-entropy, pixels in [0, 1]")
         axes.set_ylabel("images")
-        axes.legend()
+        if len(positive):
+            svg.legend(axes, "upper")
         zero = int((norm == 0).sum())
         alt = f"{len(norm)} images: mean {mean:.3g}, largest {largest:.3g}, {zero} of them zero."
         rows = zip(index.tolist(), norm.tolist(), strict=True)

@@ -111,7 +111,14 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> l
                 color=colour,
                 va="center",
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+                arrowprops={
+                    "arrowstyle": "-",
+                    "relpos": (0, 0.5),
+                    "color": colour,
+                    "linewidth": 0.5,
+                    "shrinkA": 1,
+                    "shrinkB": 2,
+                },
             )
         )
     return found
