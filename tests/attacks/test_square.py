@@ -272,23 +272,23 @@ def test_no_room_costs_nothing(linear, x, y):
 def test_an_example_does_not_depend_on_its_batch_mates(threat):
     """300 queries cross the block of random numbers that is drawn at once."""
     model = RowByRow()
-    x, y = model.images(40)
-    eps = torch.linspace(0.2, 2, 40, dtype=torch.float64) * (EPS if threat.norm == "linf" else 0.2)
-    noise, order = Stream(("run",), 10 + torch.arange(40)), torch.randperm(40, generator=torch.Generator())
+    x, y = model.images(16)
+    eps = torch.linspace(0.2, 2, 16, dtype=torch.float64) * (EPS if threat.norm == "linf" else 0.2)
+    noise, order = Stream(("run",), 10 + torch.arange(16)), torch.randperm(16, generator=torch.Generator())
     ball = type(threat)(eps)
     whole = square(model, x, y, threat=ball, queries=300, noise=noise)
     mixed = square(model, x[order], y[order], threat=ball[order], queries=300, noise=noise[order])
     assert torch.equal(mixed, whole[order])
     parts = [
         square(model, x[p], y[p], threat=ball[p], queries=300, noise=noise[p])
-        for p in torch.arange(40).split([1, 7, 32])
+        for p in torch.arange(16).split([1, 4, 11])
     ]
     assert torch.equal(torch.cat(parts), whole)
-    small = square(Batched(model, size=7), x, y, threat=ball, queries=300, noise=noise)
+    small = square(Batched(model, size=5), x, y, threat=ball, queries=300, noise=noise)
     assert torch.equal(small, whole)
     assert not torch.equal(square(model, x, y, threat=ball, queries=300, noise=noise.child(1)), whole)
     assert torch.equal(
-        square(model, x, y, threat=ball, queries=20), square(model, x, y, threat=ball, queries=20, noise=fixed(40))
+        square(model, x, y, threat=ball, queries=20), square(model, x, y, threat=ball, queries=20, noise=fixed(16))
     )
 
 
