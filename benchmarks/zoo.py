@@ -55,9 +55,15 @@ def nearest_survivors(full: Evaluation, most: int) -> list[int]:
 
 
 def further(
-    name: str, label: str, suite: str | dict[str, AttackSpec], ids: list[int], cache: Path, data: str | None
-) -> set[int]:
-    """What another suite breaks of some of a member's images."""
+    name: str,
+    label: str,
+    suite: str | dict[str, AttackSpec],
+    ids: list[int],
+    cache: Path,
+    data: str | None,
+    report: bool,
+) -> set[int] | None:
+    """What another suite breaks of some of a member's images; None where that is not measured yet, for a report."""
     member, rows = ZOO[name], torch.tensor(ids, dtype=torch.int64)
     model, x, y = member.open(name, cache, data, N)
     if not len(rows):
@@ -65,6 +71,8 @@ def further(
     found = find(suite, member.threat) if isinstance(suite, str) else suite
     key = sha256(repr([found, ids, str(member.threat)]).encode()).hexdigest()[:12]
     folder = cache / "evaluations" / f"{name}-{label}-{key}"
+    if report and not (folder / "result.json").exists():
+        return None
     given = {"threat": member.threat, "suite": suite, "index": rows, "folder": folder, "audit": False}
     return broken(evaluate(model, x[rows], y[rows], **given))
 
@@ -76,8 +84,8 @@ class Row:
     name: str
     full: Evaluation
     adaptive: Evaluation
-    exhaustive: tuple[int, int]
-    tenfold: tuple[int, int]
+    exhaustive: tuple[int, int] | None
+    tenfold: tuple[int, int] | None
 
     @property
     def above(self) -> float:
@@ -85,14 +93,20 @@ class Row:
         return 100 * (self.adaptive.robust_accuracy - self.full.robust_accuracy)
 
 
-def row_of(name: str, cache: Path, data: str | None, few: int, long: int) -> Row:
+def row_of(name: str, cache: Path, data: str | None, few: int, long: int, report: bool) -> Row:
     """Everything about one member."""
     full, adaptive = (measured(name, suite, cache, data) for suite in ("autoattack", "adaptive"))
     near, far = nearest_survivors(full, few), nearest_survivors(full, long)
     given = sorted(near + sorted(broken(full))) if near else []
-    exhaustive = further(name, "exhaustive", "exhaustive", given, cache, data) & set(near)
-    tenfold = further(name, "tenfold", {"square": TENFOLD}, far, cache, data)
-    return Row(name, full, adaptive, (len(exhaustive), len(near)), (len(tenfold), len(far)))
+    last = further(name, "exhaustive", "exhaustive", given, cache, data, report)
+    tenfold = further(name, "tenfold", {"square": TENFOLD}, far, cache, data, report)
+    return Row(
+        name,
+        full,
+        adaptive,
+        None if last is None else (len(last & set(near)), len(near)),
+        None if tenfold is None else (len(tenfold), len(far)),
+    )
 
 
 def flags(found: Evaluation) -> str:
@@ -135,8 +149,8 @@ def zoo_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _of(counts: tuple[int, int]) -> str:
-    return f"{counts[0]} of {counts[1]}" if counts[1] else "-"
+def _of(counts: tuple[int, int] | None) -> str:
+    return f"{counts[0]} of {counts[1]}" if counts and counts[1] else "-"
 
 
 def exact_table(found: dict[str, Verdicts]) -> list[str]:
@@ -190,6 +204,7 @@ def main() -> None:
     parser.add_argument("--members", nargs="*", help=f"of {', '.join([*ZOO, *PROBLEMS])}; default: all")
     parser.add_argument("--few", type=int, default=20, help="survivors that `exhaustive` gets")
     parser.add_argument("--long", type=int, default=0, help="survivors that get ten times Square's queries")
+    parser.add_argument("--report", action="store_true", help="leave out what is not done yet")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "toughen-zoo")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -197,9 +212,10 @@ def main() -> None:
     rows, solved = [], {}
     for name in named:
         if name in PROBLEMS:
-            solved[name] = verdicts(name, arguments.cache)
+            found = verdicts(name, arguments.cache, report=arguments.report)
+            solved |= {name: found} if found else {}
         elif arguments.data or ZOO[name].data != "cifar10":
-            rows.append(row_of(name, arguments.cache, arguments.data, arguments.few, arguments.long))
+            rows.append(row_of(name, arguments.cache, arguments.data, arguments.few, arguments.long, arguments.report))
             print(zoo_table(rows)[-2], flush=True)
     text = "\n".join([*head(arguments), *zoo_table(rows), *EXACT, *exact_table(solved), ""])
     print(text)

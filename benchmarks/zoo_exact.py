@@ -60,8 +60,8 @@ class Verdicts:
         return {i for i, margin in zip(self.ids, self.highest, strict=True) if margin > 0}
 
 
-def verdicts(name: str, cache: Path) -> Verdicts:
-    """The exact answer, and that of each suite.
+def verdicts(name: str, cache: Path, *, report: bool) -> Verdicts | None:
+    """The exact answer, and that of each suite; None where they are not measured yet, for a report.
 
     AutoAttack and `adaptive` are run on all images among which the hardest were chosen, as `adaptive` attacks shares of
     them; `exhaustive`, which does not, on the hardest alone.
@@ -72,6 +72,8 @@ def verdicts(name: str, cache: Path) -> Verdicts:
     if path.exists():
         stored = json.loads(path.read_text())
         return Verdicts(**stored | {"broken": {suite: set(ids) for suite, ids in stored["broken"].items()}})
+    if report:
+        return None
     model, x, y = member.open(name, cache, None, AMONG)
     assert isinstance(member.threat.eps, float)
     ids = hardest(model, x, y, member.threat)
