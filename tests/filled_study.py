@@ -73,7 +73,9 @@ def _measured(run: Path, name: str, row: Any, number: int, value: Value, unrelia
 
 
 def _summary(number: int, weights: Collection[str]) -> dict[str, Any]:
-    named = {name: {"robust_accuracy": 0.5 - number / 100, "clean_accuracy": 0.8} for name in sorted(weights)}
+    named = {
+        name: {"robust_accuracy": 0.5 - number / 100, "clean_accuracy": 0.8, "step": 100} for name in sorted(weights)
+    }
     cost = {"steps": 100, "forwards": 200, "backwards": 200, "natural_steps": 100.0 + number, "device": "cpu"}
     return {"headline": "weights", "best": named, "seconds": 60.0, "alarms": None, **cost}
 
