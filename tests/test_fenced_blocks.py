@@ -288,9 +288,14 @@ def test_the_blocks_of_python_run_one_after_the_other(tmp_path: Path, monkeypatc
 def test_the_study_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At toy scale, by a worker in this process: four rows of two seeds, each trained and measured."""
     monkeypatch.chdir(tmp_path)
-    (block,) = unmarked("yaml")
-    Path("mine.yaml").write_text(block.text, encoding="utf-8")
-    folder = create_folder(load("mine.yaml"), "toy", Path("study"))
+    folders = []
+    for number, block in enumerate(unmarked("yaml")):
+        Path(f"study-{number}.yaml").write_text(block.text, encoding="utf-8")
+        folders.append(create_folder(load(f"study-{number}.yaml"), "toy", Path(f"out-{number}")))
+    # The README's is run; that of docs/figures.md is made, with what it draws.
+    folder, drawn = folders
+    assert len(drawn.tasks()) == 8
+    assert (drawn.path / "figure.json").is_file()
     assert len(folder.tasks()) == 12
     work(folder.path)
     assert all(folder.done(task) for task in folder.tasks())

@@ -315,7 +315,8 @@ def test_the_pareto_front():
     a, b, c, d = Point("a", 0.9, 0.3), Point("b", 0.8, 0.5), Point("c", 0.7, 0.4), Point("d", 0.6, 0.6)
     assert pareto([c, d, a, b]) == [d, b, a]
     assert pareto([c, d, a, b._replace(unreliable=True)]) == [d, c, a]
-    assert pareto([a, a._replace(name="z")]) == [a]
+    z = a._replace(name="z")
+    assert pareto([z, b, a]) == [b, a, z]
 
 
 def test_words_of_a_run_are_where_they_should_be(text: str):

@@ -31,10 +31,11 @@ class Point(NamedTuple):
 def pareto(points: Sequence[Point]) -> list[Point]:
     """Those that no other beats in one of the two accuracies without losing in the other, by clean accuracy.
 
-    Of points with equal pairs all are there.
+    Of points with equal pairs all are there, by name.
     """
     found: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.clean, -point.robust, point.name)):
+    by_name = sorted(points, key=lambda point: point.name, reverse=True)
+    for point in sorted(by_name, key=lambda point: (-point.clean, -point.robust)):
         tied = found and point[1:3] == found[-1][1:3]
         if not point.unreliable and (not found or tied or point.robust > found[-1].robust):
             found.append(point)
