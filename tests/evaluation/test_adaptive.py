@@ -12,12 +12,14 @@ from short_rounds import shortened
 from toughen.attacks import AttackSpec
 from toughen.evaluation import evaluate
 from toughen.evaluation.adaptive import ROUNDS, Adaptive, Round, nearest
-from toughen.evaluation.exhaustive import EXHAUSTIVE
+from toughen.evaluation.exhaustive import exhaustive_rounds
 from toughen.evaluation.plan import AttackStage, EvaluationState, Stage
-from toughen.evaluation.suites import SUITES
+from toughen.evaluation.suites import SUITES, autoattack
 from toughen.outcomes import Outcomes
 from toughen.threat import Linf
 from zoo import nan_gradient, quantised, saturated
+
+EXHAUSTIVE = exhaustive_rounds(autoattack(Linf(0.1)))
 
 
 def table(attack: str, ids: list[int], margins: list[float]) -> Outcomes:
@@ -164,6 +166,13 @@ def test_the_last_stage_is_given_all_that_is_broken():
         state.add(table(stage.label, stage.rows.tolist(), [0.1 if row in (1, 4) else -1 for row in stage.rows]))
     assert given == dict.fromkeys(EXHAUSTIVE, None) | {"neighbours": [1, 4]}
     assert list(given)[-1] == "neighbours"
+
+
+def test_exhaustive_runs_autoattack_as_it_is():
+    """With equal settings under equal labels, so with equal draws: what that suite breaks, this one does."""
+    attacks = autoattack(Linf(0.1))
+    assert {label: EXHAUSTIVE[label].attack for label in attacks} == attacks
+    assert {EXHAUSTIVE[label].share for label in EXHAUSTIVE} == {1}
 
 
 @pytest.mark.parametrize(("seed", "width"), few((0, 2), (1, 2), (0, 3), small=1))

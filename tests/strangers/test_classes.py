@@ -11,9 +11,9 @@ from short_rounds import shortened
 from toughen.attacks import carlini_wagner
 from toughen.evaluation import evaluate, suites
 from toughen.evaluation.adaptive import ROUNDS, Adaptive
-from toughen.evaluation.exhaustive import EXHAUSTIVE
+from toughen.evaluation.exhaustive import exhaustive_rounds
 from toughen.evaluation.plan import SideAttack
-from toughen.evaluation.suites import SUITES
+from toughen.evaluation.suites import SUITES, autoattack
 from toughen.recipes import RecipeError, load
 from toughen.threat import L2, Linf, Threat
 
@@ -21,7 +21,7 @@ BALLS: dict[str, Threat] = {"linf": Linf(1e-4), "l2": L2(1e-4)}
 ELSEWHERE = {("iaat", "l2")}
 """Suites with an attack for balls of the other norm."""
 NAMES = {key: key.replace("K", "3").replace("rR", "r2") for key in SUITES}
-PLANS = {"adaptive": ROUNDS, "exhaustive": EXHAUSTIVE}
+PLANS = {"adaptive": ROUNDS, "exhaustive": exhaustive_rounds(autoattack(Linf(1e-4)))}
 """Suites that plan as they go; their rounds are shortened in another way."""
 CASES = [
     pytest.param(name, norm, id=f"{name}-{norm}")

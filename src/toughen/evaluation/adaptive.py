@@ -19,8 +19,8 @@ search, and for masked models a second schedule of ascents.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -105,6 +105,10 @@ class Adaptive:
     def members(self) -> dict[str, AttackSpec]:
         """The attack of each round."""
         return {label: item.attack for label, item in self.rounds.items()}
+
+    def with_attacks(self, attacks: Mapping[str, Any]) -> Self:
+        """The plan with other attacks in its rounds, by label."""
+        return replace(self, rounds={key: replace(item, attack=attacks[key]) for key, item in self.rounds.items()})
 
     @property
     def shares(self) -> dict[str, float]:

@@ -222,12 +222,13 @@ def _planned(suite: str | Suite, threat: Threat, x: Tensor, independent: bool, c
     else:
         name, attacks = "custom", check_norms(check(suite), threat)
     said: tuple[str, ...] = ()
-    if classes is not None and not isinstance(attacks, Adaptive):
-        attacks, said = fit_classes(attacks, classes)
+    if classes is not None:
+        fitted, said = fit_classes(dict(attacks.members) if isinstance(attacks, Adaptive) else attacks, classes)
+        attacks = attacks.with_attacks(fitted) if isinstance(attacks, Adaptive) else fitted
     if isinstance(attacks, Adaptive):
         if independent:
             raise ValueError(f"suite {name} follows what broke before, so it cannot be run with independent attacks")
-        return _Planned(name, attacks, attacks.settings, attacks.members, attacks.shares)
+        return _Planned(name, attacks, attacks.settings, attacks.members, attacks.shares, said=said)
     run = cascade(attacks, independent=independent)
     return _Planned(name, run, describe_suite(attacks), attacks, dict.fromkeys(attacks, 1.0), independent, said)
 

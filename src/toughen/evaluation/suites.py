@@ -21,7 +21,7 @@ from toughen.attacks import AttackSpec
 from toughen.attacks.contract import Attack, check_norm
 from toughen.errors import Option, UsageError
 from toughen.evaluation.adaptive import Adaptive
-from toughen.evaluation.exhaustive import EXHAUSTIVE
+from toughen.evaluation.exhaustive import exhaustive_rounds
 from toughen.evaluation.plan import UNBOUNDED, SideAttack
 from toughen.outcomes import CLEAN
 from toughen.settings import nearest, shown
@@ -83,7 +83,7 @@ def pgd_margin(threat: Threat, K: int, side: int = 0) -> Suite:
     return {f"pgd-{K}-margin": _pgd(threat, K, side=side, loss="margin")}
 
 
-def autoattack(threat: Threat) -> Suite:
+def autoattack(threat: Threat) -> dict[str, AttackSpec]:
     """AutoAttack, standard: Croce & Hein 2020, section 6, with the budgets of its code."""
     return {
         "apgd-ce": _spec("apgd", steps=100, loss="cross_entropy"),
@@ -188,7 +188,7 @@ def adaptive(threat: Threat) -> Adaptive:
 
 def exhaustive(threat: Threat) -> Adaptive:
     """The last word on a few images, at several times AutoAttack's passes: our own, see `evaluation.exhaustive`."""
-    return Adaptive(EXHAUSTIVE)
+    return Adaptive(exhaustive_rounds(autoattack(threat)))
 
 
 def _each(threat: Threat) -> bool:
