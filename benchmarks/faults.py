@@ -108,7 +108,7 @@ def overhead(folder: Path) -> list[str]:
             writes.append(time.thread_time() - started)
 
     outputs_module.save_checkpoint = timed
-    with Checkpointer(folder, None, about, None, watch, print) as outputs:
+    with Checkpointer(folder, None, about, None, watch, recipe.selected_by, print) as outputs:
         from toughen.storage.files import Log
 
         outputs.logs = Log.resume(folder / "a.jsonl", 0), Log.resume(folder / "b.jsonl", 0)
