@@ -232,3 +232,12 @@ def test_plain_attributes_are_told_by_their_module():
 
     assert differing(reached(model=net(0.1)), reached(model=net(0.2))) == {"1"}
     assert reached(model=net(0.1).train()) == reached(model=net(0.1).eval())
+
+
+def test_a_method_that_was_put_into_an_installed_class_counts(monkeypatch: pytest.MonkeyPatch):
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    before = reached(model=nn.Sequential(nn.ReLU()))
+    monkeypatch.setattr(nn.ReLU, "forward", forward)
+    assert differing(before, reached(model=nn.Sequential(nn.ReLU()))) == {forward.__qualname__}

@@ -212,11 +212,16 @@ class _Walk:
         yield hash_model(module)
 
     def _note_class(self, kind: type) -> None:
-        """The methods and attributes of a class and of those that it derives from, but for installed ones."""
+        """The methods and attributes of a class and of those it derives from; of installed ones what was put in."""
         for one in kind.__mro__:
-            if one in self.classes or _is_installed_class(one):
+            if one in self.classes:
                 continue
             self.classes.add(one)
+            if _is_installed_class(one):
+                for value in vars(one).values():
+                    if isinstance(value, types.FunctionType) and not _is_installed_function(value):
+                        self.fold(value)
+                continue
             self._add(self.code, one.__qualname__, _hash(*(base.__qualname__ for base in one.__bases__)))
             for name, value in vars(one).items():
                 if isinstance(value, CODE):
