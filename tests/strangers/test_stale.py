@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cli.test_app import done, failed
@@ -192,6 +193,10 @@ def damaged(folder: Path) -> None:
     (folder / "clean_logits.safetensors").write_bytes(b"no tensors")
 
 
+def of_another_form(folder: Path) -> None:
+    save_file({"model": torch.zeros(())}, folder / "clean_logits.safetensors")
+
+
 def of_before(folder: Path) -> None:
     """As the library wrote it when it looked at no code."""
     result = files.read_json(folder / "result.json")
@@ -211,6 +216,7 @@ def of_another_python(folder: Path) -> None:
     [
         (without_logits, "keeps no clean logits of its model"),
         (damaged, "keeps no clean logits of its model"),
+        (of_another_form, "keeps no clean logits of its model"),
         (of_before, "says nothing of the code of its model"),
         (of_another_python, r"was made with Python 3\.99, torch 9\.0, whose code cannot be compared"),
     ],

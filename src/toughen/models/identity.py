@@ -13,6 +13,7 @@ refused (EV271). What cannot be told is kept under another name, and computed an
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from toughen import __version__
 from toughen.errors import Part, UsageError
 from toughen.models import batched
-from toughen.models.adapted import adapt, half_of
+from toughen.models.adapted import adapt, check_logits, half_of
 from toughen.models.batched import Batched
 from toughen.models.hashes import hash_tensor
 from toughen.models.inputs import as_input, placement
@@ -143,7 +144,9 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int, seed: int) -> Tensor:
         naming_theirs(),
     ):
         torch.manual_seed(seed)
-        return batched.predict(Batched(adapted, batch_size), as_input(x, device, dtype)).cpu().contiguous()
+        logits = batched.predict(Batched(adapted, batch_size), as_input(x, device, dtype))
+    check_logits(logits, len(x))
+    return logits.cpu().contiguous()
 
 
 def recognise(
@@ -195,11 +198,11 @@ def _unknown(folder: Path, found: Any) -> str:
     kinds = {"code": dict, "values": dict, "changing": list, "made": str}
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in kinds.items()):
         return "says nothing of the code of its model"
-    try:
-        load_file(folder / CLEAN_LOGITS)
-    except (OSError, SafetensorError, ValueError):
-        return "keeps no clean logits of its model"
-    return ""
+    sound = False
+    with suppress(OSError, SafetensorError, ValueError):
+        stored = load_file(folder / CLEAN_LOGITS).values()
+        sound = all(logits.ndim == 2 and len(logits) and logits.is_floating_point() for logits in stored)
+    return "" if sound else "keeps no clean logits of its model"
 
 
 def _compared(folder: Path, found: Identity, answers: Answers, words: dict[str, Any]) -> str:
@@ -235,10 +238,11 @@ def _apart(then: dict[str, Tensor], now: dict[str, Tensor], tolerance: dict[str,
     """How far two models' logits lie apart, where that is further than rounding goes."""
     for name, logits in now.items():
         # Of as many as both have: how many there are hangs on the size of a pass.
-        was = then.get(name, logits[:0])[: len(logits)]
-        logits = logits[: len(was)]
-        if not len(was) or was.shape != logits.shape:
-            return f"{logits.shape[1]} of each, not {was.shape[1]}"
+        was = then.get(name)
+        if was is None or was.shape[1] != logits.shape[1]:
+            return "another number"
+        many = min(len(was), len(logits))
+        was, logits = was[:many], logits[:many]
         distance = (was.double() - logits.double()).abs().nan_to_num(0.0)
         largest = logits.double().abs().nan_to_num(0.0).amax(1, keepdim=True)
         allowed = tolerance[name] * torch.maximum(largest, largest.mean())
