@@ -107,7 +107,7 @@ def test_a_normalisation_that_is_put_in_front(mine: str):
 
 def test_a_run(tiny: str, tmp_path: Path):
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(TINY.replace("steps: 12", "steps: 60"))
+    recipe.write_text(TINY.replace("steps: 12", "steps: 30"))
     done("train", recipe, "--out", tmp_path / "run")
     text = flat(done("check", tmp_path / "run"))
     assert "nothing is wrong" in text

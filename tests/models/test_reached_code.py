@@ -130,7 +130,7 @@ CHANGES = {
     "an imported module": ("helper", "x - deeper", "x + deeper", {"shifted"}),
     "an imported name": ("helper", "GAIN = 3", "GAIN = 4", {"GAIN"}),
     "what that imports": ("deeper", "return 1", "return 2", {"amount"}),
-    "what is imported when it runs": ("lazy", "return x", "return -x", {"last"}),
+    "what is imported when it runs": ("lazy", "return x", "return -x", {"lazy"}),
 }
 
 

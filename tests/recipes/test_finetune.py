@@ -112,10 +112,15 @@ def test_from_weights_to_an_exported_model(here: Path):
     assert lines[2] == "  in all:  16 natural steps; validation and checks are not counted"
     assert lines[3].startswith("schedule: one_cycle (peak 0.1")
     assert lines[3].endswith(f"of learning rate {0.01 / 8:g}")
-    assert lines[4] == "validation: pgd-1 in linf:4/255 every 8 steps, of the weights and 1 average"
+    assert (
+        lines[4]
+        == "validation: pgd-1 in linf:4/255 every 8 steps, of the weights and 1 average, the best by robust accuracy"
+    )
     assert lines[5] == "photos has no test part; 7 images, a fifth of each class, are set aside"
     assert lines[6] == (f"training starts from 24 tensors from {here}/theirs.pt; linear keeps its own weights")
-    assert lines[7].startswith(f"finetune: free on 27 images of {here}/photos (2 held out), linf:4/255, 16 steps")
+    assert lines[7].startswith(
+        f"finetune: free on 27 images of {here}/photos (2 held out, the best by robust accuracy), linf:4/255, 16 steps"
+    )
     assert text.endswith("run folder: runs/finetune\nnext: toughen evaluate runs/finetune --suite pgd-20\n")
 
     run = open_run(Path("runs/finetune"))

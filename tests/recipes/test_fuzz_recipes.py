@@ -132,7 +132,7 @@ def test_a_key_misspelt_by_one_letter_is_refused_and_the_right_one_named(faults)
         assert guess, (key, line)
         assert guess[1] == key or one_slip_apart(guess[1], wrong), (key, line)
         told += 1
-    assert told > 0.9 * n
+    assert told >= 0.9 * n
     faults.tell(GOAL, f"{told} keys misspelt by one letter, at every depth: {told} refused with the right key")
 
 

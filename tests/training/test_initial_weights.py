@@ -389,11 +389,12 @@ def test_the_cost_is_printed_before_anything_is_fetched_or_trained(weights: Stat
     cost = result.stdout.splitlines()
     assert cost[0] == "predicted cost: 1 batches of 32, 2 optimiser steps"
     assert cost[2] == "  in all:  2 natural steps; validation and checks are not counted"
-    assert cost[3:] == ["schedule: constant of learning rate 0.05", "validation: pgd-1 in linf:0.1 every 6 steps"]
+    validation = "validation: pgd-1 in linf:0.1 every 6 steps, the best by robust accuracy"
+    assert cost[3:] == ["schedule: constant of learning rate 0.05", validation]
     assert not Path("run").exists()
     timm.refuses_to_fetch = False
     text = done("train", "recipe.yaml", *given, "model.freeze=true", "--out", "run").splitlines()
     assert text[:5] == cost
     assert text[5] == "training starts from the pretrained weights of timm:resnet50"
     assert text[6] == "112 weights below the head stay as they are"
-    assert text[7].startswith("custom: free on 135 images of colour (15 held out)")
+    assert text[7].startswith("custom: free on 135 images of colour (15 held out, ")

@@ -18,7 +18,7 @@ from toughen.training.state_schema import SavedState
 OTHERS: list[object] = [None, -1, 1.5, True, "7", "../../x", [], [1], {}, {"a": 1}]
 
 
-DEFAULTS = {"meters", "micro_batch", "ways", "overfitting", "passes", "unvalidated"}
+DEFAULTS = {"meters", "micro_batch", "ways", "code", "selected_by", "overfitting", "passes", "unvalidated"}
 """What may be missing, whole or in part."""
 
 

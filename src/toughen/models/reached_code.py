@@ -12,7 +12,6 @@ import dis
 import enum
 import functools
 import hashlib
-import importlib
 import importlib.util
 import re
 import sys
@@ -20,7 +19,9 @@ import types
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
+from itertools import accumulate
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -254,7 +255,8 @@ class _Walk:
         for variable in sorted(names & function.__globals__.keys()):
             self._note_named(variable, function.__globals__[variable], names)
         for module in _imported(code, function.__globals__.get("__package__") or ""):
-            self._note_named(module.__name__, module, names)
+            if (file := _file_of(module)) is not None:
+                self._add(self.code, module, _hash(file.read_bytes()))
 
     def _note_named(self, name: str, value: Any, names: set[str]) -> None:
         """What a function names: of a module or a namespace only what the function asks of it."""
@@ -336,26 +338,34 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _imported(code: types.CodeType, package: str) -> Iterator[types.ModuleType]:
-    """Modules outside installed packages that a function imports when it is run."""
+def _imported(code: types.CodeType, package: str) -> Iterator[str]:
+    """The modules that a function imports when it is run, and their parents, by full name."""
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
-        if step.opname != "IMPORT_NAME":
-            continue
-        level = steps[place - 2].argval if place > 1 and isinstance(steps[place - 2].argval, int) else 0
-        try:
-            name = importlib.util.resolve_name("." * level + str(step.argval), package)
-            if name not in sys.modules:
-                spec = importlib.util.find_spec(name)
-                if spec is None or (spec.origin or "").startswith((*INSTALLED, OURS)) or not spec.has_location:
-                    continue
-            yield importlib.import_module(name)
-        except ImportError:
-            # It may never be run: what it lacks is said where it is.
-            continue
+        if step.opname == "IMPORT_NAME":
+            # The two before it say how many packages up, and which names.
+            level = steps[place - 2].argval if place > 1 and isinstance(steps[place - 2].argval, int) else 0
+            with suppress(ImportError):
+                name = importlib.util.resolve_name("." * level + str(step.argval), package)
+                yield from accumulate(name.split("."), lambda above, part: f"{above}.{part}")
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _imported(constant, package)
+
+
+def _file_of(module: str) -> Path | None:
+    """Where a module that may not be imported yet lies, outside installed packages; nothing is run to find it."""
+    top, *inside = module.split(".")
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(top)
+        if spec is None or not spec.has_location or spec.origin is None or spec.origin.startswith((*INSTALLED, OURS)):
+            return None
+        places = [Path(spec.origin)]
+        if inside:
+            within = Path(spec.origin).parent.joinpath(*inside)
+            places = [within.with_suffix(".py"), within / "__init__.py"]
+        return next((place for place in places if place.is_file()), None)
+    return None
 
 
 def _state(value: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Rank r of W takes rows r, r + W, r + 2W, ... of each global batch.
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -27,6 +28,8 @@ from toughen.parallel import sharding
 TIMEOUT = timedelta(seconds=120)
 # For finding each other at the start.
 MEETING = timedelta(seconds=60)
+# Seconds in which a thread of the group lets go of what it holds.
+SETTLED = 0.05
 # What gloo and NCCL say in plain RuntimeErrors when another process is gone.
 _GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
@@ -89,6 +92,9 @@ def group(device: torch.device) -> Iterator[None]:
         raise
     finally:
         if dist.is_initialized():
+            # A thread of the group may still let go of the tensors of what was exchanged last, for which it needs the
+            # interpreter; whoever frees the group holds the interpreter, and waits for that thread: for ever.
+            time.sleep(SETTLED)
             dist.destroy_process_group()
         # Wrapped models hold the group, and lie in cycles: left to the end of the interpreter, the group's threads
         # now and then abort the process ("terminate called without an active exception").

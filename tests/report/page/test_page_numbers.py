@@ -292,7 +292,7 @@ def test_rows_that_are_equal_are_called_equal():
     rows = {"a": row("a", 90.0, 50.0), "b": row("b", 90.0, 50.0), "c": row("c", 95.0, 40.0)}
     seen = the_table(rows, ["clean", "pgd"])
     pair = "with 90.0 % clean and 50.0 % robust"
-    assert f"On the Pareto front: b {pair}; a {pair}; c with 95.0 % clean and 40.0 % robust." in seen.text
+    assert f"On the Pareto front: a {pair}; b {pair}; c with 95.0 % clean and 40.0 % robust." in seen.text
     cost = "with 50.0 %, cost 37 natural steps"
     assert f"The most robust are equal: a {cost}; b {cost}." in seen.text
 
