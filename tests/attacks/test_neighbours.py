@@ -4,23 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.test_diversified import Recorder
 from oracles import Affine
 from toughen.attacks.diversified import diversified_pgd
 from toughen.attacks.neighbours import Donors, neighbour_pgd
 from toughen.models.cost import counted
 from toughen.threat import L2, Linf
-
-
-class Recorder(Affine):
-    """Notes where it is asked."""
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__(weight, bias)
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        return super().forward(x)
 
 
 def image(*pixels: float) -> Tensor:

@@ -17,9 +17,10 @@ from toughen.evaluation.adaptive import Adaptive
 from toughen.evaluation.audit.findings import finding
 from toughen.evaluation.result import describe_suite
 from toughen.evaluation.suites import SUITES, find
-from toughen.export import export
+from toughen.export import export, facts
 from toughen.export.card import escape
 from toughen.export.facts import is_strong
+from toughen.models.reached_code import Reached
 from toughen.report.formatting import percent, with_interval
 from toughen.storage import files
 from toughen.threat import Linf
@@ -81,13 +82,27 @@ def test_other_weights_and_other_records_are_left_out_and_said(run: Path, tmp_pa
     made = export(copy, tmp_path / "out")
     assert made.notes == (
         "evaluation/surface is of no known kind; it is not in the card",
-        "1 evaluation of other weights of this run left out of the card",
+        "1 evaluation of other weights or code of this run left out of the card",
     )
     made = export(copy, tmp_path / "raw", checkpoint="last", weights="weights")
-    assert "3 evaluations of other weights of this run left out of the card" in made.notes
+    assert "3 evaluations of other weights or code of this run left out of the card" in made.notes
     header, _ = exported(copy, tmp_path / "raw", checkpoint="last", weights="weights")
     names = [metric["name"] for metric in header["model-index"][0]["results"][0]["metrics"]]
     assert names == ["clean accuracy (40 test images)", "robust accuracy (pgd-10, linf:24/255, 40 test images)"]
+
+
+def test_results_of_other_code_and_those_set_aside_are_left_out(run: Path, tmp_path: Path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.copytree(copy / "evaluation", tmp_path / "before")
+    for folder in (tmp_path / "before").iterdir():
+        shutil.copytree(folder, copy / "evaluation" / f"{folder.name}.before-1")
+    assert export(copy, tmp_path / "out").notes == export(run, tmp_path / "as-it-was").notes
+    # As a network of one's own whose forward was corrected since.
+    monkeypatch.setattr(facts, "reached", lambda **roots: Reached({"Net.forward": "0123456789abcdef"}, {}))
+    many = len(list(run.glob("evaluation/*/result.json")))
+    said = f"{many} evaluations of other weights or code of this run left out of the card"
+    assert said in export(copy, tmp_path / "corrected").notes
 
 
 def test_a_damaged_evaluation_stops_the_export(run: Path, tmp_path: Path):

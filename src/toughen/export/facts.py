@@ -16,6 +16,7 @@ from toughen.evaluation import Evaluation
 from toughen.evaluation.result import RESULT
 from toughen.models.exported import FORMAT, Config, normalization
 from toughen.models.hashes import hash_model
+from toughen.models.reached_code import reached
 from toughen.storage import files
 from toughen.storage.checkpoint import Checkpoint, latest_checkpoint
 from toughen.workflows.run_folder import OpenedWeights, open_trained
@@ -135,14 +136,14 @@ def _measured(run: OpenedWeights) -> tuple[tuple[Evaluation, ...], tuple[dict[st
     attacked: list[Evaluation] = []
     corrupted: list[dict[str, Any]] = []
     notes: list[str] = []
-    others, model = 0, hash_model(run.model)
+    others, model, code = 0, hash_model(run.model), reached(model=run.model).code
     for path in sorted((run.folder / "evaluation").glob(f"*/{RESULT}")):
         stored = files.read_json(path)
         if files.is_set_aside(path.parent):
             continue
         if not isinstance(stored, dict) or not ("attacks" in stored or "mean_15" in stored):
             notes.append(f"evaluation/{path.parent.name} is of no known kind; it is not in the card")
-        elif stored.get("identity", {}).get("model") != model:
+        elif (identity := stored.get("identity", {})).get("model") != model or not code.items() <= _code(identity):
             others += 1
         elif "attacks" in stored:
             attacked.append(Evaluation.read(path.parent))
@@ -150,11 +151,17 @@ def _measured(run: OpenedWeights) -> tuple[tuple[Evaluation, ...], tuple[dict[st
             corrupted.append(stored)
     if others:
         notes.append(
-            f"{others} evaluation{'s' if others > 1 else ''} of other weights of this run left out of the card"
+            f"{others} evaluation{'s' if others > 1 else ''} of other weights or code of this run left out of the card"
         )
     own = str(run.recipe.threat)
     attacked.sort(key=lambda found: (found.threat != own, found.threat, found.robust_accuracy, -found.n))
     return tuple(attacked), tuple(corrupted), tuple(notes)
+
+
+def _code(identity: dict[str, Any]) -> set[tuple[str, str]]:
+    """The hashes of code that a result says it is of."""
+    code = identity.get("code")
+    return {(name, str(found)) for name, found in code.items()} if isinstance(code, dict) else set()
 
 
 def is_strong(evaluation: Evaluation) -> bool:
