@@ -9,7 +9,7 @@ from torch import nn
 from conftest import few
 from short_rounds import shortened
 from toughen.attacks import carlini_wagner
-from toughen.evaluation import evaluate, suites
+from toughen.evaluation import Evaluation, evaluate, suites
 from toughen.evaluation.adaptive import ROUNDS, Adaptive
 from toughen.evaluation.exhaustive import exhaustive_rounds
 from toughen.evaluation.plan import SideAttack
@@ -42,16 +42,21 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "_spec", spec)
 
 
-@pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("classes", [2, 3, 4, 8])
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_every_named_suite_runs_for_any_number_of_classes(name: str, norm: str, classes: int):
+def evaluated(classes: int, norm: str, suite: str) -> Evaluation:
+    """A suite on a linear model of six images, all classified correctly."""
     with torch.random.fork_rng():
         torch.manual_seed(classes)
         model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval(), torch.rand(6, 1, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(1)
-    found = evaluate(model, x, y, threat=BALLS[norm], suite=name, audit=False)
+    return evaluate(model, x, y, threat=BALLS[norm], suite=suite, audit=False)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_every_named_suite_runs_for_any_number_of_classes(name: str, norm: str, classes: int):
+    found = evaluated(classes, norm, name)
     assert found.robust_accuracy == 1
     tallies = found.outcomes.per_attack()
     assert set(tallies) == {"clean", *found.settings}
@@ -70,12 +75,7 @@ def test_every_named_suite_runs_for_any_number_of_classes(name: str, norm: str, 
 @pytest.mark.parametrize("name", list(PLANS))
 def test_suites_that_plan_run_for_any_number_of_classes(monkeypatch, name: str, norm: str, classes: int):
     monkeypatch.setitem(SUITES, name, lambda threat: Adaptive(shortened(PLANS[name])))
-    with torch.random.fork_rng():
-        torch.manual_seed(classes)
-        model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval(), torch.rand(6, 1, 4, 4)
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    found = evaluate(model, x, y, threat=BALLS[norm], suite=name, audit=False)
+    found = evaluated(classes, norm, name)
     assert found.robust_accuracy == 1
     # What hangs on a success of the stage before it is left out.
     assert set(found.outcomes.per_attack()) == {"clean", *(k for k, item in PLANS[name].items() if not item.after)}
