@@ -12,6 +12,7 @@ from torch import Tensor
 from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.prefetch import Rows, Streamed
+from toughen.devices import sent
 from toughen.noise import generator
 
 
@@ -119,7 +120,7 @@ class SampledSet:
         chosen = self.order.rows(number).rows
         pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]
         index = self._index[chosen] if isinstance(self._index, Tensor) else chosen + self._index
-        return pixels, self._labels[chosen].to(self._device), index.to(self._device)
+        return pixels, sent(self._labels[chosen], self._device), sent(index, self._device)
 
     def close(self) -> None:
         """End the processes that decode for it."""
