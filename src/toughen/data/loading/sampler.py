@@ -63,7 +63,7 @@ class Sampler:
             # Half the memory, which for many millions of images counts.
             order = order.int() if self.n < 2**31 else order
             # Two of them, because a queue of batches may be an epoch ahead of training.
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order.to(self._device)}
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: sent(order, self._device)}
         return self._orders[epoch]
 
 
