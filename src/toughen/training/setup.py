@@ -31,7 +31,7 @@ from toughen.optim.schedules import warmed_up
 from toughen.parallel import ranks, sharding
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import KEYS
-from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, folding_of, laid_out
+from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, folding_of, laid_out, writable_cache
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
 from toughen.training.loop import Job
@@ -184,6 +184,7 @@ def set_up(
     goes on computes in the `ways` in which it began; None chooses them.
     """
     check_auto(recipe, device)
+    writable_cache(note)
     try:
         batches = Batches(
             split,
@@ -255,7 +256,7 @@ def set_up(
         total_steps=recipe.total_steps,
         ways=ways,
         graphs=Graphs(model.net, slots) if ways.compiled else None,
-        folding=folding_of(model, spec) if ways.folded and not spread else None,
+        folding=folding_of(model, data.image_shape, device, dtype) if ways.folded and not spread else None,
         micro_batch=rows,
         least=least,
         recomputed=recomputed_blocks(recipe, model),
