@@ -8,6 +8,7 @@ it lies what the first step will add: the optimiser's momentum, and what weight 
 
 import torch
 
+from toughen import devices
 from toughen.data import Batch
 from toughen.methods import State
 from toughen.parallel import ranks
@@ -52,8 +53,7 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
     job.model.zero_grad(set_to_none=True)
     for buffer, before in buffers:
         buffer.copy_(before)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    devices.forget_cache(device)
     return not bool(ranks.any_rank(missed))
 
 
