@@ -3,7 +3,7 @@
     device = best()                  # a GPU by CUDA, else Apple's by MPS, else Intel's by XPU, else the CPU
     absence(device, "cuda:3")        # "cuda:3 is not available on this machine, where torch 2.13 finds cpu and ..."
     wide = in_float64(values)        # there, or on the host where the device has no float64
-    onto(wide, device)               # back again, in float32 where it must be
+    rows = sent(rows, device)        # from the host, which does not wait until the device has them
     with own_draws(device): ...      # torch's random state as it was, on the host and on this one device
 
 torch names nearly all that is asked here after the kind (`torch.cuda.synchronize`, `torch.mps.synchronize`).
@@ -25,6 +25,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 KINDS: dict[str, ModuleType] = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
 """Accelerators, by torch's name, and the module in which torch keeps what is to be done with them; the best first."""
+
+
+QUEUED = ("cuda", "xpu")
+"""Kinds that take copies from the host into their queue."""
 
 HIDING = {"cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "xpu": ("ZE_AFFINITY_MASK",)}
 """Variables by which some accelerators of a kind are hidden from a process, or all of them."""
@@ -87,14 +91,25 @@ def in_float64(values: Tensor | float) -> Tensor:
     return values.double() if has_float64(values.device) else values.cpu().double()
 
 
+def widest(device: torch.device | str) -> torch.dtype:
+    """The type of a device's widest floats: float64, or float32 where it has none."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on a device, float64 as float32 where it has none; the host does not wait for what it sends itself.
+
+    It may change them at once all the same: by then its driver has copied what is not in pinned memory.
+    """
+    if values.dtype == torch.float64:
+        values = values.to(widest(device))
+    ahead = torch.device(device).type in QUEUED and values.device.type == "cpu" and not values.is_pinned()
+    return values.to(device, non_blocking=ahead)
+
+
 def float64_home(device: torch.device | str) -> torch.device:
     """Where numbers of 64 bits about a device's tensors lie: on it, or on the host where it has none."""
     return torch.device(device if has_float64(device) else "cpu")
-
-
-def onto(values: Tensor, device: torch.device) -> Tensor:
-    """The values on a device; those of 64 bits in float32 where it has none."""
-    return (values.float() if values.dtype == torch.float64 and not has_float64(device) else values).to(device)
 
 
 def placed(model: Model, device: torch.device) -> Model:
@@ -115,11 +130,6 @@ def placed(model: Model, device: torch.device) -> Model:
 def skips_steps(device: torch.device) -> bool:
     """Whether torch's fused optimisers can leave out a step there that turns out to be bad; MPS's refuse to be told."""
     return device.type != "mps"
-
-
-def copies_behind(device: torch.device) -> bool:
-    """Whether a copy from the host may go on while the host does: on MPS it would read what is no longer there."""
-    return device.type in ("cuda", "xpu")
 
 
 def computes_bf16(device: torch.device) -> bool:

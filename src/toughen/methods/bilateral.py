@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from toughen.attacks import ascend
 from toughen.attacks.ascent import start_in
 from toughen.data import Batch
-from toughen.devices import onto
 from toughen.losses import cross_entropy, full_precision, labelled
 from toughen.methods.base import Objective, Robust, State, classes_only
 from toughen.methods.label_adversary import Heuristic, adversarial_labels
@@ -56,9 +55,8 @@ def one_step_closest(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
 def random_other(y: Tensor, classes: int, noise: Stream) -> Tensor:
     """Uniform over the classes other than y (N,), and over all where there is no label; keyed as in `targeted_pgd`."""
-    share, others = onto((noise.uniform((), dtype=torch.float64) + 1) / 2, y.device), classes - labelled(y).long()
-    # A share in float32, where a device has no more, may be rounded up to 1.
-    found = torch.minimum((share * others).long(), others - 1)
+    share = ((noise.uniform((), dtype=torch.float64) + 1) / 2).to(y.device)
+    found = (share * (classes - labelled(y).long())).long()
     return found + (labelled(y) & (found >= y))
 
 

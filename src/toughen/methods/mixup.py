@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from toughen.data import Batch
-from toughen.devices import copies_behind
+from toughen.devices import sent
 from toughen.losses import probabilities
 from toughen.methods.base import Seen
 from toughen.methods.wrapper import Wrapper
@@ -40,8 +40,8 @@ class Mixing:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mix (N, ...). Every rank must call it, with its rows: the partners may be anywhere."""
-        # Not blocking: a plain copy to a GPU would wait until all work before it is done.
-        partners = self.partners.to(rows.device, non_blocking=copies_behind(rows.device))
+        # A plain copy to a GPU would wait until all work before it is done.
+        partners = sent(self.partners, rows.device)
         return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[partners]
 
 

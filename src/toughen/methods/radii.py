@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from toughen.data import Batch
-from toughen.devices import in_float64, onto
 from toughen.losses import labelled
 from toughen.parallel import ranks
 
@@ -36,12 +35,9 @@ def remember(memory: Tensor, batch: Batch, radius: Tensor) -> None:
     An example must stand at most once in a global batch; of several radii one would be kept, no matter which.
     """
     kept = torch.where(labelled(batch.y), radius.to(memory), memory[batch.index])
-    if ranks.world() == 1:
-        memory.index_copy_(0, batch.index, kept)
-        return
     # One exchange for both: float64 holds any example's number and any radius exactly.
-    rows = ranks.gather(torch.stack([in_float64(batch.index), in_float64(kept)], 1), batch.size)
-    memory.index_copy_(0, rows[:, 0].long().to(memory.device), onto(rows[:, 1], memory.device).to(memory))
+    rows = ranks.gather(torch.stack([batch.index.double(), kept.double()], 1), batch.size)
+    memory.index_copy_(0, rows[:, 0].long(), rows[:, 1].to(memory))
 
 
 def three_way(eps: Tensor, gamma: float, wider: Tensor, same: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toughen.devices import onto
+from toughen.devices import sent
 from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
@@ -98,7 +98,7 @@ class PreparedModel:
         Raises:
             ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
         """
-        logits = batched.predict(self.model, onto(x, self.device).to(self.dtype))
+        logits = batched.predict(self.model, sent(x, self.device).to(self.dtype))
         check_logits(logits, len(x))
         lost = ~logits.isfinite().all(1)
         if lost.any():
@@ -208,4 +208,4 @@ def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: st
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:
     """The threat model of some examples, on a device."""
-    return threat.of_radius(onto(threat.eps, device))[rows.to(device)] if isinstance(threat.eps, Tensor) else threat
+    return threat.of_radius(threat.eps.to(device))[rows.to(device)] if isinstance(threat.eps, Tensor) else threat

@@ -18,7 +18,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from toughen.devices import in_float64, onto
+from toughen.devices import in_float64, sent
 
 STRAIGHT = "straight-through gradients"
 REPAIRED = "NaN of single operations set to zero"
@@ -286,4 +286,4 @@ class RepairedModel(nn.Module):
                 node.register_hook(_pass_on)
         if LOGARITHM in self.names:
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
-        return onto(logits, device)
+        return sent(logits, device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from toughen.devices import in_float64, onto, random_states
+from toughen.devices import in_float64, random_states, sent
 from toughen.evaluation.audit.gradient_repairs import (
     COMPARISONS,
     DETACHING,
@@ -244,7 +244,7 @@ def measure_slope(
     promised = (in_float64(grad).nan_to_num() * in_float64(up - down)).flatten(1).sum(1)
     wide, there = in_float64(above), y.to(promised.device)
     kept = margin(wide, there) - margin(in_float64(below), there)
-    return Slope(onto(kept, x.device), onto(promised, x.device), above, (above == below).all(1))
+    return Slope(sent(kept, x.device), sent(promised, x.device), above, (above == below).all(1))
 
 
 def batch_norms(model: nn.Module) -> list[str]:

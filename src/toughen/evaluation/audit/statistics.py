@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toughen.devices import has_float64, in_float64
+from toughen.devices import in_float64, widest
 from toughen.losses import cross_entropy, margin
 from toughen.outcomes import interval
 
@@ -32,8 +32,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         # A device without float64 gives no margin that float32 does not hold.
-        widest = torch.float64 if has_float64(self.y.device) else torch.float32
-        self.first = torch.full_like(self.y, torch.nan, dtype=widest)
+        self.first = torch.full_like(self.y, torch.nan, dtype=widest(self.y.device))
         self.broken = torch.zeros_like(self.y, dtype=torch.bool)
 
     def __call__(self, logits: Tensor, rows: slice) -> Tensor:
