@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pretended
 import pytest
 import torch
 
+import pretended
 from conftest import tiny_data
 from tiny_runs import tiny_recipe
 from toughen.data import DATA

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ from cli.test_app import done
 from conftest import tiny_data, tiny_split
 from method_cases import CASES
 from refusals_of_mps import RefusalsOfMps
-from tiny_runs import Said, digest, tiny_recipe
+from tiny_runs import tiny_recipe
 from toughen.data import DATA
 from toughen.data.base import ImageData
 from toughen.evaluation import evaluate
 from toughen.testing import toys
-from toughen.threat import L2, Linf
-from toughen.training import train
+from toughen.threat import Linf
 from toughen.training.loop import train_batch
 from toughen.training.setup import set_up
 from toughen.workflows import analysis_kinds
