@@ -2,6 +2,7 @@
 
     device = best()                  # a GPU by CUDA, else Apple's by MPS, else Intel's by XPU, else the CPU
     wide = in_float64(values)        # there, or on the host where the device has no float64
+    rows = sent(rows, device)        # from the host, which does not wait until the device has them
     with own_draws(device): ...      # torch's random state as it was, on the host and on this one device
 
 torch names nearly all that is asked here after the kind (`torch.cuda.synchronize`, `torch.mps.synchronize`).
@@ -17,6 +18,10 @@ from torch import Tensor
 
 KINDS: dict[str, ModuleType] = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
 """Accelerators, by torch's name, and the module in which torch keeps what is to be done with them; the best first."""
+
+
+QUEUED = ("cuda", "xpu")
+"""Kinds that take copies from the host into their queue."""
 
 
 def is_there(kind: str) -> bool:
@@ -47,6 +52,22 @@ def _has_float64(device: str) -> bool:
 def in_float64(values: Tensor) -> Tensor:
     """The values in float64: where they are if that device has it, else on the host."""
     return values.double() if has_float64(values.device) else values.cpu().double()
+
+
+def widest(device: torch.device | str) -> torch.dtype:
+    """The type of a device's widest floats: float64, or float32 where it has none."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """The values on a device, float64 as float32 where it has none; the host does not wait for what it sends itself.
+
+    It may change them at once all the same: by then its driver has copied what is not in pinned memory.
+    """
+    if values.dtype == torch.float64:
+        values = values.to(widest(device))
+    ahead = torch.device(device).type in QUEUED and values.device.type == "cpu" and not values.is_pinned()
+    return values.to(device, non_blocking=ahead)
 
 
 def computes_bf16(device: torch.device) -> bool:
