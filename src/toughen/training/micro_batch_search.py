@@ -2,8 +2,9 @@
 
     job.micro_batch = rows_that_fit(job, batches[0])
 
-A try runs the method's attack, a forward and a backward pass on part of a real batch, and leaves nothing behind. Beside
-it lies what the first step will add: the optimiser's momentum, and what weight perturbation keeps.
+A try runs the method's attacks, a forward and a backward pass on a real batch in parts of that size, and leaves nothing
+behind: one part alone would not show the other parts' adversarial examples, nor the gradients so far. Beside it lies
+what the first step will add: the optimiser's momentum, and what weight perturbation keeps.
 """
 
 import torch
@@ -46,7 +47,7 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
     device = batch.x.device
     missed = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        _first_part(job, batch, state, rows)
+        _first_step(job, batch, state, rows)
     except torch.OutOfMemoryError:
         missed.fill_(True)
     job.model.zero_grad(set_to_none=True)
@@ -57,8 +58,8 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
     return not bool(ranks.any_rank(missed))
 
 
-def _first_part(job: Job, batch: Batch, state: State, rows: int) -> None:
-    """The first step of a batch up to its gradients; of its parts the largest is enough."""
+def _first_step(job: Job, batch: Batch, state: State, rows: int) -> None:
+    """The first step of a batch up to its gradients."""
     trained = [p for p in job.model.parameters() if p.requires_grad]
     beside = [torch.empty_like(p) for p in trained * (3 if job.perturbation else 1)]
     job.model.train()
@@ -67,5 +68,5 @@ def _first_part(job: Job, batch: Batch, state: State, rows: int) -> None:
         recomputed(job.recomputed),
         divided(job.method, batch, state, rows, job.least) as parts,
     ):
-        backward(job, batch, next(objectives_of(job, [max(parts, key=lambda part: part.batch.size)])))
+        backward(job, batch, next(objectives_of(job, parts)))
     del beside
