@@ -30,12 +30,15 @@ class Batched(nn.Module):
 
     Attributes:
         size: as above; halved where memory ran out.
+        idle: passes of single examples, forward and backward, that attacks on an accelerator made of examples which
+            they had broken already (see `attacks.compaction`); a tensor there, so that nothing waits for it.
     """
 
     def __init__(self, model: nn.Module, size: int) -> None:
         super().__init__()
         self.model = model
         self.size = size
+        self.idle: int | Tensor = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K): in one pass where a gradient may be asked for, in pieces otherwise."""

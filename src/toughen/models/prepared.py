@@ -202,4 +202,4 @@ def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: st
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:
     """The threat model of some examples, on a device."""
-    return threat.of_radius(threat.eps.to(device))[rows.to(device)] if isinstance(threat.eps, Tensor) else threat
+    return threat[rows].on(device)
