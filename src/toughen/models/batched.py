@@ -74,8 +74,9 @@ def in_pieces(model: nn.Module, n: int, compute: Callable[[slice], tuple[Tensor,
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; torch's allocator for CPUs has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that memory ran out, for which the CPU's and MPS's allocators have no type of their own."""
+    said = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:

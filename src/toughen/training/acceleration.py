@@ -11,6 +11,9 @@
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |
 | folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `folding.Folding` |
 
+GPUs are here those by CUDA. On Apple's (mps) and Intel's (xpu) nobody has seen these ways yet: there a run computes in
+float32 and folds BatchNorm, but for bf16 where a recipe asks for it, and a note says so.
+
 On a CPU some networks must do without channels_last and graphs, for torch would write outside of its memory: see
 `training.unsafe_kernels`.
 
@@ -39,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toughen import devices
 from toughen.losses import cross_entropy
 from toughen.models import Classifier
 from toughen.models.folding import Folding, agree
@@ -47,6 +51,9 @@ from toughen.modes import backends, deterministic, evaluating, running
 from toughen.parallel import ranks
 from toughen.recipes import Recipe
 from toughen.training.unsafe_kernels import REASON
+
+SEEN = ("cpu", "cuda")
+"""Kinds of devices on which these ways have been seen."""
 
 WORTH_COMPILING = 1000
 """Batches after which compiling, some minutes, has paid for itself."""
@@ -103,7 +110,7 @@ def chosen_ways(
         narrow: whether it must do without channels last and graphs, see `training.unsafe_kernels`.
     """
     ways = by_rule(recipe, device)
-    if recipe.fast == "measure":
+    if recipe.fast == "measure" and device.type in SEEN:
         rows = recipe.micro_batch if isinstance(recipe.micro_batch, int) else shape[0]
         images = torch.zeros(min(rows, shape[0]), *shape[1:], device=device)
         # Every rank measures, so that all are as busy as they will be.
@@ -112,8 +119,17 @@ def chosen_ways(
     elif device.type != "cpu":
         left_out = ways.channels_last and not takes_channels_last(model, shape[1:], device)
         ways = replace(ways, channels_last=ways.channels_last and not left_out)
-        note(f"computing in {ways} (fast: rule{'; the network does not run in channels_last' if left_out else ''})")
+        why = "; the network does not run in channels_last" if left_out else unseen(recipe, ways, device)
+        note(f"computing in {ways} (fast: {recipe.fast}{why})")
     return ways
+
+
+def unseen(recipe: Recipe, ways: Acceleration, device: torch.device) -> str:
+    """What is left out on a kind of device on which nobody has seen it, as the end of a note; mostly nothing."""
+    if recipe.fast == "off" or device.type in SEEN:
+        return ""
+    which = "channels_last and graphs" if ways.bf16 else "bf16, channels_last and graphs"
+    return f"; {which} have not been seen on {device.type} yet, and are left out"
 
 
 def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.device) -> bool:
@@ -141,10 +157,10 @@ def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.d
 
 def by_rule(recipe: Recipe, device: torch.device) -> Acceleration:
     """The ways of a run for which nothing is measured: see the module's table."""
-    if recipe.fast == "off" or device.type == "cpu":
+    if recipe.fast == "off" or device.type != "cuda":
         return Acceleration(bf16=recipe.precision == "bf16", folded=recipe.fast != "off")
     compiled = recipe.batches >= WORTH_COMPILING and can_compile(recipe)
-    wanted = recipe.precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    wanted = recipe.precision == "auto" and devices.computes_bf16(device)
     return Acceleration(
         bf16=wanted or recipe.precision == "bf16",
         channels_last=True,
@@ -206,22 +222,17 @@ def _timed(model: Classifier, x: Tensor, y: Tensor, tried: Sequence[Acceleration
     seconds = dict.fromkeys(tried, float("inf"))
     for number in range(1 + ROUNDS):
         for ways, made in copies.items():
-            _wait(x.device)
+            devices.wait(x.device)
             started = time.perf_counter()
             with graphs[ways].on(len(x)) if ways in graphs else nullcontext():
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=ways.bf16):
                     loss = cross_entropy(made(x), y).mean()
                 loss.backward()
-            _wait(x.device)
+            devices.wait(x.device)
             # The first round compiles, and fills caches.
             if number:
                 seconds[ways] = min(seconds[ways], time.perf_counter() - started)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def laid_out(model: Classifier, ways: Acceleration) -> Classifier:

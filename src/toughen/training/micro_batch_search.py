@@ -9,6 +9,7 @@ what the first step will add: the optimiser's momentum, and what weight perturba
 
 import torch
 
+from toughen import devices
 from toughen.data import Batch
 from toughen.parallel import ranks
 from toughen.recipes import RecipeError
@@ -46,8 +47,7 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
         _first_step(job, batch, rows)
     except torch.OutOfMemoryError:
         missed.fill_(True)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    devices.forget_cache(device)
     return not bool(ranks.any_rank(missed))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from toughen import recipes
+from toughen import devices, recipes
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
@@ -389,8 +389,8 @@ def finish(recipe: Recipe, job: Job, outputs: Checkpointer, device: torch.device
 
 def peak_memory(device: torch.device) -> int:
     """Bytes at the fullest moment: of the GPU where there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return devices.peak_memory(device)
     # Not on Windows, where training is untested anyway.
     import resource
 
