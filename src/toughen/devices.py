@@ -30,6 +30,9 @@ KINDS: dict[str, ModuleType] = {"cuda": torch.cuda, "mps": torch.mps, "xpu": tor
 QUEUED = ("cuda", "xpu")
 """Kinds that take copies from the host into their queue."""
 
+STAGED = 64 * 1024
+"""Bytes up to which CUDA takes a copy of pageable memory at once; for more it may wait for what is queued."""
+
 HIDING = {"cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "xpu": ("ZE_AFFINITY_MASK",)}
 """Variables by which some accelerators of a kind are hidden from a process, or all of them."""
 
@@ -105,11 +108,13 @@ def widest(device: torch.device | str) -> torch.dtype:
 def sent(values: Tensor, device: torch.device | str) -> Tensor:
     """The values on a device, float64 as float32 where it has none; the host does not wait for what it sends itself.
 
-    It may change them at once all the same: by then its driver has copied what is not in pinned memory.
+    It may change them at once all the same: by then they have been copied, to the driver or to pinned memory.
     """
     if values.dtype == torch.float64:
         values = values.to(widest(device))
     ahead = torch.device(device).type in QUEUED and values.device.type == "cpu" and not values.is_pinned()
+    if ahead and values.nbytes > STAGED:
+        values = values.pin_memory()
     return values.to(device, non_blocking=ahead)
 
 

@@ -17,7 +17,8 @@ from toughen.studies.executors import visible_gpus
 from toughen.testing import toys
 from toughen.training import train
 from toughen.training.acceleration import Acceleration, by_rule, chosen_ways
-from toughen.training.setup import chosen_device, set_up
+from toughen.training.chosen_device import chosen_device
+from toughen.training.setup import set_up
 from toughen.workflows.run_folder import open_trained
 
 TORCH = re.escape(torch.__version__)

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _create_work_from_future  # pyright: ignore[reportAttributeAccessIssue]
 
 from conftest import tiny_data
 from tiny_runs import tiny_recipe
@@ -41,7 +42,7 @@ class Exchange(dist.ProcessGroup):
     """A group that exchanges tensors of the device, and of the host, by gloo."""
 
     def __init__(self, gloo: Any, rank: int, world: int) -> None:
-        super().__init__(rank, world)
+        super().__init__(rank, world)  # pyright: ignore[reportCallIssue]
         self._gloo = gloo
 
     def getBackendName(self) -> str:  # noqa: N802  # torch's name
@@ -51,7 +52,7 @@ class Exchange(dist.ProcessGroup):
         getattr(self._gloo, name)(*map(host, given)).wait()
         done: torch.futures.Future[Any] = torch.futures.Future()
         done.set_result(given[0])
-        return torch._C._distributed_c10d._create_work_from_future(done)
+        return _create_work_from_future(done)
 
 
 def _by_gloo(name: str) -> Any:

@@ -40,9 +40,7 @@ class Mixing:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mix (N, ...). Every rank must call it, with its rows: the partners may be anywhere."""
-        # A plain copy to a GPU would wait until all work before it is done.
-        partners = sent(self.partners, rows.device)
-        return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[partners]
+        return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[sent(self.partners, rows.device)]
 
 
 def mixing(noise: Stream, size: int, alpha: float) -> Mixing:

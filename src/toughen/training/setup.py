@@ -31,7 +31,15 @@ from toughen.optim.schedules import warmed_up
 from toughen.parallel import ranks, sharding
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import KEYS
-from toughen.training.acceleration import SEEN, Acceleration, Graphs, chosen_ways, folding_of, laid_out
+from toughen.training.acceleration import (
+    SEEN,
+    Acceleration,
+    Graphs,
+    chosen_ways,
+    folding_of,
+    laid_out,
+    writable_cache,
+)
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
 from toughen.training.loop import Job
@@ -46,35 +54,6 @@ PATIENCE = 10
 
 SAMPLE = 2048
 """Stored images that are decoded for the statistics of their channels."""
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of a recipe; "auto" is the best that is there, of several on a machine this process's.
-
-    Raises:
-        RecipeError: for one that is not there, or one on which the processes that torchrun started cannot exchange.
-    """
-    found = devices.best() if name == "auto" else torch.device(name)
-    if name == "auto" and ranks.started() > 1 and not ranks.exchanges(found):
-        found = torch.device("cpu")
-    device = ranks.local_device(found)
-    given = found.index is None and device.index
-    if missing := devices.absence(device, f"{device}, the turn of process {device.index}," if given else name):
-        remedy = "start as many processes as there are GPUs" if given else "use device=cpu or device=auto"
-        raise RecipeError(f"device: {missing}; {remedy}")
-    if ranks.started() > 1 and not ranks.exchanges(device):
-        raise RecipeError(
-            f"device: {ranks.started()} processes cannot exchange tensors on {name}; start one, or use device=cpu"
-        )
-    return device
-
-
-def device_of_results(name: str) -> torch.device:
-    """The device of a recipe for what is done with its weights: the best that is there where that one is not."""
-    try:
-        return chosen_device(name)
-    except RecipeError:
-        return chosen_device("auto")
 
 
 def load_data(recipe: Recipe) -> ImageData:
@@ -199,6 +178,7 @@ def set_up(
     goes on computes in the `ways` in which it began; None chooses them.
     """
     check_auto(recipe, device)
+    writable_cache(note)
     try:
         batches = Batches(
             split,
@@ -273,7 +253,7 @@ def set_up(
         total_steps=recipe.total_steps,
         ways=ways,
         graphs=Graphs(model.net, slots) if ways.compiled else None,
-        folding=folding_of(model, spec) if ways.folded and not spread else None,
+        folding=folding_of(model, data.image_shape, device, dtype) if ways.folded and not spread else None,
         micro_batch=rows,
         least=least,
         recomputed=recomputed_blocks(recipe, model),
