@@ -12,6 +12,8 @@ from conftest import tiny_data
 from tiny_runs import tiny_recipe
 from toughen.data import DATA
 from toughen.devices import placed
+from toughen.models import Classifier
+from toughen.modes import plain
 from toughen.recipes import RecipeError
 from toughen.studies.executors import visible_gpus
 from toughen.testing import toys
@@ -140,7 +142,9 @@ def test_ways_that_nobody_has_seen_are_left_out_and_said_so_once(kind: str, tmp_
             "computing in folded (fast: rule; bf16, channels_last and graphs have not been seen on "
             f"{kind} yet, and are left out)"
         ]
-        by_name = chosen_ways(tiny_recipe(**asked), job.model, (2, 1, 8, 8), other, notes.append, False)
+        model = plain(job.model)
+        assert isinstance(model, Classifier)
+        by_name = chosen_ways(tiny_recipe(**asked), model, (2, 1, 8, 8), other, notes.append, False)
         assert by_name == Acceleration(bf16=True, folded=True)
         assert notes[1:] == [
             f"computing in bf16, folded (fast: measure; channels_last and graphs have not been seen on {kind} yet, and "
