@@ -12,12 +12,15 @@ from conftest import tiny_data
 from tiny_runs import tiny_recipe
 from toughen.data import DATA
 from toughen.devices import placed
+from toughen.models import Classifier
+from toughen.modes import plain
 from toughen.recipes import RecipeError
 from toughen.studies.executors import visible_gpus
 from toughen.testing import toys
 from toughen.training import train
 from toughen.training.acceleration import Acceleration, by_rule, chosen_ways
-from toughen.training.setup import chosen_device, set_up
+from toughen.training.chosen_device import chosen_device
+from toughen.training.setup import set_up
 from toughen.workflows.run_folder import open_trained
 
 TORCH = re.escape(torch.__version__)
@@ -139,7 +142,9 @@ def test_ways_that_nobody_has_seen_are_left_out_and_said_so_once(kind: str, tmp_
             "computing in folded (fast: rule; bf16, channels_last and graphs have not been seen on "
             f"{kind} yet, and are left out)"
         ]
-        by_name = chosen_ways(tiny_recipe(**asked), job.model, (2, 1, 8, 8), other, notes.append, False)
+        model = plain(job.model)
+        assert isinstance(model, Classifier)
+        by_name = chosen_ways(tiny_recipe(**asked), model, (2, 1, 8, 8), other, notes.append, False)
         assert by_name == Acceleration(bf16=True, folded=True)
         assert notes[1:] == [
             f"computing in bf16, folded (fast: measure; channels_last and graphs have not been seen on {kind} yet, and "

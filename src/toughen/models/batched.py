@@ -74,7 +74,7 @@ def in_pieces(model: nn.Module, n: int, compute: Callable[[slice], tuple[Tensor,
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, for which the CPU's and MPS's allocators have no type of their own."""
+    """Whether an error says that memory ran out, for which torch's allocators for CPUs and MPS have no type."""
     said = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 

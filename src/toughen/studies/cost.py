@@ -14,7 +14,8 @@ from toughen.progress import duration
 from toughen.recipes import Recipe
 from toughen.recipes.text import build, parse_yaml
 from toughen.studies.folder import TRAIN, StudyFolder, StudyTask
-from toughen.training.setup import build_model, chosen_device, load_data
+from toughen.training.chosen_device import chosen_device
+from toughen.training.setup import build_model, load_data
 
 PROBE_STEPS, PROBE_SECONDS = 20, 5.0
 """A probe ends after so many steps, or so many seconds, whichever is earlier."""

@@ -31,6 +31,7 @@ from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
 from toughen.training.acceleration import Acceleration, autotuned, kernels, workspace
 from toughen.training.catastrophic_overfitting import OverfittingMonitor
 from toughen.training.checkpointer import Checkpointer
+from toughen.training.chosen_device import chosen_device
 from toughen.training.early_stopping import Accuracies, improved, validate
 from toughen.training.initial_weights import as_weights_show
 from toughen.training.loop import Job, train_batch
@@ -41,7 +42,6 @@ from toughen.training.setup import (
     WAY_OUT,
     check_balls,
     check_images,
-    chosen_device,
     load_data,
     load_pseudo_labelled,
     refusal,

@@ -13,6 +13,7 @@ from toughen.data.base import ImageData
 from toughen.data.sources.registry import SIZES, is_fetched
 from toughen.devices import own_draws
 from toughen.recipes import Recipe, RecipeError
+from toughen.training.chosen_device import chosen_device
 from toughen.training.initial_weights import as_weights_show, check_start, expected_normalization, start
 from toughen.training.micro_batch_search import fits
 from toughen.training.run import check_folder, resume_state
@@ -20,7 +21,6 @@ from toughen.training.setup import (
     build_model,
     check_balls,
     check_images,
-    chosen_device,
     load_data,
     load_pseudo_labelled,
     set_up,

@@ -19,7 +19,7 @@ from toughen.data.pseudo_labelling.build import THRESHOLD, ProgressFunction
 from toughen.devices import own_draws, placed
 from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
-from toughen.training.setup import chosen_device
+from toughen.training.chosen_device import chosen_device
 from toughen.workflows.evaluated_images import used
 from toughen.workflows.model_sources import (
     ModelSource,

@@ -34,7 +34,7 @@ from toughen.parallel import ranks
 from toughen.storage.limits import check_safetensors
 from toughen.threat import Threat
 from toughen.threat import parse as parse_threat
-from toughen.training.setup import chosen_device
+from toughen.training.chosen_device import chosen_device
 from toughen.workflows.evaluated_images import check_classes, fewer_names, for_classes, may_lack_classes, unseen, used
 from toughen.workflows.run_folder import open_run
 from toughen.workflows.user_code import built, is_reference

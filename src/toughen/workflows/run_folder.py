@@ -17,7 +17,8 @@ from toughen.models.pretrained.load import fitted
 from toughen.recipes import Recipe
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.storage.files import Damaged
-from toughen.training.setup import build_model, device_of_results, load_data
+from toughen.training.chosen_device import device_of_results
+from toughen.training.setup import build_model, load_data
 from toughen.training.state_schema import SavedState
 
 
