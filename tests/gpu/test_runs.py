@@ -32,7 +32,9 @@ class Died(BaseException):
 
 RECIPES: dict[str, dict[str, Any]] = {
     "free": {"weight_perturbation": {}},
-    "radii": {"method": {"name": "instance_adaptive", "attack": {"name": "pgd", "steps": 2}, "warmup": 1, "gamma": 0.02}},
+    "radii": {
+        "method": {"name": "instance_adaptive", "attack": {"name": "pgd", "steps": 2}, "warmup": 1, "gamma": 0.02}
+    },
     "micro-batches": {"micro_batch": 5, "method": {"name": "trades", "attack": {"name": "pgd", "steps": 2}}},
     "by rule": {"fast": "rule", "method": {"name": "adversarial", "attack": {"name": "pgd", "steps": 2}}},
 }

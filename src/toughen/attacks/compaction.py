@@ -22,9 +22,13 @@ EVERY = 10
 """Steps after which broken examples leave where the host waits for that."""
 
 
+AT_ONCE = ("cpu",)
+"""Kinds of devices on which they leave at once."""
+
+
 def waits(device: torch.device) -> bool:
     """Whether the host has to wait for a device to see what it has found."""
-    return device.type != "cpu"
+    return device.type not in AT_ONCE
 
 
 class Leaving:
