@@ -14,6 +14,7 @@ from conftest import tiny_data
 from photographs import stored_photographs
 from tiny_runs import Said, digest, newest_of, tiny_recipe
 from toughen.data import DATA, Batches
+from toughen.data.loading.batches import Extra
 from toughen.export.folder import export
 from toughen.training import run as running
 from toughen.training import train
@@ -85,17 +86,24 @@ def test_micro_batch_auto_finds_what_fits(tmp_path: Path) -> None:
     assert json.loads((newest_of(tmp_path / "less") / "state.json").read_text())["micro_batch"] in (60, 30, 15)
 
 
-def test_streamed_photographs_arrive_by_pinned_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [False, True])
+def test_streamed_photographs_arrive_without_a_wait(extra: bool, tmp_path: Path) -> None:
     stored = stored_photographs(tmp_path, 12)
     settings: dict[str, Any] = {"batch_size": 4, "seed": 0, "flip": True, "workers": 2}
+    settings |= {"extra": Extra(stored, 12, 0.5)} if extra else {}
     here, there = (Batches(stored, torch.arange(12), device=device, **settings) for device in ("cpu", CUDA))
     with pretended.waits_of() as waits:
         batches = [there[number] for number in range(4)]
     assert dict(waits) == {}
     for number, batch in enumerate(batches):
+        expected = here[number]
         assert batch.x.device == CUDA
-        torch.testing.assert_close(batch.x.cpu(), here[number].x)
-        assert torch.equal(batch.y.cpu(), here[number].y)
+        torch.testing.assert_close(batch.x.cpu(), expected.x)
+        assert torch.equal(batch.y.cpu(), expected.y)
+        if batch.extra is not None and expected.extra is not None:
+            assert torch.equal(batch.extra.cpu(), expected.extra)
+        assert (batch.extra is None) == (not extra)
+    here.close()
     there.close()
 
 
