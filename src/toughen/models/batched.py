@@ -73,9 +73,10 @@ def in_pieces(model: nn.Module, n: int, compute: Callable[[slice], tuple[Tensor,
     return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; the CPU's allocator has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, for which the CPU's and MPS's allocators have no type of their own."""
+    said = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
