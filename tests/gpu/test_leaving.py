@@ -1,6 +1,7 @@
 """Attacks on a pretended GPU: how often the host waits, and what they are given from the host."""
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from torch import Tensor
 import pretended
 from attack_cases import CASES
 from late_leaving import BALLS, RUNS, examples, given_to
+from toughen import noise
 from toughen.attacks import AttackSpec, pgd
 from toughen.attacks.compaction import EVERY
 from toughen.attacks.contract import GIVEN
 from toughen.attacks.neighbours import Donors
 from toughen.attacks.registry import ATTACKS
 from toughen.evaluation import evaluate
+from toughen.methods.bilateral import random_other
+from toughen.methods.radii import remember
 from toughen.models.batched import Batched
 from toughen.noise import Stream
 from toughen.settings import settings_of
@@ -36,9 +40,9 @@ def test_the_host_waits_every_ten_steps(name: str, norm: str) -> None:
     x, y = examples(model, shape=toys.SHAPE)
     expected = run.spec(model, x, y, threat=BALLS[norm], noise=given_to(run, x, y).get("noise"))
     x_there, y_there = x.to(CUDA), y.to(CUDA)
-    noise = Stream(("late",), torch.arange(len(x)), device=CUDA)
+    draws = Stream(("late",), torch.arange(len(x)), device=CUDA)
     with pretended.waits_of() as waits:
-        found = run.spec(there, x_there, y_there, threat=BALLS[norm], noise=noise)
+        found = run.spec(there, x_there, y_there, threat=BALLS[norm], noise=draws)
     assert sum(waits.values()) <= run.steps / EVERY + AROUND, dict(waits)
     broken, broken_there = (model(points).argmax(1) != y for points in (expected, found.cpu()))
     assert torch.equal(broken, broken_there)
@@ -101,13 +105,17 @@ def test_step_sizes_of_a_schedule_are_moved_and_looked_at_once() -> None:
     assert sum(waits.values()) == 1
 
 
-def test_a_block_keeps_its_draws_wherever_they_are_wanted() -> None:
-    stream = Stream(("block",), torch.tensor([3, 0, 2]), block=5)
+def test_a_block_keeps_its_draws_wherever_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made where the stream was: a real device's generator draws other numbers than the host's."""
+    stream, made = Stream(("block",), torch.tensor([3, 0, 2]), block=5), noise.generator
+    monkeypatch.setattr(noise, "generator", lambda *key, device: made(*key, device=asked.append(str(device)) or device))
+    asked: list[str] = []
     for draw in (lambda s: s.uniform((2,)), lambda s: s.normal((2,)), lambda s: s.integers(9, (2,))):
         there = draw(stream.on(CUDA))
         assert there.device == CUDA
         assert torch.equal(there.cpu(), draw(stream))
         assert torch.equal(draw(stream.on(CUDA).child("a").on(CPU)[1:]), draw(stream.child("a")[1:]))
+    assert set(asked) == {"cpu"}
 
 
 @pytest.mark.parametrize("at", [CPU, CUDA], ids=str)
@@ -162,3 +170,16 @@ def test_integers_are_made_on_the_host_where_there_is_no_float64(block: int | No
     assert found.device.type == "mps"
     assert torch.equal(found.cpu(), Stream(("whole",), rows, block).integers(1000, (4,)))
     assert torch.equal(wide, Stream(("whole",), rows, block).uniform((4,), dtype=torch.float64))
+
+
+def test_methods_need_no_float64() -> None:
+    """What IAAT remembers, and Bilateral's random targets, drawn for any class where there is no label."""
+    y = torch.tensor([0, 1, 2, -1])
+    draws = Stream(("wide",), torch.arange(4), block=4)
+    with pretended.only("mps"):
+        batch: Any = SimpleNamespace(y=y.to(MPS), index=torch.tensor([5, 0, 3, 1], device=MPS), size=4)
+        memory = torch.full((6,), -1.0, device=MPS)
+        remember(memory, batch, torch.tensor([0.1, 0.2, 0.3, 0.4], device=MPS))
+        targets = random_other(batch.y, 5, draws.on(MPS))
+    assert memory.cpu().tolist() == pytest.approx([0.2, -1, -1, 0.3, -1, 0.1])
+    assert targets.cpu().tolist() == random_other(y, 5, draws).tolist()

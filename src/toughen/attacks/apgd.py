@@ -284,8 +284,9 @@ def apgd(
     """Auto-PGD, untargeted (Croce & Hein 2020, algorithm 1): APGD-CE and APGD-DLR of AutoAttack.
 
     Each restart begins at a random point of the sphere: uniform noise whose largest entry is eps (Linf), a Gaussian of
-    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified. One that is
-    never broken costs restarts * (steps + 1) forward and restarts * steps backward passes.
+    length eps (L2). An example leaves, and costs nothing more, as soon as any iterate is misclassified (on an
+    accelerator within ten steps, see `compaction`). One that is never broken costs restarts * (steps + 1) forward and
+    restarts * steps backward passes.
 
     Deviations: see the module; and cross-entropy with classes is ascended as `log_odds`, a rising function of it that
     does not saturate in float32.

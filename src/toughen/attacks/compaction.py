@@ -21,7 +21,6 @@ from toughen.threat import broadcastable
 EVERY = 10
 """Steps after which broken examples leave where the host waits for that."""
 
-
 AT_ONCE = ("cpu",)
 """Kinds of devices on which they leave at once."""
 
@@ -58,7 +57,7 @@ class Leaving:
         return (~gone).nonzero().squeeze(1) if gone.any() else None
 
     def idle(self, who: Tensor, passes: int = 1) -> None:
-        """Count so many passes of some examples (n,), a mask, that are made for nothing."""
+        """Count so many passes of some examples (n,), a mask, that are made so that nobody need wait."""
         if isinstance(self._model, Batched):
             self._model.idle = self._model.idle + passes * who.sum()
 

@@ -58,7 +58,7 @@ LossName = Annotated[
 def lengths(step_size: Radius | Schedule, steps: int, x: Tensor) -> Radius | list[Radius]:
     """The length of every step: one for all, or those that a function of the step gives, checked.
 
-    Looking at them makes the device wait once, for all of them.
+    Where the function gives tensors the host waits for the device, once, to look at all of them.
 
     Args:
         step_size: a number, (N,), or a function of the step, counted from 0, that returns one of them.
@@ -71,18 +71,18 @@ def lengths(step_size: Radius | Schedule, steps: int, x: Tensor) -> Radius | lis
     """
     if not callable(step_size):
         return step_size
-    values = [step_size(step) for step in range(steps)]
+    values: list[Radius] = [step_size(step) for step in range(steps)]
     for step, value in enumerate(values):
         fits = value.shape in ((), (len(x),)) if isinstance(value, Tensor) else isinstance(value, Real)
         if not fits:
             given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ValueError(f"step_size gives {given} at step {step}; it must give a number or a tensor ({len(x)},)")
     values = [sent(value, x.device) if isinstance(value, Tensor) else value for value in values]
-    looked = [value if isinstance(value, Tensor) else x.new_full((), value) for value in values]
-    sound = torch.stack([((value >= 0) & value.isfinite()).all() for value in looked]).tolist()
-    if not all(sound):
-        step = sound.index(False)
-        raise ValueError(f"step_size gives {values[step]} at step {step}; it must not be negative, and be finite")
+    sound = [((value >= 0) & value.isfinite()).all() for value in values if isinstance(value, Tensor)]
+    told = iter(torch.stack(sound).tolist() if sound else ())
+    for step, value in enumerate(values):
+        if not (next(told) if isinstance(value, Tensor) else 0 <= value < float("inf")):
+            raise ValueError(f"step_size gives {value} at step {step}; it must not be negative, and be finite")
     return values
 
 
@@ -118,7 +118,7 @@ def on_device_of(x: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an attack on the device of its images, whatever holds tensors there: a ball, a stream, donors."""
     return {
         name: sent(value, x.device) if isinstance(value, Tensor)
-        else value.on(x.device) if name in GIVEN and value is not None
+        else value.on(x.device) if name in GIVEN and hasattr(value, "on")
         else value
         for name, value in arguments.items()
     }  # fmt: skip

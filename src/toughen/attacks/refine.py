@@ -179,9 +179,9 @@ def refined(
         share = torch.where(high > 0, (share * GROW).clamp(max=1), share * SHRINK)
         if not len(success):
             continue
-        parts = (part[success] for part in (clean, label, tried, low, high))
-        moved = crossing(*parts, PROBES)
-        shorter = threat.size(moved - clean[success]) < size[success]
+        images, labels, ends, lows, highs = (part[success] for part in (clean, label, tried, low, high))
+        moved = crossing(images, labels, ends, lows, highs, PROBES)
+        shorter = threat.size(moved - images) < size[success]
         point = point.clone()
         write(point, success, shorter, moved)
     return best

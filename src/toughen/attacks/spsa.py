@@ -126,7 +126,8 @@ def spsa(
             write(highest, rows, better, gain)
             gone = gone | fooled
             if (stay := leaving.stay(gone, passes=(2 * samples + 1) * (step < steps))) is not None:
-                rows, clean, x_adv, labels, mean, square, gone, draws, ball = (
-                    part[stay] for part in (rows, clean, x_adv, labels, mean, square, gone, draws, ball)
+                rows, clean, x_adv, labels, mean, square, gone = (
+                    part[stay] for part in (rows, clean, x_adv, labels, mean, square, gone)
                 )
+                draws, ball = draws[stay], ball[stay]
     return best

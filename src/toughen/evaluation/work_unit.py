@@ -144,10 +144,10 @@ class EvaluationTask:
 
     def _donors(self, rows: Tensor, label: str) -> Donors:
         """Broken examples at these positions (M,), broken again: all that a short attack breaks of them."""
-        x, y = self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device)
-        rows_of, device = self.index[rows], self.subject.device
-        noise = Stream(("evaluate", self.seed, label, "donors"), rows=rows_of, device=device)
-        threat = ball_of(self.threat, rows, self.subject.device)
+        device = self.subject.device
+        x, y = self.subject.images(self.x[rows]), self.examples.y[rows].to(device)
+        noise = Stream(("evaluate", self.seed, label, "donors"), rows=self.index[rows], device=device)
+        threat = ball_of(self.threat, rows, device)
         x_adv = attacked(DONATING, self.quick, x, y, label=label, threat=threat, noise=noise)
         wrong = predict(self.quick, x_adv).argmax(1) != y
         return Donors(x[wrong], x_adv[wrong], y[wrong])
