@@ -40,7 +40,7 @@ from toughen.testing import toys
 from toughen.threat import L2, Linf
 from toughen.training import run as running
 from toughen.training import train
-from toughen.training.acceleration import Acceleration, by_rule, kernels
+from toughen.training.acceleration import Acceleration, autotuned, by_rule, kernels
 from toughen.training.loop import Job, train_batch
 from toughen.training.setup import set_up
 
@@ -112,7 +112,7 @@ def tiny_job(
 def loss(label: str, device: torch.device, ways: Acceleration | None) -> float:
     """Of the first batch, all of whose values must be finite."""
     recipe, job, batches = tiny_job(label, device, ways)
-    with kernels(recipe, job.ways):
+    with kernels(recipe, job.ways, device), autotuned(recipe):
         train_batch(job, batches[0])
         job.finite.check()
     return job.meters.read()["loss"]
@@ -253,7 +253,7 @@ def waits(bench: Bench) -> Iterator[Row]:
 
     def counted(label: str) -> Row:
         recipe, job, batches = tiny_job(label, bench.device)
-        with kernels(recipe, job.ways):
+        with kernels(recipe, job.ways, bench.device), autotuned(recipe):
             for number in range(3):
                 train_batch(job, batches[number])
             wait(bench.device)
@@ -277,7 +277,7 @@ def compiled(bench: Bench) -> Iterator[Row]:
         for ways in (Acceleration(), Acceleration(compiled=True)):
             started = time.perf_counter()
             recipe, job, batches = tiny_job(label, bench.device, ways)
-            with kernels(recipe, ways):
+            with kernels(recipe, ways, bench.device), autotuned(recipe):
                 for number in range(4):
                     train_batch(job, batches[number])
             job.finite.check()

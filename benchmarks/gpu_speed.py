@@ -32,7 +32,7 @@ from toughen.devices import wait
 from toughen.models.cost import counted
 from toughen.modes import backends
 from toughen.recipes import Recipe
-from toughen.training.acceleration import Acceleration, kernels
+from toughen.training.acceleration import Acceleration, autotuned, kernels
 from toughen.training.loop import Job, train_batch
 from toughen.training.setup import set_up
 
@@ -217,7 +217,7 @@ def one_step(bench: Bench, network: str, method: str, size: int, way: str, rate:
     recipe = recipe_of(network, size, METHODS[method])
     job, batches = set_up_on(bench.device, recipe, ways)
     step, per_batch = training(job, batches), job.method.steps_per_batch
-    with kernels(recipe, ways):
+    with kernels(recipe, ways, bench.device), autotuned(recipe):
         wait(bench.device)
         started = time.perf_counter()
         step()
@@ -257,7 +257,7 @@ def kernel_times(bench: Bench, network: str, method: str, size: int, way: str) -
     # The pretended device has no kernels of its own.
     step, cuda, count = training(job, batches), bench.device.type == "cuda" and not bench.toy, 3
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with kernels(recipe, ways), tempfile.TemporaryDirectory() as folder:
+    with kernels(recipe, ways, bench.device), autotuned(recipe), tempfile.TemporaryDirectory() as folder:
         step()
         step()
         wait(bench.device)

@@ -369,11 +369,11 @@ def test_kernels_of_a_gpu_are_chosen_and_put_back():
         torch.backends.cuda.matmul.allow_tf32,
     )
     before = flags()
-    with kernels(recipe_of(), Acceleration(tf32=True)):
+    with kernels(recipe_of(), Acceleration(tf32=True), GPU):
         assert flags() == (False, False, True, True)
         with autotuned(recipe_of()):
             assert flags() == (True, False, True, True)
-    with kernels(recipe_of(fast="off"), Acceleration()), autotuned(recipe_of(fast="off")):
+    with kernels(recipe_of(fast="off"), Acceleration(), GPU), autotuned(recipe_of(fast="off")):
         assert flags() == (False, True, False, False)
     assert flags() == before
 

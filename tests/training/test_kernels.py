@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from method_cases import CASES, FIRST
-from tiny_runs import Said, tiny_job, tiny_recipe
+from tiny_runs import Said, newest_of, tiny_job, tiny_recipe
 from toughen import models
 from toughen.modes import deterministic
 from toughen.training import catastrophic_overfitting, early_stopping, run, train
@@ -87,6 +87,21 @@ def test_with_fast_off_a_run_asks_for_sums_that_are_alike(
     assert not [note for note in said.notes if "same bits" in note]
 
 
+def test_on_a_cpu_they_are_alike_by_rule_too(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several threads add to the gradient of an indexed table, as in a Swin, in any order that comes."""
+    monkeypatch.setitem(models.MODELS, "indexed", Indexed)
+    threads, found = torch.get_num_threads(), set[bytes]()
+    torch.set_num_threads(4)
+    try:
+        for name in "abc":
+            train(small(model={"name": "indexed"}), tmp_path / name)
+            found.add((tmp_path / name / "metrics.jsonl").read_bytes())
+            found.add((newest_of(tmp_path / name) / "weights.safetensors").read_bytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 2
+
+
 def test_cublas_is_told_before_the_device_is_used(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(WORKSPACE, raising=False)
     found: list[str | None] = []
@@ -150,6 +165,20 @@ def test_no_network_of_ours_does_what_has_no_such_kernel(name: str):
         model(torch.rand(2, 3, 32, 32, requires_grad=True)).sum().backward()
     assert "convolution_backward" in looking.seen
     assert not looking.seen & INEXACT
+
+
+class Indexed(nn.Module):
+    """Adds up many entries of a small table of weights."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(in_channels, num_classes)
+        self.table = nn.Parameter(torch.linspace(-1, 1, 7 * num_classes).reshape(7, num_classes))
+        self.index = torch.arange(20_000) % 7
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.last(x.mean((2, 3)))
+        return logits + (self.table[self.index] * logits.sum().sin() * torch.linspace(0, 1, 20_000)[:, None]).mean(0)
 
 
 class Putting(nn.Module):

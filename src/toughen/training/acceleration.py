@@ -7,7 +7,7 @@
 | --- | --- | --- |
 | bf16 autocast | GPUs that compute in it | mixed precision: convolutions and products, the attack's too, in 8 bits |
 | channels_last | GPUs | nothing but the order of sums |
-| compiled graphs | GPUs, for 1,000 batches and more | fused kernels: the order of sums |
+| compiled graphs | GPUs, for 1,000 batches and more, if a step compiles | fused kernels: the order of sums |
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |
 | folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `folding.Folding` |
 
@@ -309,9 +309,10 @@ def workspace(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def kernels(recipe: Recipe, ways: Acceleration) -> Iterator[None]:
-    """torch's choice of kernels for a run: with `fast: off` those that sum alike each time, where there are such."""
-    exact = recipe.fast == "off"
+def kernels(recipe: Recipe, ways: Acceleration, device: torch.device) -> Iterator[None]:
+    """torch's choice of kernels for a run: on a CPU, and with `fast: off`, those that sum alike each time."""
+    # On a CPU hardly any other is faster, but threads do add to the gradient of an indexed table in any order.
+    exact = recipe.fast == "off" or device.type == "cpu"
     with backends(tf32=ways.tf32, benchmark=False, deterministic=exact), deterministic() if exact else nullcontext():
         yield
 

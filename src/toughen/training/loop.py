@@ -121,7 +121,7 @@ def _training(job: Job, batch: Batch, state: State, rows: int | None) -> Iterato
 def rehearse(job: Job, batch: Batch, rows: int | None) -> None:
     """The first step of a batch up to its gradients; all is left as it was.
 
-    Ranks exchange nothing, so that what only one of them raises holds up no other.
+    Ranks exchange no gradients, so that what only one of them raises holds up no other.
     """
     buffers = [(buffer, buffer.clone()) for buffer in job.model.buffers()]
     state = {name: value.clone() for name, value in job.state.items()}

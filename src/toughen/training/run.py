@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
-        held.enter_context(kernels(recipe, job.ways))
+        held.enter_context(kernels(recipe, job.ways, device))
         with autotuned(recipe), naming_theirs():
             ready(recipe, job, batches, display.note)
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
