@@ -106,7 +106,7 @@ REFERENCES: dict[str, Callable[[nn.Module, Tensor, Tensor, float], Tensor]] = {
     "pyautoattack": pyautoattack_standard,
     "torchattacks": torchattacks_standard,
 }
-OURS = {"ours": "autoattack", "adaptive": "adaptive"}
+OURS = {"ours": "autoattack", "adaptive": "adaptive", "quick": "quick"}
 
 
 def measure(tool: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> dict[str, Any]:
