@@ -30,6 +30,12 @@ def best() -> torch.device:
     return torch.device(next((kind for kind in KINDS if is_there(kind)), "cpu"))
 
 
+def begun() -> torch.device:
+    """The accelerator that this process has begun to use, else the CPU: to ask one that it has not would begin it."""
+    in_use = (kind for kind in KINDS if (is_there(kind) if kind == "mps" else KINDS[kind].is_initialized()))
+    return torch.device(next(in_use, "cpu"))
+
+
 def has_float64(device: torch.device | str) -> bool:
     """Whether a device has numbers of 64 bits: MPS has none, nor have some of Intel's GPUs."""
     return _has_float64(str(device))

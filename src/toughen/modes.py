@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from toughen.precision import products
+
 AttackBN = Literal["eval", "train", "batch"]
 
 
@@ -136,32 +138,28 @@ def foldable(model: nn.Module, folding: Any) -> Iterator[None]:
 
 
 @contextmanager
-def backends(**wanted: bool) -> Iterator[None]:
+def backends(*, tf32: bool, **cudnn: bool) -> Iterator[None]:
     """torch's choice of kernels on a GPU, and afterwards what it was.
 
     Args:
-        wanted: `tf32`, for convolutions and matrix products; `benchmark` and `deterministic`, of cuDNN.
+        tf32: whether convolutions and matrix products of float32 numbers keep 10 bits, see `precision`.
+        cudnn: its `benchmark` and `deterministic`.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    places: dict[str, list[tuple[Any, str]]] = {
-        "benchmark": [(cudnn, "benchmark")],
-        "deterministic": [(cudnn, "deterministic")],
-        "tf32": [(cudnn, "allow_tf32"), (matmul, "allow_tf32")],
-    }
-    found = [(place, flag, getattr(place, flag)) for name in wanted for place, flag in places[name]]
-    try:
-        for name, value in wanted.items():
-            for place, flag in places[name]:
-                setattr(place, flag, value)
-        yield
-    finally:
-        for place, flag, value in found:
-            setattr(place, flag, value)
+    flags = torch.backends.cudnn
+    found = {name: getattr(flags, name) for name in cudnn}
+    with products("tf32" if tf32 else "ieee"):
+        try:
+            for name, value in cudnn.items():
+                setattr(flags, name, value)
+            yield
+        finally:
+            for name, value in found.items():
+                setattr(flags, name, value)
 
 
 @contextmanager
 def float32(device: torch.device) -> Iterator[None]:
-    """Float32 as its name says: no autocast, and on a GPU no TF32, whose products keep 10 bits (torch's default)."""
+    """Float32 as its name says: no autocast, and no products of fewer bits (TF32 is torch's default on a GPU)."""
     with backends(tf32=False), torch.autocast(device.type, enabled=False):
         yield
 

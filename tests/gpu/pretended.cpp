@@ -188,7 +188,7 @@ const std::set<std::string> READS = {  // for whose answer the host waits
 };
 const std::set<std::string> CROSSING = {"copy_", "_foreach_copy_"};
 const std::set<std::string> NUMBERS = {  // take a number of the CPU though they are not pointwise by torch's tags
-    "where", "masked_fill", "masked_fill_", "fill_", "lerp", "clamp", "index_fill_", "scatter", "scatter_",
+    "where", "masked_fill", "masked_fill_", "fill_", "lerp", "clamp", "index_fill_", "floor_divide",
 };
 bool begins(const std::string& name, const char* with) { return name.rfind(with, 0) == 0; }
 bool is_indexing(const std::string& name) { return name == "index" || name == "_index_put_impl_"; }

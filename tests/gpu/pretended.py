@@ -278,7 +278,7 @@ def _offer_xpu(torch: Any) -> None:
 
 
 def _offer_storages(torch: Any) -> None:
-    """Storages of CUDA are made by a part of torch that is not in this build; a copy of one is wanted for deep copies."""
+    """Copy storages, for deep copies: those of CUDA are made by a part of torch that is not in this build."""
     clone: Callable[[Any], Any] = torch.UntypedStorage.clone
 
     def cloned(self: Any) -> Any:

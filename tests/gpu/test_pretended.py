@@ -28,7 +28,7 @@ CUDA = torch.device("cuda", 0)
     ],
 )
 def test_tensors_of_two_devices_do_not_mix(mixed) -> None:
-    with pytest.raises(RuntimeError, match="same device|at least two devices|either on cpu"):
+    with pytest.raises(RuntimeError, match=r"same device|at least two devices|either on cpu"):
         mixed(torch.rand(3, 3, device=CUDA), torch.rand(3, 3))
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from toughen import __version__, recipes
+from toughen.devices import own_draws
 from toughen.evaluation import Evaluation
 from toughen.evaluation.result import RESULT
 from toughen.models.exported import FORMAT, Config, normalization
@@ -112,7 +113,7 @@ def collect_facts(folder: Path, *, checkpoint: str, weights: str | None) -> RunF
     Raises:
         ValueError: as for `open_trained`; the run is being trained just now; or an evaluation in it is damaged.
     """
-    with torch.random.fork_rng():
+    with own_draws():
         run = open_trained(folder, checkpoint=checkpoint, weights=weights)
     run.model.cpu().eval()
     source = latest_checkpoint(folder, warn=lambda _: None, clean=False)

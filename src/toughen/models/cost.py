@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toughen.devices import own_draws
+
 
 @dataclass
 class Passes:
@@ -86,8 +88,8 @@ def count_on_toy(action, *, channels: int, classes: int, size: int = 8, batch: i
         size: side of the images.
         batch: examples in the batch.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_draws():
+        torch.default_generator.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))
     x = torch.linspace(0, 1, batch * channels * size * size).reshape(batch, channels, size, size)
     y = torch.arange(batch) % classes

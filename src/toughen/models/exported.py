@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from toughen import models
+from toughen.devices import own_draws
 from toughen.errors import Command, Option, UsageError
 from toughen.models import Classifier
 from toughen.models.classifier import Normalize, PerImageStandardize
@@ -267,7 +267,7 @@ def _build(config: Mapping[str, Any], file: Path) -> Classifier:
     fetched = given["name"].startswith(PREFIXES)
     options |= {"pretrained": False} if fetched or "pretrained" in options else {}
     try:
-        with torch.random.fork_rng():
+        with own_draws():
             return models.build(**given, **options)
     except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{file} cannot be built here: {str(error).partition(chr(10))[0]}") from None

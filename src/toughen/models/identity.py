@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from toughen import __version__
+from toughen.devices import own_draws
 from toughen.errors import Part, UsageError
 from toughen.models import batched
 from toughen.models.adapted import adapt, check_logits, half_of
@@ -139,7 +140,7 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int, seed: int) -> Tensor:
     adapted = adapt(plain(model))
     device, dtype = placement(adapted, x)
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        own_draws(device),
         inference(adapted, device, fast=False),
         naming_theirs(),
     ):

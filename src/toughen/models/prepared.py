@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toughen.devices import own_draws
 from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
@@ -34,13 +35,6 @@ CHUNK = 4
 
 ProgressFunction = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, how much there is)"""
-
-
-@contextmanager
-def _undrawn(device: torch.device) -> Iterator[None]:
-    """The global random state restored: some networks draw in inference mode too."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 @contextmanager
@@ -151,7 +145,8 @@ def prepare(model: nn.Module, x: Tensor, y: Tensor | None, batch_size: int) -> P
 
 def _logits(model: nn.Module, x: Tensor, device: torch.device, *, fast: bool) -> Tensor:
     """Logits of one image, with the model and the random state left as they were."""
-    with _undrawn(device), inference(model, device, fast=fast):
+    # Some networks draw in inference mode too.
+    with own_draws(device), inference(model, device, fast=fast):
         return batched.predict(model, x)
 
 
@@ -182,7 +177,7 @@ def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) ->
 
 def _answers(model: nn.Module, x: Tensor, device: torch.device, *, fast: bool) -> tuple[Tensor, ...]:
     """Logits of images and, where there is one, a gradient of them."""
-    with _undrawn(device), inference(model, device, fast=fast):
+    with own_draws(device), inference(model, device, fast=fast):
         try:
             return batched.value_and_grad(model, x, lambda logits, _: logits.amax(1))
         except batched.NoGradient:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import toughen
+from toughen.devices import own_draws
 from toughen.errors import UsageError, image_size
 from toughen.models import adapted
 from toughen.models.adapted import NoLogits, check_logits, find_logits
@@ -218,7 +219,7 @@ def described(error: Exception, *, kind: bool = False) -> str:
 def _forward(model: nn.Module, shape: Sequence[int], n: int, device: torch.device, dtype: torch.dtype) -> object:
     """What it returns for n black images, in the caller's gradient mode."""
     # Some networks draw random numbers in inference mode too.
-    with torch.random.fork_rng(), evaluating(model):
+    with own_draws(device), evaluating(model):
         return model(torch.zeros(n, *shape, device=device, dtype=dtype))
 
 

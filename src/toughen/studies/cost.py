@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from toughen.devices import own_draws
 from toughen.losses import cross_entropy
 from toughen.progress import duration
 from toughen.recipes import Recipe
@@ -65,7 +66,7 @@ def time_natural_step(recipe: Recipe) -> float:
     """Seconds of a natural step on images of the recipe's shape; the first step is left out."""
     device = chosen_device(recipe.device)
     data = load_data(recipe)
-    with torch.random.fork_rng():
+    with own_draws():
         model = build_model(recipe, data).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x = torch.rand((recipe.batch_size, *data.image_shape), generator=torch.Generator().manual_seed(0)).to(device)

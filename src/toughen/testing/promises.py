@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from toughen.devices import begun, own_draws
+
 T = TypeVar("T")
 
 
@@ -136,9 +138,8 @@ def keep(promises: Sequence[Promise]) -> None:
 def own_randomness() -> Iterator[None]:
     """Global random states are afterwards as they were, whatever happens inside."""
     states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with own_draws(begun()):
             yield
     finally:
         random.setstate(states[0])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.data import Batch
+from toughen.devices import own_draws
 from toughen.noise import Stream, generator
 from toughen.threat import Threat
 
@@ -17,8 +18,8 @@ CLASSES = 4
 
 def network(norm: Callable[[], nn.Module] = nn.Identity, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A small smooth network for images of `SHAPE` with 4 classes, in inference mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+    with own_draws():
+        torch.default_generator.manual_seed(3)
         model = nn.Sequential(nn.Conv2d(2, 6, 3), norm(), nn.SiLU(), nn.Flatten(), nn.Linear(24, 4)).to(dtype).eval()
         with torch.no_grad():
             for parameter in model.parameters():

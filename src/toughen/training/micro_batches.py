@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from toughen.data import Batch, Batches
+from toughen.devices import own_draws
 from toughen.methods import Method, State
 from toughen.methods.wrapper import Wrapper
 from toughen.models.refusals import described, is_models
@@ -127,7 +128,7 @@ def _refused(model: nn.Module, x: torch.Tensor) -> Exception | None:
     # What has no shape yet gets one here, and its values from the checkpoint.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     try:
-        with torch.random.fork_rng(), training(model), torch.no_grad():
+        with own_draws(x.device), training(model), torch.no_grad():
             logits = model(x)
         if isinstance(logits, torch.Tensor) and logits.shape[:1] != x.shape[:1]:
             # As of a network that squeezes away whatever axis has one entry.

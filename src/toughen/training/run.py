@@ -18,6 +18,7 @@ from toughen import recipes
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
+from toughen.devices import own_draws
 from toughen.errors import Option
 from toughen.models.cost import counted
 from toughen.models.identity import differing
@@ -75,7 +76,7 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         distributed.Lost: another rank has died.
     """
     device = distributed.local_device(chosen_device(recipe.device))
-    with listening() as stop, distributed.group(device), torch.random.fork_rng(), contextlib.ExitStack() as held:
+    with listening() as stop, distributed.group(device), own_draws(device), contextlib.ExitStack() as held:
         display = display if display and distributed.is_main() else Display()
         if distributed.is_main():
             recipe = as_weights_show(recipe, out, display.note)

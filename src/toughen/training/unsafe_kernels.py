@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from toughen.devices import own_draws
 from toughen.modes import evaluating
 
 CHANNELS = 16
@@ -59,7 +60,7 @@ def narrow(model: nn.Module, shape: Sequence[int], device: torch.device, dtype: 
 
 
 def _looked(model: nn.Module, x: Tensor) -> "_Looking":
-    with torch.random.fork_rng(devices=[]), evaluating(model), torch.no_grad(), _Looking() as looking:
+    with own_draws(), evaluating(model), torch.no_grad(), _Looking() as looking:
         model(x)
     return looking
 

@@ -9,10 +9,9 @@ images. What would have to be fetched from the Hub is not, and its images are ta
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
-
 from toughen.data.base import ImageData
 from toughen.data.sources.registry import SIZES, is_fetched
+from toughen.devices import own_draws
 from toughen.recipes import Recipe, RecipeError
 from toughen.training.initial_weights import as_weights_show, check_start, expected_normalization, start
 from toughen.training.micro_batch_search import fits
@@ -49,7 +48,7 @@ def dry_run(recipe: Recipe, out: Path, *, note: Note) -> Recipe:
         ValueError: as for `train`.
     """
     device = chosen_device(recipe.device)
-    with torch.random.fork_rng():
+    with own_draws(device):
         recipe = as_weights_show(recipe, out, note)
         check_folder(recipe, out)
         data = try_data(recipe, note=note)
@@ -145,7 +144,7 @@ def try_trainings(recipes: Iterable[tuple[str, Recipe]], *, note: Note) -> None:
                 loaded = {where: found}
                 train_split, *_ = splits(recipe, found)
                 if recipe.model.weights:
-                    with torch.random.fork_rng():
+                    with own_draws():
                         start(build_model(recipe, found, train_split), recipe, lambda text: None)
         except ValueError as error:
             raise RecipeError(f"{name}: ", error) from None

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from toughen.data import ImageData, ResizeCrop, find, load
@@ -17,6 +16,7 @@ from toughen.data.base import Examples
 from toughen.data.decode import apply_view, make_lazy_split
 from toughen.data.pseudo_labelling import build
 from toughen.data.pseudo_labelling.build import THRESHOLD, ProgressFunction
+from toughen.devices import own_draws
 from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
 from toughen.training.setup import chosen_device
@@ -77,7 +77,7 @@ def label(
         ValueError: a source or classifier that is not there, a classifier of other classes than those of `against`, or
             as for `build.label`.
     """
-    with torch.random.fork_rng():
+    with own_draws(chosen_device("auto")):
         scored = open_classifier(scorer, lambda view: load(against, view), foreign=foreign)
         with naming(key="labeller_key"):
             second = open_classifier(labeller, lambda _: scored.target) if labeller is not None else None

@@ -21,6 +21,7 @@ from toughen.data import ImageData, load
 from toughen.data.base import Examples, check_several_classes
 from toughen.data.crops import ResizeCrop
 from toughen.data.decode import numbered
+from toughen.devices import own_draws
 from toughen.errors import Command, Option, UsageError, naming
 from toughen.models import build, exported, pretrained_normalization
 from toughen.models.classifier import normalised
@@ -164,7 +165,7 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
     source = as_source(source)
     refuse_key(source)
     what, path = source.what, source.path
-    with torch.random.fork_rng():
+    with own_draws(chosen_device("auto")):
         if is_run(what):
             if (path / "recipe.yaml").is_file() and source.fed:
                 raise UsageError(

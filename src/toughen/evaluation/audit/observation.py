@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from toughen.devices import own_draws
 from toughen.evaluation.audit.gradient_repairs import (
     COMPARISONS,
     DETACHING,
@@ -185,7 +186,7 @@ class LogitsAsGiven:
 @contextmanager
 def undisturbed(device: torch.device, seed: int) -> Iterator[None]:
     """The global random state restored, and inside fixed: a random model then gives the same verdict every time."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_draws(device):
         torch.manual_seed(seed)
         yield
 
