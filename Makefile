@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu bench-step bench-peers \
+.PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu gpu-kit bench-scaling \
+	bench-step bench-peers \
 	bench-growth bench-methods bench-methods-digits bench-overfitting bench-radii bench-evaluation \
 	bench-evaluation-digits bench-data bench-streaming bench-label bench-extra bench-corruptions bench-real bench-studies \
 	bench-heap bench-zoo faults ruler
@@ -64,8 +65,14 @@ format: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-gpu: $(READY)  ## on a GPU: its rates, our steps in each way, a step kernel by kernel, other libraries'
-	$(BIN)/python benchmarks/gpu.py steps profile peers
+bench-gpu: $(READY)  ## on a GPU: is it right there, then how fast; each figure as it comes (an hour)
+	$(BIN)/python benchmarks/gpu_session.py --seconds 3600
+
+gpu-kit: $(READY)  ## what a session needs on a machine with a GPU and no network, in pieces; with CIFAR10=FOLDER its images
+	$(BIN)/python benchmarks/gpu_kit.py $(if $(filter file,$(origin CIFAR10)),,--data "$(CIFAR10)")
+
+bench-scaling: $(READY)  ## what many GPUs would exchange and take, calculated anew: the tables of docs/scaling.md
+	$(BIN)/python benchmarks/scaling.py
 
 bench-step: $(READY)  ## cost of our training steps against a bare torch loop, as ratios
 	$(BIN)/python benchmarks/step_cost.py

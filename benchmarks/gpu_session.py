@@ -60,7 +60,7 @@ SHARES = {
     "waits": 60,
     "compiled": 90,
     "ceilings": 30,
-    "steps": 150,
+    "steps": 240,
     "evaluation": 150,
     "speedrun": 400,
     "profile": 60,
@@ -237,7 +237,7 @@ def run_as(module: str) -> None:
     if os.environ.get("GPU_SESSION_TOY"):
         gpu = ROOT / "tests" / "gpu"
         sys.path.append(str(gpu))
-        import pretended  # pyright: ignore[reportMissingImports]
+        import pretended
 
         if not pretended.missing():
             pretended.begin(Path(os.environ.get("PRETENDED", gpu / ".compiled")))

@@ -61,8 +61,8 @@ MORE: list[Case] = [
     ("preact_resnet18", "free-8", 128),
     ("madry-w32-10", "free-8", 128),
 ]
-TOY: list[Case] = [("small_cnn", "pgd-10", 8)]
-TOY_MORE: list[Case] = [("small_cnn", "free-8", 8)]
+TOY: list[Case] = [("small_cnn", "natural", 8)]
+TOY_MORE: list[Case] = [("small_cnn", "free-8", 4)]
 SPEEDRUNS = {"cifar10-speedrun-46": "pgd-50", "cifar10-speedrun-50": "autoattack"}
 """Recipe -> the suite by which it is measured."""
 
@@ -300,7 +300,7 @@ def peers(bench: Bench) -> Iterator[Row]:
             return {"network": network, "batch": size, "ms": 1000 * bench.seconds(step)}
 
     for by, make in ENTRANTS["PGD-10"].items():
-        for low in [False] if by == "ours" else [False, True]:
+        for low in [False] if by == "ours" or bench.toy else [False, True]:
             yield from bench.attempt(f"{by}{', autocast' if low else ''}", partial(measured, make, low))
 
 
