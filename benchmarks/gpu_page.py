@@ -115,10 +115,14 @@ ALSO = {"more_steps": "steps"}
 
 
 def newest(rows: list[Row]) -> list[Row]:
-    """Of each thing on each device the last figure; one that failed gives way to none that was measured."""
+    """Of each thing on each device the last figure; one that failed takes the place of none that was measured."""
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        key = (row["part"], row["name"], row.get("device", "?"), row.get("torch", "?"))
+        where = (row.get("device", "?"), row.get("torch", "?"))
+        if row["name"] == "ended" and not row["failed"]:
+            # What ended it before is mended.
+            found.pop((row["part"], "", *where), None)
+        key = (row["part"], row["name"], *where)
         if not FAILED & row.keys() or FAILED & found.get(key, row).keys():
             found[key] = row
     return list(found.values())

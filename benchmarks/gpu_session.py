@@ -148,11 +148,15 @@ class Worker:
                 number = 0
                 self._process.poll()
                 time.sleep(0.05)
+        code = self._process.poll()
+        if code is None:
+            # A driver that hangs lets nobody go.
+            return "the process could not be killed"
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
         words = self._log.read_text(encoding="utf-8", errors="replace").strip().rsplit("\n", 1)[-1]
-        return f"the process ended with {self._process.wait()}: {words[-300:]}"
+        return f"the process ended with {code}: {words[-300:]}"
 
     def _tell(self, number: int) -> bool:
         with suppress(ProcessLookupError):
@@ -218,8 +222,8 @@ def main() -> None:
     work = out / "work" if given.toy else Path(tempfile.gettempdir()) / f"toughen-gpu-{os.getuid()}"
     site = gpu_kit.unpack(ROOT / gpu_kit.KIT, work)
     rows = Rows(out, [work] if given.toy else [RESULTS, work])
-    paths = [ROOT / "src", ROOT / "tests", ROOT / "benchmarks", site]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    paths = [*map(str, (ROOT / "src", ROOT / "tests", ROOT / "benchmarks", site)), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if given.toy:
         environment["GPU_SESSION_TOY"] = "1"
     asked = {"work": str(work), "rows": str(rows.file()), "since": now(), "anew": given.parts, "toy": given.toy}

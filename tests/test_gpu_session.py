@@ -1,6 +1,7 @@
 """The session with a GPU writes what it finds as it comes, and outlives parts that fail or hang. None is asked for."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,7 @@ def test_the_page_names_faults_first_and_the_newest_figure_counts() -> None:
         {**about, "part": "attacks", "name": "apgd l2", "far": 1e-9, "ok": True},
         {**about, "part": "peers", "name": "art", "missing": "art is not installed"},
         {**about, "part": "verdicts", "name": "", "error": "RuntimeError: out\nof order"},
+        {**about, "part": "attacks", "name": "", "error": "took longer than its share of 60 s"},
         {**about, "part": "attacks", "name": "ended", "failed": 0, "seconds": 1.0},
     ]
     lines = page(rows).splitlines()
@@ -167,3 +169,15 @@ def test_the_kit_refuses_a_folder_without_images(tmp_path: Path) -> None:
     )
     assert said.returncode == 2
     assert said.stderr.strip() == f"{tmp_path} holds no parquet files of CIFAR-10; give --data a folder that does"
+
+
+def test_the_readme_says_what_was_seen_on_a_real_device_and_when() -> None:
+    text = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    results = BENCHMARKS / "results" / "gpu.jsonl"
+    dates = {json.loads(line)["date"][:10] for line in results.read_text().splitlines()} if results.exists() else set()
+    tables = re.findall(r"^\|.*\| (?:the real one|GPU) \|\n(?:\|.*\n)+", text, flags=re.M)
+    assert len(tables) == 2
+    for table in tables:
+        _, _, *lines = table.splitlines()
+        for *_, seen in (line.strip("| ").split("|") for line in lines if not line.startswith("| `cpu`")):
+            assert seen.strip() == "not yet" or any(date in seen for date in dates), seen
