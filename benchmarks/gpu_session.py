@@ -220,7 +220,7 @@ def main() -> None:
     out = given.out or (Path(tempfile.mkdtemp()) if given.toy else RESULTS)
     # Where it stays between the calls, and is no part of a checkout.
     work = out / "work" if given.toy else Path(tempfile.gettempdir()) / f"toughen-gpu-{os.getuid()}"
-    site = gpu_kit.unpack(ROOT / gpu_kit.KIT, work)
+    site = work / "site" if given.toy else gpu_kit.unpack(ROOT / gpu_kit.KIT, work)
     rows = Rows(out, [work] if given.toy else [RESULTS, work])
     paths = [*map(str, (ROOT / "src", ROOT / "tests", ROOT / "benchmarks", site)), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
