@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 BENCH := $(VENV)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-bench demo test test-capabilities lint format clean bench bench-gpu gpu-kit bench-scaling \
-	bench-step bench-peers \
+.PHONY: help setup setup-bench demo test test-gpu test-capabilities lint format clean bench bench-gpu gpu-kit \
+	bench-scaling bench-step bench-peers \
 	bench-growth bench-methods bench-methods-digits bench-overfitting bench-radii bench-evaluation \
 	bench-evaluation-digits bench-data bench-streaming bench-label bench-extra bench-corruptions bench-real bench-studies \
 	bench-heap bench-zoo faults ruler
@@ -41,6 +41,9 @@ demo: $(READY)  ## train natural and robust classifiers on real digits and compa
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2
+
+test-gpu: $(READY)  ## the tests on a GPU that is pretended on the CPU: needs g++, and no GPU
+	$(BIN)/python -m pytest -n 2 tests/gpu
 
 test-capabilities: $(READY)  ## the tests as narrower processors compute: without AVX-512, without AVX2 (nightly)
 	$(BIN)/python tools/capabilities.py

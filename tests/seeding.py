@@ -7,10 +7,11 @@ They stand in `seeded_bugs/*.txt`, each as what it changes in one place, like a 
     +moved = x_adv - x - per_example(length, x) * step
     ? attacks/test_ascent.py::test_linf_optimum_of_a_linear_model
 
-The text behind "-", of one line or several, stands exactly once in the file. A bug is put into a copy of the package,
-in an environment of its own whose processes, and theirs, import that copy: the package that is installed stays as it
-is, whoever works on it meanwhile. Run as a script, this file is the process in such an environment that forks once for
-each bug, so that torch is imported once.
+Tests below `gpu/` run in a process of their own, as torch is to find other devices there. The text behind "-", of one
+line or several, stands exactly once in the file. A bug is put into a copy of the package, in an environment of its own
+whose processes, and theirs, import that copy: the package that is installed stays as it is, whoever works on it
+meanwhile. Run as a script, this file is the process in such an environment that forks once for each bug, so that torch
+is imported once.
 """
 
 import json
@@ -98,9 +99,9 @@ class Bench:
         # What is compiled lies beside the copy, whatever the caller's process does with its own.
         for name in ("PYTHONPATH", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE"):
             environment.pop(name, None)
-        self._log = folder / "said"
+        self._log, self._python, self._environment = folder / "said", folder / "venv" / "bin" / "python", environment
         self._server = subprocess.Popen(
-            [folder / "venv" / "bin" / "python", __file__],
+            [self._python, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=TESTS.parent,
@@ -147,8 +148,18 @@ class Bench:
     def run(self, tests: Iterable[str]) -> tuple[int, str]:
         """Exit code and output of pytest on some tests, up to the first that fails."""
         options = ["-x", "-q", "-rfE", "-p", "no:cacheprovider", "--tb=line"]
-        code = self._asked({"pytest": [*options, *(str(TESTS / test) for test in tests)], "said": str(self._log)})
-        return int(code), self._log.read_text(encoding="utf-8", errors="replace")
+        code, said, chosen = 0, "", list(tests)
+        if plain := [str(TESTS / test) for test in chosen if not test.startswith("gpu/")]:
+            code = int(self._asked({"pytest": [*options, *plain], "said": str(self._log)}))
+            said = self._log.read_text(encoding="utf-8", errors="replace")
+        on_devices = [str(TESTS / test) for test in chosen if test.startswith("gpu/")]
+        if on_devices and not code:
+            pytest = [self._python, "-m", "pytest", *options, "-n", "0", *on_devices]
+            done = subprocess.run(
+                pytest, capture_output=True, text=True, env=self._environment, cwd=TESTS.parent, check=False
+            )
+            code, said = done.returncode, said + done.stdout + done.stderr
+        return code, said
 
 
 def _brought(source: str, target: str) -> None:

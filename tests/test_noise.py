@@ -73,6 +73,22 @@ def test_every_rank_takes_its_rows_of_the_global_batch(stream, draw, world):
         assert torch.equal(draw(stream[rank::world][1:]), whole[rank::world][1:])
 
 
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_whoever_takes_rows_in_whatever_order_has_those_of_the_block(kind):
+    """Ranks, their micro-batches, and rows in no order at all: the very numbers that a generator of the key makes."""
+    sample, shape = {"uniform": torch.rand, "normal": torch.randn}[kind], (3, 2)
+    block = sample((11, *shape), generator=generator("key", 4), dtype=torch.float64)
+    block = block * 2 - 1 if kind == "uniform" else block
+    stream = Stream(("key", 4), torch.arange(11), block=11)
+    parts = [(world, rank, first) for world in (1, 2, 3) for rank in range(world) for first in range(0, 4, 2)]
+    for world, rank, first in parts:
+        rows = stream.rows[rank::world][first : first + 2]
+        mine = stream[rank::world][first : first + 2]
+        assert torch.equal(getattr(mine, kind)(shape, dtype=torch.float64), block[rows])
+    for rows in (torch.tensor([7, 0, 7, 10, 3]), torch.tensor([9]), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(getattr(stream[rows], kind)(shape, dtype=torch.float64), block[rows])
+
+
 def test_a_stream_is_indexed_by_slices_masks_and_numbers(stream, draw):
     whole, order = draw(stream), torch.tensor([7, 3, 3, 15])
     mask = torch.arange(16) % 3 == 0

@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from toughen.cli.errors import plain_errors
+from toughen.data import Batches
 from toughen.progress import Display
 from toughen.recipes import Recipe
 from toughen.recipes.text import build
 from toughen.training import train
+from toughen.training.loop import Job
+from toughen.training.setup import load_data, set_up, splits
 
 
 def tiny_recipe(**changes: object) -> Recipe:
@@ -33,6 +37,13 @@ def tiny_recipe(**changes: object) -> Recipe:
         "save_every": 6,
     }
     return build({**mapping, **changes})
+
+
+def tiny_job(recipe: Recipe, **given: Any) -> tuple[Job, Batches]:
+    """A run in its first state, and its batches; what else is given goes to `set_up`."""
+    data = load_data(recipe)
+    split, _, index = splits(recipe, data)
+    return set_up(recipe, data, split, index, torch.device("cpu"), **given)
 
 
 def newest_of(run: Path) -> Path:

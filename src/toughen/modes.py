@@ -4,6 +4,7 @@ with attacking(model, "eval"):          # parameters frozen, BatchNorm in infere
     grad = torch.autograd.grad(loss(model(x)).sum(), x)
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal, get_args
@@ -138,16 +139,17 @@ def foldable(model: nn.Module, folding: Any) -> Iterator[None]:
 
 
 @contextmanager
-def backends(*, tf32: bool, **cudnn: bool) -> Iterator[None]:
+def backends(*, tf32: bool | None = None, **cudnn: bool) -> Iterator[None]:
     """torch's choice of kernels on a GPU, and afterwards what it was.
 
     Args:
-        tf32: whether convolutions and matrix products of float32 numbers keep 10 bits, see `precision`.
+        tf32: whether convolutions and matrix products of float32 numbers keep 10 bits, see `precision`; None for as it
+            is.
         cudnn: its `benchmark` and `deterministic`.
     """
     flags = torch.backends.cudnn
     found = {name: getattr(flags, name) for name in cudnn}
-    with products("tf32" if tf32 else "ieee"):
+    with nullcontext() if tf32 is None else products("tf32" if tf32 else "ieee"):
         try:
             for name, value in cudnn.items():
                 setattr(flags, name, value)
@@ -162,6 +164,31 @@ def float32(device: torch.device) -> Iterator[None]:
     """Float32 as its name says: no autocast, and no products of fewer bits (TF32 is torch's default on a GPU)."""
     with backends(tf32=False), torch.autocast(device.type, enabled=False):
         yield
+
+
+NO_SUCH_KERNEL = r"(?:(\S+) does not have a deterministic implementation|Deterministic behavior was enabled)"
+"""How torch says that an operation, or cuBLAS as it was begun, does not sum alike each time."""
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Kernels that sum alike each time, of all operations for which torch has such; on the others, silence.
+
+    A user who has asked torch to refuse those has them refused.
+    """
+    memory: Any = torch.utils.deterministic
+    found = torch.are_deterministic_algorithms_enabled()
+    lenient, filled = torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", NO_SUCH_KERNEL)
+        try:
+            torch.use_deterministic_algorithms(True, warn_only=lenient or not found)
+            # What nothing reads need not be filled.
+            memory.fill_uninitialized_memory = False
+            yield
+        finally:
+            torch.use_deterministic_algorithms(found, warn_only=lenient)
+            memory.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -14,11 +14,13 @@ once (ten times cheaper) and a rank or micro-batch takes its rows.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from toughen.devices import has_float64, sent
 
 Key = tuple[str | int, ...]
 
@@ -49,50 +51,63 @@ class Stream:
         device: where the numbers are made and returned. Per-row draws are made on the CPU on any device, so that
             an evaluation draws the same numbers everywhere; Gaussian ones in float32 up to 2e-6 between kinds of
             processors, for torch makes 16 and more of them in another way where AVX2 is used.
+        made: where a block's numbers are made, if that is another device; see `on`.
     """
 
     key: Key
     rows: Tensor
     block: int | None = None
     device: torch.device | str = "cpu"
+    made: torch.device | str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: slice | Tensor) -> "Stream":
-        """The stream of some of the examples: a slice, an index tensor or a mask."""
+        """The stream of some of the examples: a slice, or an index tensor or a mask, which had better be on the host.
+
+        Of one on a device the host has to wait for what it holds.
+        """
         chosen = index.to(self.rows.device) if isinstance(index, Tensor) else index
-        return Stream(self.key, self.rows[chosen], self.block, self.device)
+        return replace(self, rows=self.rows[chosen])
 
     def child(self, *purpose: str | int) -> "Stream":
         """A stream for a further purpose. Draws under one key are equal, so each use takes a child of its own."""
-        return Stream((*self.key, *purpose), self.rows, self.block, self.device)
+        return replace(self, key=(*self.key, *purpose))
+
+    def on(self, device: torch.device | str) -> "Stream":
+        """The same numbers, returned on another device."""
+        return replace(self, device=device, made=self.device if self.made is None else self.made)
 
     def shared(self) -> np.random.Generator:
         """A generator for what a whole batch has in common: the same on every rank."""
         return np.random.default_rng(derive(*self.key))
 
     def uniform(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, *shape), uniform in [-1, 1)."""
+        """(N, *shape), uniform in [-1, 1); in float64 on the host where the device has none."""
         return self._draw("uniform", shape, dtype).mul_(2).sub_(1)
 
     def normal(self, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, *shape), standard normal."""
+        """(N, *shape), standard normal; in float64 on the host where the device has none."""
         return self._draw("normal", shape, dtype)
 
     def integers(self, high: int, shape: tuple[int, ...] = ()) -> Tensor:
-        """(N, *shape) int64, uniform in 0 .. high - 1."""
+        """(N, *shape) int64, uniform in 0 .. high - 1; made on the host, and sent, where the device has no float64."""
         # Through float64: 53 random bits make the bias of the product below 1e-9 for any size that an image has.
-        return self._draw("uniform", shape, torch.float64).mul_(high).long()
+        return sent(self._draw("uniform", shape, torch.float64).mul_(high).long(), self.device)
 
     def _draw(self, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         sample = torch.rand if kind == "uniform" else torch.randn
+        made, wanted = self.device if self.made is None else self.made, self.device
+        if dtype == torch.float64:
+            made, wanted = (device if has_float64(device) else "cpu" for device in (made, wanted))
         if self.block is not None:
-            source = generator(*self.key, device=self.device)
-            numbers = sample((self.block, *shape), generator=source, dtype=dtype, device=self.device)
-            return numbers[self.rows.to(self.device)]
+            numbers = sample(
+                (self.block, *shape), generator=generator(*self.key, device=made), dtype=dtype, device=made
+            )
+            return sent(numbers[sent(self.rows, made)], wanted)
         rows = [sample(shape, generator=generator(*self.key, row), dtype=dtype) for row in self.rows.tolist()]
-        return (torch.stack(rows) if rows else torch.empty((0, *shape), dtype=dtype)).to(self.device)
+        return sent(torch.stack(rows) if rows else torch.empty((0, *shape), dtype=dtype), wanted)
 
 
 def fixed(n: int, *, device: torch.device | str = "cpu") -> Stream:

@@ -19,6 +19,7 @@ import torch
 from pydantic_core import core_schema
 from torch import Tensor
 
+from toughen.devices import sent
 from toughen.noise import Stream
 from toughen.settings import format_number, parse_number, shown
 
@@ -28,6 +29,12 @@ Radius = float | Tensor
 def per_example(value: Radius, like: Tensor) -> Radius:
     """A radius or step size that broadcasts over `like` (N, ...): a float as it is, a tensor (N,) as (N, 1, ...)."""
     return broadcastable(value.to(like), like) if isinstance(value, Tensor) and value.ndim else value
+
+
+def of_each(value: Radius, like: Tensor) -> Tensor:
+    """A radius or step size of each example, (N,), with the type and device of `like` (N, ...)."""
+    one = value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+    return one.expand(len(like))
 
 
 def broadcastable(values: Tensor, like: Tensor) -> Tensor:
@@ -101,6 +108,10 @@ class Threat:
         per_image = isinstance(self.eps, Tensor) and self.eps.ndim == 1
         return self.of_radius(self.eps[index]) if per_image else self  # pyright: ignore[reportIndexIssue]
 
+    def on(self, device: torch.device | str) -> Self:
+        """The same ball with its radii, where they are a tensor, on a device."""
+        return self.of_radius(sent(self.eps, device)) if isinstance(self.eps, Tensor) else self
+
     def of_radius(self, eps: Tensor) -> Self:
         """The ball of the same norm with other radii (N,), unchecked: looking at them would make the device wait."""
         ball = object.__new__(type(self))
@@ -146,7 +157,7 @@ class Linf(Threat):
 
     def sample(self, x: Tensor, noise: Stream) -> Tensor:
         """Uniform in [-eps, eps) for each entry."""
-        return noise.uniform(tuple(x.shape[1:]), dtype=x.dtype).to(x.device) * per_example(self.eps, x)
+        return sent(noise.uniform(tuple(x.shape[1:]), dtype=x.dtype), x.device) * per_example(self.eps, x)
 
     def steepest(self, grad: Tensor) -> Tensor:
         """sign(grad)."""
@@ -176,7 +187,7 @@ class L2(Threat):
         """
         image = noise.child("direction").normal(tuple(x.shape[1:]), dtype=x.dtype)
         dropped = noise.child("length").normal((2,), dtype=x.dtype)
-        point = self.steepest(torch.cat([image.flatten(1), dropped], 1).to(x.device))
+        point = self.steepest(sent(torch.cat([image.flatten(1), dropped], 1), x.device))
         return point[:, :-2].reshape(x.shape) * per_example(self.eps, x)
 
     def steepest(self, grad: Tensor) -> Tensor:

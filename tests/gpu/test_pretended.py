@@ -59,7 +59,10 @@ def test_what_the_host_waits_for_is_told() -> None:
     assert waits(torch.cuda.synchronize) == ["synchronize"]
     assert waits(lambda: x.__setitem__(mask, torch.arange(3.0, device=CUDA))) == ["_index_put_impl_ by mask"]
     assert waits(lambda: x.to("cpu", non_blocking=True)) == ["copy to the host that nothing waits for"]
+    large = torch.zeros(20_000)
+    assert waits(lambda: large.to(CUDA, non_blocking=True)) == ["copy to the device from pageable memory"]
     # Nothing is waited for:
+    assert waits(lambda: large.pin_memory().to(CUDA, non_blocking=True)) == []
     assert waits(lambda: x.__setitem__(mask, 0.0)) == []
     assert waits(lambda: host.to(CUDA, non_blocking=True)) == []
     assert waits(lambda: torch.zeros(3, device=CUDA).fill_(1)) == []

@@ -74,7 +74,7 @@ def test_dead_workers_are_started_anew_and_each_has_its_share_of_the_cores(
     folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(executors, "visible_gpus", list)
+    monkeypatch.setattr(executors, "visible_gpus", lambda: ("", []))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     scripted(monkeypatch, tmp_path, {1, 3})
     looks: list[int] = []
@@ -86,12 +86,12 @@ def test_dead_workers_are_started_anew_and_each_has_its_share_of_the_cores(
 def test_each_worker_has_a_gpu_in_turn(folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert executors.visible_gpus() == ["5", "7"]
+    assert executors.visible_gpus() == ("CUDA_VISIBLE_DEVICES", ["5", "7"])
     scripted(monkeypatch, tmp_path, set())
     executors.run_here(folder, jobs=3, poll=0.05)
     assert sorted((folder.path / "started").read_text().split()) == ["15", "15", "17"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert executors.visible_gpus() == []
+    assert executors.visible_gpus() == ("CUDA_VISIBLE_DEVICES", [])
 
 
 def test_workers_that_die_again_and_again_end_the_study_in_a_sentence(

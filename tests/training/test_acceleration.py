@@ -21,6 +21,7 @@ from toughen.training import acceleration, train
 from toughen.training.acceleration import (
     Acceleration,
     Graphs,
+    autotuned,
     by_rule,
     can_compile,
     kernels,
@@ -369,8 +370,10 @@ def test_kernels_of_a_gpu_are_chosen_and_put_back():
     )
     before = flags()
     with kernels(recipe_of(), Acceleration(tf32=True)):
-        assert flags() == (True, False, True, True)
-    with kernels(recipe_of(fast="off"), Acceleration()):
+        assert flags() == (False, False, True, True)
+        with autotuned(recipe_of()):
+            assert flags() == (True, False, True, True)
+    with kernels(recipe_of(fast="off"), Acceleration()), autotuned(recipe_of(fast="off")):
         assert flags() == (False, True, False, False)
     assert flags() == before
 

@@ -13,7 +13,7 @@ from processes import run_ranks
 from toughen.models import build
 from toughen.parallel import ranks
 from toughen.recipes import Recipe
-from toughen.training.run import batchnorm_of_ranks
+from toughen.training.micro_batches import batchnorm_of_ranks
 from toughen.training.setup import synchronises
 
 SCRIPT = Path(__file__).with_name("many.py")

@@ -27,7 +27,9 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import objective_of
+from toughen.attacks.compaction import Leaving, write
 from toughen.attacks.contract import LossName, attack
+from toughen.devices import sent
 from toughen.losses import Loss, full_precision, hard, margin, targeted_dlr, targeted_margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
@@ -128,7 +130,7 @@ _REGIONS = {"linf": (_Cube, Stream.uniform), "l2": (_Sphere, Stream.normal)}
 
 @dataclass
 class _AscentState(_Rows):
-    """The examples not yet broken: where each is, where it was highest, and what its step depends on."""
+    """Examples on their way: where each is, where it was highest, what its step depends on; and which are broken."""
 
     position: Tensor
     label: Tensor
@@ -146,6 +148,7 @@ class _AscentState(_Rows):
     rises: Tensor
     value_at_check: Tensor
     halved: Tensor
+    gone: Tensor
 
     def advance(self, first: bool) -> None:
         """One step of the ascent, in the memory of the point before."""
@@ -164,10 +167,9 @@ class _AscentState(_Rows):
     def keep_best(self) -> None:
         """Remember the present point where it is the highest so far, with all that the pass has said of it."""
         higher = self.value > self.best_value
-        rows = higher.nonzero().squeeze(1)
-        self.best.index_copy_(0, rows, self.at.index_select(0, rows))
-        self.best_direction.index_copy_(0, rows, self.direction.index_select(0, rows))
-        self.best_logits.index_copy_(0, rows, self.logits.index_select(0, rows))
+        write(self.best, None, higher, self.at)
+        write(self.best_direction, None, higher, self.direction)
+        write(self.best_logits, None, higher, self.logits)
         self.best_value = torch.where(higher, self.value, self.best_value)
 
     def halve(self, taken: int) -> None:
@@ -177,9 +179,8 @@ class _AscentState(_Rows):
         self.value_at_check = self.best_value
         self.rises = torch.zeros_like(self.rises)
         self.step = torch.where(broadcastable(self.halved, self.at), self.step / 2, self.step)
-        rows = self.halved.nonzero().squeeze(1)
-        self.at.index_copy_(0, rows, self.best.index_select(0, rows))
-        self.direction.index_copy_(0, rows, self.best_direction.index_select(0, rows))
+        write(self.at, None, self.halved, self.best)
+        write(self.direction, None, self.halved, self.best_direction)
         self.value = torch.where(self.halved, self.best_value, self.value)
 
 
@@ -189,14 +190,14 @@ def _begin(
     """The start of a run for the examples `rows` of the batch; x, label, threat and noise are theirs alone."""
     kind, draw = _REGIONS[threat.norm]
     region, eps = kind.around(x, threat), per_example(threat.eps, x)
-    start = draw(noise, tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
+    start = sent(draw(noise, tuple(x.shape[1:]), dtype=x.dtype), x.device)
     at = region.bring_back_(start.mul_(eps / broadcastable(threat.size(start), x)).add_(x))
     value, direction, logits = _look(model, at, on(rows), threat)
     return _AscentState(
         position=rows, label=label, region=region, at=at, before=at, value=value, direction=direction, logits=logits,
         best=at.clone(), best_value=value, best_direction=direction.clone(), best_logits=logits.clone(),
         step=broadcastable(x.new_full((len(x),), 2.0), x) * eps, rises=torch.zeros_like(rows), value_at_check=value,
-        halved=torch.zeros_like(rows, dtype=torch.bool),
+        halved=torch.zeros_like(rows, dtype=torch.bool), gone=torch.zeros_like(rows, dtype=torch.bool),
     )  # fmt: skip
 
 
@@ -230,20 +231,23 @@ def _strongest(
     """
     found, highest, unbroken = x.clamp(0, 1), x.new_full((len(x),), -torch.inf), unbroken.clone()
 
-    def leave(state: _AscentState) -> _AscentState:
-        wrong = state.logits.argmax(1) != state.label
-        if not wrong.any():
-            return state
-        found[state.position[wrong]] = state.at[wrong]
-        unbroken[state.position[wrong]] = False
-        return state[(~wrong).nonzero().squeeze(1)]
+    def leave(state: _AscentState, leaving: Leaving, passes: int) -> _AscentState:
+        wrong = ~state.gone & (state.logits.argmax(1) != state.label)
+        write(found, state.position, wrong, state.at)
+        state.gone = state.gone | wrong
+        unbroken[state.position] = ~state.gone
+        stay = leaving.stay(state.gone, passes)
+        return state if stay is None else state[stay]
 
     checks = checkpoints(steps)
     for noise, on in runs:
         rows = unbroken.nonzero().squeeze(1)
         if not len(rows):
             break
-        state = leave(_begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]))
+        leaving = Leaving(model)
+        state = leave(
+            _begin(model, x[rows], label[rows], rows, on, threat[rows], noise[rows]), leaving, passes=min(steps, 2)
+        )
         for taken in range(1, steps + 1):
             if not len(state.position):
                 break
@@ -254,13 +258,14 @@ def _strongest(
                 # No example moves on from here: no gradient.
                 logits = predict(model, state.at)
                 state.take(on(state.position)(logits, slice(0, len(logits))), state.direction, logits)
-            state = leave(state)
+            state = leave(state, leaving, passes=min(steps - taken, 2))
             state.keep_best()
             if taken in checks:
                 state.halve(checks[taken])
         score = rank(state).to(highest)
-        better = score > highest[state.position]
-        found[state.position[better]], highest[state.position[better]] = state.best[better], score[better]
+        better = ~state.gone & (score > highest[state.position])
+        write(found, state.position, better, state.best)
+        write(highest, state.position, better, score)
     return found
 
 

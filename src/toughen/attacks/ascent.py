@@ -20,7 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import write
 from toughen.attacks.contract import StepSize, lengths
+from toughen.devices import sent
 from toughen.losses import LOSSES, Loss, full_precision, hard
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import AttackBN, attacking
@@ -144,7 +146,7 @@ def start_in(x: Tensor, threat: Threat, noise: Stream, kind: Start = True) -> Te
     if kind is False:
         return x
     if kind == "gaussian":
-        return x + 0.001 * noise.child("gaussian").normal(tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
+        return x + 0.001 * sent(noise.child("gaussian").normal(tuple(x.shape[1:]), dtype=x.dtype), x.device)
     drawn = x + threat.sample(x, noise)
     return drawn if kind == "unclipped" else drawn.clamp(0, 1)
 
@@ -210,7 +212,7 @@ def from_image(
         ValueError: for a loss without a gradient at the image, and for a step size as `contract.lengths` says.
     """
     refuse_kl(loss)
-    sizes = lengths(threat.eps / steps if step_size is None else step_size, steps, len(x))
+    sizes = lengths(threat.eps / steps if step_size is None else step_size, steps, x)
     with attacking(model, attack_bn):
         objective = objective_of(model, x, y, loss)
         return ascend(model, x, objective, threat=threat, steps=steps, step_size=sizes, start=x, rule=rule)
@@ -306,6 +308,7 @@ def best_of(
         if not by_loss:
             fooled = logits.argmax(1) != hard(y)[rows]
             better = unbroken[rows] & (fooled | better)
-            unbroken[rows[fooled]] = False
-        best[rows[better]], highest[rows[better]] = found[better], gain[better]
+            unbroken[rows] = unbroken[rows] & ~fooled
+        write(best, rows, better, found)
+        write(highest, rows, better, gain)
     return best

@@ -1,7 +1,7 @@
 """What an attack has found so far: for each example the first point that is misclassified, or else the worst.
 
 found = BestSoFar(x, label)
-unbroken = found.see(rows, points, logits)              # which of these rows are not yet broken
+gone = found.see(rows, points, logits)                  # which of these rows are broken, now or before
 climb(model, x, found, rows, start, on, threat=threat, lengths=[threat.eps / 4] * 20)
 found.best
 """
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks.ascent import move
+from toughen.attacks.compaction import Leaving, write
+from toughen.devices import widest
 from toughen.losses import margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.threat import Radius, Threat
@@ -23,17 +25,18 @@ class BestSoFar:
     def __init__(self, x: Tensor, label: Tensor) -> None:
         self.label = label
         self.best = x.clamp(0, 1)
-        self.highest = torch.full_like(label, -torch.inf, dtype=torch.float64)
+        self.highest = torch.full_like(label, -torch.inf, dtype=widest(label.device))
         self.unbroken = torch.ones_like(label, dtype=torch.bool)
 
     def see(self, rows: Tensor, points: Tensor, logits: Tensor) -> Tensor:
-        """Look at points of some examples not yet broken; which of them still are not, a mask over `rows`."""
-        label = self.label[rows]
-        gain, fooled = margin(logits, label).double(), logits.argmax(1) != label
-        better = fooled | (gain > self.highest[rows])
-        self.best[rows[better]], self.highest[rows[better]] = points[better], gain[better]
-        self.unbroken[rows[fooled]] = False
-        return ~fooled
+        """Look at points of some examples, of which the broken ones keep what broke them; which are, over `rows`."""
+        label, unbroken = self.label[rows], self.unbroken[rows]
+        gain, fooled = margin(logits, label).to(self.highest), logits.argmax(1) != label
+        better = unbroken & (fooled | (gain > self.highest[rows]))
+        write(self.best, rows, better, points)
+        write(self.highest, rows, better, gain)
+        self.unbroken[rows] = unbroken & ~fooled
+        return ~unbroken | fooled
 
 
 def climb(
@@ -47,7 +50,7 @@ def climb(
     threat: Threat,
     lengths: Sequence[Radius],
 ) -> None:
-    """Ascend from `start`; an example leaves as soon as it is misclassified, at any iterate or at the end.
+    """Ascend from `start`; an example leaves once it is misclassified, at any iterate or at the end.
 
     Args:
         model: classifier, already in the mode wanted.
@@ -59,15 +62,14 @@ def climb(
         threat: the balls of the whole batch.
         lengths: of every step, a number or (N,).
     """
-    at = start
-    for length in lengths:
+    at, leaving = start, Leaving(model)
+    for step, length in enumerate(lengths, start=1):
         _, grad, logits = value_and_grad(model, at, on(rows))
-        stay = found.see(rows, at, logits)
-        if not stay.all():
+        stay = leaving.stay(found.see(rows, at, logits), passes=1 if step == len(lengths) else 2)
+        if stay is not None:
             rows, at, grad = rows[stay], at[stay], grad[stay]
             if not len(rows):
                 return
         here = length[rows] if isinstance(length, Tensor) and length.ndim else length
         at = move(at, x[rows], grad, threat[rows], here)
-    if len(rows):
-        found.see(rows, at, predict(model, at))
+    found.see(rows, at, predict(model, at))

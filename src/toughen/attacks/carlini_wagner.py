@@ -11,8 +11,10 @@ Both move in tanh space, where every point is an image, and minimise how far the
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import Leaving, write
 from toughen.attacks.contract import Length, attack, for_norm, minimal_norm
 from toughen.attacks.refine import Rounds, refined
+from toughen.devices import sent
 from toughen.losses import clipped_margin, hard, margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
@@ -24,8 +26,8 @@ SMOOTHING = 0.999999
 UNBOUNDED = 1e10
 
 
-def _kept(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-    return tuple(part[mask] for part in parts)
+def _kept(rows: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part[rows] for part in parts)
 
 
 @for_norm("l2", instead="carlini_wagner_linf")
@@ -106,8 +108,8 @@ def carlini_wagner(
             centre = point = (w.tanh() + 1) / 2
             first, second = torch.zeros_like(w), torch.zeros_like(w)
             lead, grad, previous = lead_at_clean[row], grad_at_clean[row], torch.full_like(c, torch.inf)
+            gone, leaving = torch.zeros_like(row, dtype=torch.bool), Leaving(model)
             for step in range(steps):
-                stay = torch.ones_like(row, dtype=torch.bool)
                 if step:
                     point, last = (w.tanh() + 1) / 2, step + 1 == steps
                     if last:
@@ -116,19 +118,21 @@ def carlini_wagner(
                         rise, grad, logits = value_and_grad(model, point, _margin_up_to(confidence, label))
                         lead = (confidence - rise).to(x)
                     distance = threat.size(point - target)
-                    success = margin(logits, label) > confidence
-                    succeeded[row[success]] = True
+                    success = ~gone & (margin(logits, label) > confidence)
+                    succeeded[row] = succeeded[row] | success
                     nearer = success & (distance < nearest[row])
-                    best[row[nearer]], nearest[row[nearer]] = point[nearer], distance[nearer]
+                    write(best, row, nearer, point)
+                    write(nearest, row, nearer, distance)
                     if last:
                         break
-                    stay = ~(stop_inside & (nearest[row] <= radius[row]))
+                    gone = gone | (stop_inside & (nearest[row] <= radius[row]))
                 if abort_early and step % max(1, steps // 10) == 0:
                     loss = row_sum((point - centre).square()) + c * lead
-                    stay, previous = stay & (loss <= 0.9999 * previous), loss
-                if not stay.all():
-                    row, target, centre, label, point, c, w, first, second, lead, grad, previous = _kept(
-                        stay, row, target, centre, label, point, c, w, first, second, lead, grad, previous
+                    gone, previous = gone | ~(loss <= 0.9999 * previous), loss
+                stay = leaving.stay(gone, passes=min(steps - 1 - step, 2))
+                if stay is not None:
+                    row, target, centre, label, point, c, w, first, second, lead, grad, previous, gone = _kept(
+                        stay, row, target, centre, label, point, c, w, first, second, lead, grad, previous, gone
                     )
                     if not len(row):
                         break
@@ -159,7 +163,7 @@ def _atanh(tanh: Tensor) -> Tensor:
 
 def _each(value: float | Tensor, like: Tensor) -> Tensor:
     """One value for each example, (N,)."""
-    return torch.as_tensor(value).to(like).expand_as(like)
+    return sent(torch.as_tensor(value), like.device).to(like).expand_as(like)
 
 
 def _adam(
@@ -200,7 +204,8 @@ def carlini_wagner_linf(
     rate of (2 eps / 20) / 2, the default here.
 
     Each step costs an unbroken example one forward and one backward pass, and one forward pass a try; first of all
-    comes a forward pass.
+    comes a forward pass. On an accelerator, too, examples leave at once and none is tried for nothing: for that the
+    host waits at every try, which is cheaper than a pass.
 
     Deviations from the toolbox: what is not broken at the end keeps its last point instead of the image; a try's lead
     is compared with the lead at the current point, also where the step before found no descent (there: with that
@@ -237,29 +242,31 @@ def carlini_wagner_linf(
     with attacking(model, "eval"):
         reached = clipped_margin(confidence)(predict(model, point), label).to(w)
         for _ in range(steps):
-            stay = reached < confidence
+            stay = (reached < confidence).nonzero().squeeze(1)
             row, label, point, low, high, w, rate, reached = _kept(stay, row, label, point, low, high, w, rate, reached)
             if not len(row):
                 break
             _, grad, _ = value_and_grad(model, point, _margin_up_to(confidence, label))
             way = grad * (high - low) * (1 - w.tanh().square()) / (2 * SMOOTHING)
             top, taken = reached.clone(), torch.zeros_like(rate)
-            searching, doubling = torch.ones_like(stay[stay]), torch.zeros_like(stay[stay])
+            searching, doubling = torch.ones_like(row, dtype=torch.bool), torch.zeros_like(row, dtype=torch.bool)
             for tries in range(halvings):
+                tried = searching.nonzero().squeeze(1)
+                if not len(tried):
+                    break
                 values = torch.full_like(reached, -torch.inf)
-                values[searching] = fallen(way, rate, searching)
+                values[tried] = fallen(way, rate, tried)
                 risen = searching & (values > reached)
                 top, taken = torch.where(risen, values, top), torch.where(risen, rate, taken)
                 doubling = risen if tries == 0 else doubling
                 searching = searching & ~risen
-                if not searching.any():
-                    break
                 rate = torch.where(searching & (tries + 1 < halvings), rate / 2, rate)
             for _ in range(doublings):
-                if not doubling.any():
+                tried = doubling.nonzero().squeeze(1)
+                if not len(tried):
                     break
                 values = torch.full_like(reached, -torch.inf)
-                values[doubling] = fallen(way, rate * 2, doubling)
+                values[tried] = fallen(way, rate * 2, tried)
                 doubling = doubling & (values > top)
                 rate = torch.where(doubling, rate * 2, rate)
                 top, taken = torch.where(doubling, values, top), torch.where(doubling, rate, taken)

@@ -8,7 +8,7 @@ alike, and `naming.settings_of` turns them into the model by which both are chec
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
+from toughen.devices import sent
 from toughen.losses import LOSSES, Loss
 from toughen.models.adapted import adapt, check_logits
 from toughen.models.batched import Batched
@@ -54,15 +55,15 @@ LossName = Annotated[
 ]
 
 
-def lengths(step_size: Radius | Schedule, steps: int, n: int) -> Radius | list[Radius]:
+def lengths(step_size: Radius | Schedule, steps: int, x: Tensor) -> Radius | list[Radius]:
     """The length of every step: one for all, or those that a function of the step gives, checked.
 
-    Looking at them makes the device wait where the function gives tensors on it.
+    Looking at them makes the device wait once, for all of them.
 
     Args:
         step_size: a number, (N,), or a function of the step, counted from 0, that returns one of them.
         steps: number of steps.
-        n: number of examples.
+        x: the images (N, C, H, W), on whose device the lengths will be.
 
     Raises:
         ValueError: the function returns anything else, or what is negative or not finite. (0 it may return: schedules
@@ -72,17 +73,23 @@ def lengths(step_size: Radius | Schedule, steps: int, n: int) -> Radius | list[R
         return step_size
     values = [step_size(step) for step in range(steps)]
     for step, value in enumerate(values):
-        fits = value.shape in ((), (n,)) if isinstance(value, Tensor) else isinstance(value, Real)
+        fits = value.shape in ((), (len(x),)) if isinstance(value, Tensor) else isinstance(value, Real)
         if not fits:
             given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ValueError(f"step_size gives {given} at step {step}; it must give a number or a tensor ({n},)")
-        if not bool(((torch.as_tensor(value) >= 0) & torch.as_tensor(value).isfinite()).all()):
-            raise ValueError(f"step_size gives {value} at step {step}; it must not be negative, and be finite")
+            raise ValueError(f"step_size gives {given} at step {step}; it must give a number or a tensor ({len(x)},)")
+    values = [sent(value, x.device) if isinstance(value, Tensor) else value for value in values]
+    looked = [value if isinstance(value, Tensor) else x.new_full((), value) for value in values]
+    sound = torch.stack([((value >= 0) & value.isfinite()).all() for value in looked]).tolist()
+    if not all(sound):
+        step = sound.index(False)
+        raise ValueError(f"step_size gives {values[step]} at step {step}; it must not be negative, and be finite")
     return values
 
 
 def attack(function: Attack) -> Attack:
     """Check the arguments of an attack at each call from Python, and run it outside the caller's gradient.
+
+    Labels, radii, step sizes, targets, donors and draws are brought to the device of the images, here and once.
 
     A recipe or suite calls the function underneath (`AttackSpec`): its settings were checked when it was read and its
     images when they were loaded, and looking at their values would make the device wait at every training step.
@@ -96,7 +103,8 @@ def attack(function: Attack) -> Attack:
         model = model if isinstance(model, Batched) else adapt(model)
         settings = dict(settings_of(function, GIVEN).model_validate(kwargs))
         check_images(x)
-        y = as_labels(y, len(x), soft=True).to(x.device)
+        y = sent(as_labels(y, len(x), soft=True), x.device)
+        given, settings = on_device_of(x, given), on_device_of(x, settings)
         check_grad_mode()
         if "threat" in given:
             check_norm(checked, given["threat"])
@@ -104,6 +112,16 @@ def attack(function: Attack) -> Attack:
             return function(model, x, y, **given, **settings)
 
     return checked
+
+
+def on_device_of(x: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an attack on the device of its images, whatever holds tensors there: a ball, a stream, donors."""
+    return {
+        name: sent(value, x.device) if isinstance(value, Tensor)
+        else value.on(x.device) if name in GIVEN and value is not None
+        else value
+        for name, value in arguments.items()
+    }  # fmt: skip
 
 
 @contextmanager

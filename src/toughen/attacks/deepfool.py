@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import Leaving, write
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.refine import Rounds, refined
 from toughen.losses import full_precision, hard, margin
 from toughen.models.batched import in_pieces, input_gradient, predict
 from toughen.modes import attacking
 from toughen.settings import Count, NonNegative
-from toughen.threat import Threat, broadcastable, per_example, row_sum
+from toughen.threat import Threat, broadcastable, of_each, per_example, row_sum
 
 # Added to every step by the authors' code and by every library: without it a step may end on the boundary.
 STEP_FLOOR = 1e-4
@@ -177,10 +178,7 @@ def deepfool(
     if candidates < 2:
         raise ValueError(f"candidates is {candidates}, which is the label alone; give at least 2")
     labels, best = hard(y), x.detach().clone()
-
-    def kept(mask: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part[mask] for part in parts)
-
+    leaving = Leaving(model)
     with attacking(model, "eval"):
         boundary = nearest_boundary(
             model, x, labels, lambda logits, rows: ranked_others(logits, labels[rows])[:, : candidates - 1], threat
@@ -188,29 +186,34 @@ def deepfool(
         others = ranked_others(full_precision(boundary.logits), labels)[:, : candidates - 1]
         lead = margin(boundary.logits, labels).to(x)
         row, point = torch.arange(len(x), device=x.device), x.detach()
-        unbroken, crossed = boundary.logits.argmax(1) == labels, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        gone, crossed = boundary.logits.argmax(1) != labels, torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for step in range(steps):
             if 2 * step >= steps:
                 boundary = _free(boundary, point, threat)
             # Where no gradient is left there is no next step.
-            moves = unbroken & boundary.distance.isfinite()
-            others, row, point = kept(moves, others, row, point)
-            boundary = Boundary(*kept(moves, *boundary))
+            gone = gone | ~boundary.distance.isfinite()
+            if (stay := leaving.stay(gone, passes=1)) is not None:
+                others, row, point, gone, *parts = (part[stay] for part in (others, row, point, gone, *boundary))
+                boundary = Boundary(*parts)
             if not len(row):
                 break
-            length = (1 + overshoot) * (boundary.distance + STEP_FLOOR).to(point)
+            length = ((1 + overshoot) * (boundary.distance + STEP_FLOOR).to(point)).masked_fill(gone, 0)
             point = (point + per_example(length, point) * threat.steepest(boundary.normal)).clamp(0, 1)
             # Crossing is what a step is for, and gradients beyond the boundary are of no use: logits come first.
-            unbroken = predict(model, point).argmax(1) == labels[row]
-            best[row[~unbroken]], crossed[row[~unbroken]] = point[~unbroken], True
-            if step + 1 == steps or not unbroken.any():
+            found = ~gone & (predict(model, point).argmax(1) != labels[row])
+            write(best, row, found, point)
+            crossed[row] = crossed[row] | found
+            gone = gone | found
+            if step + 1 == steps:
                 break
-            others, row, point = kept(unbroken, others, row, point)
+            if (stay := leaving.stay(gone, passes=1 + others.shape[1])) is not None:
+                others, row, point, gone = (part[stay] for part in (others, row, point, gone))
+            if not len(row):
+                break
             boundary = nearest_boundary(model, point, labels[row], lambda _, rows, others=others: others[rows], threat)
-            unbroken = torch.ones_like(row, dtype=torch.bool)
         if refine:
             row = crossed.nonzero().squeeze(1)
-            enough = torch.as_tensor(threat.eps).to(x).expand(len(x))[row] if stop_inside else None
+            enough = of_each(threat.eps, x)[row] if stop_inside else None
             best[row] = refined(
                 model, x.detach()[row], labels[row], best[row], lead[row],
                 threat=threat[row], rounds=refine, enough=enough,

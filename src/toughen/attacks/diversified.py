@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import move, start_in
 from toughen.attacks.best_so_far import BestSoFar
+from toughen.attacks.compaction import Leaving
 from toughen.attacks.contract import attack
 from toughen.attacks.deepfool import ranked_by_distance, ranked_others
+from toughen.devices import sent
 from toughen.losses import full_precision, hard, margin, targeted_margin
 from toughen.models.batched import Objective, predict, value_and_grad
 from toughen.modes import attacking
@@ -96,6 +98,7 @@ def diversified_pgd(
             if ranked is not None:
                 aim = ranked[rows, (place - 1) % ranked.shape[1]]
             at, direction = start_in(images[rows], threat[rows], draws), _StartDirection(place, draws, aim)
+            leaving = Leaving(model)
             for step, share in enumerate(shares):
                 clean, ball, of_rows = images[rows], threat[rows], label[rows]
                 if step < initial_steps:
@@ -104,9 +107,10 @@ def diversified_pgd(
                     objective = _margin_of(of_rows) if direction.aim is None else _to_aim(of_rows, direction.aim)
                 _, grad, logits = value_and_grad(model, at, objective)
                 direction.settle(logits, of_rows)
-                stay = found.see(rows, at, logits)
+                gone = found.see(rows, at, logits)
                 at = move(at, clean, grad, ball, share * ball.eps)
-                if not stay.all():
+                stay = leaving.stay(gone, passes=1 if step + 1 == len(shares) else 2)
+                if stay is not None:
                     rows, at = rows[stay], at[stay]
                     direction.keep(stay)
                     if not len(rows):
@@ -156,7 +160,8 @@ class _StartDirection:
         logits = full_precision(logits)
         classes = logits.shape[1]
         if self.uniform is None:
-            self.uniform = self.draws.child("weights").uniform((classes,), dtype=logits.dtype).to(logits.device)
+            drawn = self.draws.child("weights").uniform((classes,), dtype=logits.dtype)
+            self.uniform = sent(drawn, logits.device)
         weights, of_these = self.uniform[piece].clone(), label[piece].unsqueeze(1)
         if self.rank:
             ranked = ranked_others(logits, label[piece])[:, (self.rank - 1) % (classes - 1)]

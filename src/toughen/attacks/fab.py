@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import Leaving, waits, write
 from toughen.attacks.contract import attack, minimal_norm
 from toughen.attacks.deepfool import Boundary, nearest_boundary, ranked_others
 from toughen.attacks.refine import Rounds, refined, to_plane
@@ -23,7 +24,7 @@ from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Number, OpenShare, Share
-from toughen.threat import Threat, broadcastable, per_example, row_sum
+from toughen.threat import Threat, broadcastable, of_each, per_example, row_sum
 
 # Pixels whose weight in a plane is a smaller share of the largest stay where they are in L2: rounding makes it up.
 NO_WEIGHT = {"linf": 0.0, "l2": 1e-7}
@@ -135,50 +136,60 @@ def fab(
     """
     labels, clean = hard(y), x.detach()
     noise = fixed(len(x), device=x.device) if noise is None else noise
-    best, nearest = clean.clone(), x.new_full((len(x),), torch.inf)
-    radius = per_example(threat.eps, nearest)
-    radius = radius.expand_as(nearest) if isinstance(radius, Tensor) else torch.full_like(nearest, radius)
+    best, nearest, everyone = clean.clone(), x.new_full((len(x),), torch.inf), torch.arange(len(x), device=x.device)
+    radius, unseen = of_each(threat.eps, x), waits(x.device)
     aims = slice(None) if targets is None else slice(0, 1)
+
+    def done(row: Tensor) -> Tensor:
+        return stop_inside & (nearest[row] <= radius[row])
 
     def linearised(path: _Path, rows: Tensor | slice) -> Boundary:
         others = path.others[rows]
         return nearest_boundary(model, path.point[rows], path.y[rows], lambda _, piece: others[piece], threat)
 
-    def record(path: _Path, crossed: Tensor) -> Tensor:
-        """Keep what is nearer, send those that crossed back, and return who goes on."""
-        points, row = path.point[crossed], path.row[crossed]
-        way = points - path.clean[crossed]
+    def record(path: _Path, crossed: Tensor) -> None:
+        """Keep what is nearer, and send those that crossed back."""
+        some = None if unseen else crossed.nonzero().squeeze(1)
+        parts = path.point, path.clean, path.row, crossed
+        points, images, row, crossed = parts if some is None else (part[some] for part in parts)
+        way = points - images
         distance = threat.size(way)
-        nearer = distance < nearest[row]
-        best[row[nearer]], nearest[row[nearer]] = points[nearer], distance[nearer]
-        path.point[crossed] = path.clean[crossed] + beta * way
-        return ~(stop_inside & (nearest[path.row] <= radius[path.row]))
+        nearer = crossed & ~done(row) & (distance < nearest[row])
+        write(best, row, nearer, points)
+        write(nearest, row, nearer, distance)
+        write(path.point, some, crossed, images + beta * way)
 
     def run(path: _Path, boundary: Boundary) -> None:
+        leaving = Leaving(model)
         for step in range(steps):
             path.point = _step(path.point, path.clean, boundary, threat, alpha_max, eta)
             last = step + 1 == steps
             # What crossed in the last step probably does so again, and then needs no gradient here.
-            asked = torch.ones_like(path.crosses) if last else path.crosses
-            crossed = torch.zeros_like(asked)
-            if asked.any():
-                crossed[asked] = predict(model, path.point[asked]).argmax(1) != path.y[asked]
-                stay = record(path, crossed)
-                if last:
-                    return
-                if not stay.all():
-                    path.keep(stay)
-                    asked, crossed = asked[stay], crossed[stay]
+            asked = torch.ones_like(path.crosses) if last or unseen else path.crosses
+            crossed, some = torch.zeros_like(asked), slice(None) if unseen else asked.nonzero().squeeze(1)
+            if unseen or len(path.row[some]):
+                crossed[some] = predict(model, path.point[some]).argmax(1) != path.y[some]
+                record(path, crossed)
+            if last:
+                return
+            gone = done(path.row)
+            if unseen:
+                leaving.idle(~gone & ~path.crosses & ~crossed)
+            stay = leaving.stay(gone, passes=2 + path.others.shape[1]) if stop_inside else None
+            if stay is not None:
+                path.keep(stay)
+                asked, crossed = asked[stay], crossed[stay]
             if not len(path.row):
                 return
             boundary = linearised(path, slice(None))
             late = ~asked & (boundary.logits.argmax(1) != path.y)
             path.crosses = crossed | late
-            if late.any():
-                stay = record(path, late)
+            if not unseen and late.any():
+                record(path, late)
+                stay = (~done(path.row)).nonzero().squeeze(1)
                 path.keep(stay)
-                boundary, late = Boundary(*(part[stay] for part in boundary)), late[stay]
-                if late.any():
+                boundary, late = Boundary(*(part[stay] for part in boundary)), late[stay].nonzero().squeeze(1)
+                if len(late):
                     for part, again in zip(boundary, linearised(path, late), strict=True):
                         part[late] = again
             if not len(path.row):
@@ -193,7 +204,7 @@ def fab(
         for target in range(1 if targets is None else min(targets, others.shape[1])):
             aims = slice(None) if targets is None else slice(target, target + 1)
             for restart in range(restarts):
-                row = (correct & ~(stop_inside & (nearest <= radius))).nonzero().squeeze(1)
+                row = (correct & ~done(everyone)).nonzero().squeeze(1)
                 if not len(row):
                     return best
                 images = clean[row]
@@ -201,7 +212,7 @@ def fab(
                     row, images, images, labels[row], others[row, aims], torch.zeros_like(row, dtype=torch.bool)
                 )
                 if restart:
-                    ball = type(threat)(torch.minimum(radius, nearest)[row] / 2)
+                    ball = threat.of_radius(torch.minimum(radius, nearest)[row] / 2)
                     drawn = ball.sample(images, noise[row].child("fab", target, restart))
                     path.point = (images + drawn).clamp(0, 1)
                 reused = target == 0 and restart == 0

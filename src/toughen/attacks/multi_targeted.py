@@ -7,7 +7,6 @@ does not say what a restart does; both readings are here.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -61,7 +60,7 @@ def multi_targeted(
     Raises:
         ValueError: for settings outside these ranges and a model with fewer than 2 classes.
     """
-    length = lengths(_cosine(threat.eps, steps) if step_size is None else step_size, steps, len(x))
+    length = _cosine(threat.eps, steps) if step_size is None else lengths(step_size, steps, x)
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("multi_targeted")
     images, label = x.detach(), hard(y)
     with attacking(model, "eval"):
@@ -83,8 +82,8 @@ def multi_targeted(
         return found.best
 
 
-def _cosine(eps: Radius, steps: int) -> Callable[[int], Radius]:
-    return lambda step: eps * (1 + math.cos(math.pi * step / steps)) / 2
+def _cosine(eps: Radius, steps: int) -> list[Radius]:
+    return [eps * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
 
 
 def _towards(target: Tensor, label: Tensor) -> Objective:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toughen.attacks.ascent import start_in
 from toughen.attacks.best_so_far import BestSoFar, climb
 from toughen.attacks.contract import attack
+from toughen.devices import sent
 from toughen.losses import hard, margin
 from toughen.models.batched import Objective, predict
 from toughen.modes import attacking
@@ -40,6 +41,10 @@ class Donors:
     x: Tensor
     x_adv: Tensor
     y: Tensor
+
+    def on(self, device: torch.device | str) -> "Donors":
+        """The same on a device."""
+        return Donors(*(sent(part, device) for part in (self.x, self.x_adv, self.y)))
 
 
 @attack

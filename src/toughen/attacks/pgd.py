@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import Start, ascend, default_step, from_image, from_starts, momentum, objective_of
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
+from toughen.devices import sent
 from toughen.modes import AttackBN, attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, NonNegative, Positive, Share
@@ -71,7 +72,7 @@ def pgd(
         y,
         threat=threat,
         steps=steps,
-        step_size=lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, len(x)),
+        step_size=lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, x),
         draws="pgd",
         random_start=random_start,
         restarts=restarts,
@@ -120,7 +121,7 @@ def r_fgsm(
         random_share: alpha / eps, in [0, 1]; the paper's is one half.
     """
     noise = fixed(len(x), device=x.device) if noise is None else noise
-    direction = noise.child("r_fgsm").normal(tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
+    direction = sent(noise.child("r_fgsm").normal(tuple(x.shape[1:]), dtype=x.dtype), x.device)
     start = (x + per_example(random_share * threat.eps, x) * threat.steepest(direction)).clamp(0, 1)
     with attacking(model, attack_bn):
         objective = objective_of(model, x, y, loss)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from toughen.attacks.contract import GIVEN, Attack, check_norm, is_minimal_norm
+from toughen.attacks.contract import GIVEN, Attack, check_norm, is_minimal_norm, on_device_of
 from toughen.attacks.registry import ATTACKS
 from toughen.noise import Stream
 from toughen.settings import NamedCall, known
@@ -52,4 +52,4 @@ class AttackSpec(NamedCall, frozen=True):
         function = inspect.unwrap(self.find(self.name))
         takes = inspect.signature(function).parameters
         given = {key: value for key, value in {"threat": threat, "noise": noise}.items() if key in takes}
-        return function(model, x, y, **given, **self.settings | changes)
+        return function(model, x, y, **on_device_of(x, given), **on_device_of(x, self.settings | changes))

@@ -9,13 +9,15 @@ the third derivatives of f, so that the mean over many directions shows the way 
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import Leaving, write
 from toughen.attacks.contract import LossName, attack
+from toughen.devices import sent
 from toughen.losses import LOSSES, Loss, hard
 from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Positive
-from toughen.threat import Threat
+from toughen.threat import Threat, of_each
 
 # Directions that an example draws at once, and probes that are in memory at once (images; a pass may be shorter).
 DIRECTIONS = 16
@@ -45,14 +47,16 @@ def estimate(
     total = torch.zeros_like(x)
     for start in range(0, samples, DIRECTIONS):
         count = min(DIRECTIONS, samples - start)
-        for rows in torch.arange(len(x), device=x.device).split(max(1, PROBES // (2 * count))):
-            drawn = noise[rows].child(start).uniform((count, *x.shape[1:])).to(x.device)
+        at_once = max(1, PROBES // (2 * count))
+        for first in range(0, len(x), at_once):
+            rows = slice(first, first + at_once)
+            drawn = sent(noise[rows].child(start).uniform((count, *x.shape[1:])), x.device)
             v = (drawn >= 0).to(x.dtype).mul_(2).sub_(1)
             images = x[rows].unsqueeze(1)
             probes = torch.stack([images + delta * v, images - delta * v])
             labels = y[rows].repeat_interleave(count, 0)
             up, down = (loss(part, labels) for part in predict(model, probes.flatten(0, 2)).chunk(2))
-            slope = ((up - down).to(x) / (2 * delta)).reshape(len(rows), count)
+            slope = ((up - down).to(x) / (2 * delta)).reshape(-1, count)
             # Row by row, so that the sum's order does not depend on how many examples there are.
             total[rows] += (slope[..., None, None, None] * v).sum(1)
     return total / samples
@@ -100,25 +104,29 @@ def spsa(
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("spsa")
     x = x.detach()
     best, highest = x.clone(), x.new_full((len(x),), -torch.inf)
-    rows = (torch.as_tensor(threat.eps, device=x.device).expand(len(x)) > 0).nonzero().squeeze(1)
-    clean, x_adv, labels = x[rows], x[rows], y[rows]
-    mean, square = torch.zeros_like(clean), torch.zeros_like(clean)
+    rows = (of_each(threat.eps, x) > 0).nonzero().squeeze(1)
+    clean, x_adv, labels, draws, ball = x[rows], x[rows], y[rows], noise[rows], threat[rows]
+    mean, square, gone = torch.zeros_like(clean), torch.zeros_like(clean), torch.zeros_like(rows, dtype=torch.bool)
+    leaving = Leaving(model)
     with attacking(model, "eval"):
         for step in range(1, steps + 1):
             if not len(rows):
                 break
-            drawn = noise[rows].child(step)
+            drawn = draws.child(step)
             grad = estimate(model, x_adv, labels, function, samples=samples, delta=delta, noise=drawn)
             mean = mean.lerp(grad, 1 - MOMENT)
             square = square.lerp(grad.square(), 1 - SECOND_MOMENT)
             scale = (square / (1 - SECOND_MOMENT**step)).sqrt() + TINY
             moved = x_adv + step_size * (mean / (1 - MOMENT**step)) / scale
-            x_adv = (clean + threat[rows].project(moved - clean)).clamp(0, 1)
+            x_adv = (clean + ball.project(moved - clean)).clamp(0, 1)
             logits = predict(model, x_adv)
             gain, fooled = function(logits, labels).to(x), logits.argmax(1) != hard(labels)
-            better = fooled | (gain > highest[rows])
-            best[rows[better]], highest[rows[better]] = x_adv[better], gain[better]
-            if fooled.any():
-                stay = (~fooled).nonzero().squeeze(1)
-                rows, clean, x_adv, labels, mean, square = (v[stay] for v in (rows, clean, x_adv, labels, mean, square))
+            better = ~gone & (fooled | (gain > highest[rows]))
+            write(best, rows, better, x_adv)
+            write(highest, rows, better, gain)
+            gone = gone | fooled
+            if (stay := leaving.stay(gone, passes=(2 * samples + 1) * (step < steps))) is not None:
+                rows, clean, x_adv, labels, mean, square, gone, draws, ball = (
+                    part[stay] for part in (rows, clean, x_adv, labels, mean, square, gone, draws, ball)
+                )
     return best

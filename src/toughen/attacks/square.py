@@ -30,13 +30,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toughen.attacks.compaction import Leaving, waits, write
 from toughen.attacks.contract import attack
+from toughen.devices import sent
 from toughen.losses import hard, margin
 from toughen.models.batched import predict
 from toughen.modes import attacking
 from toughen.noise import Stream, fixed
 from toughen.settings import Count, Share
-from toughen.threat import Threat
+from toughen.threat import Threat, of_each
 
 # After which of 10,000 queries p is halved (section 3.4 of the paper).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -110,7 +112,7 @@ class Window:
 
 def _window(shape: torch.Size, side: int, like: Tensor) -> Window:
     index = torch.arange(shape.numel(), device=like.device).reshape(shape)
-    return Window(shape, side, index[:, :side, :side].reshape(-1), bumps(side).to(like))
+    return Window(shape, side, index[:, :side, :side].reshape(-1), sent(bumps(side).to(like.dtype), like.device))
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,14 @@ def _place_order(window: Window, noise: Stream, since: int) -> PlaceOrder:
     count = math.prod(window.places)
     strides = torch.arange(1, count + 1)
     strides = strides[torch.gcd(strides, torch.tensor(count)) == 1]
-    u = noise.uniform((2,))
-    device, stride = window.cells.device, strides[_pick(u[:, 0], len(strides)).cpu()]
-    return PlaceOrder(window, stride.to(device), _pick(u[:, 1], count).to(device), since)
+    u, device = noise.uniform((2,)), window.cells.device
+    stride = sent(strides, u.device)[_pick(u[:, 0], len(strides))]
+    return PlaceOrder(window, sent(stride, device), sent(_pick(u[:, 1], count), device), since)
 
 
 def _stripes(x: Tensor, noise: Stream) -> Tensor:
     """Vertical stripes of one pixel, each with a sign per channel: (N, C, H, W)."""
-    u = noise.uniform((x.shape[1], 1, x.shape[3])).to(x.device)
+    u = sent(noise.uniform((x.shape[1], 1, x.shape[3])), x.device)
     return _signs(u, x).expand_as(x)
 
 
@@ -162,8 +164,12 @@ def _filled(x: Tensor, x_adv: Tensor, eps: Tensor, corner: Corner, u: Tensor, wi
     old, clean = x_adv.gather(1, at), x.gather(1, at).reshape(len(x), window.shape[0], -1)
     step = (_signs(u, x) * eps.unsqueeze(1)).unsqueeze(2)
     new = (clean + step).clamp_(0, 1).flatten(1)
-    idle = (new == old).all(1).nonzero().squeeze(1)
-    new[idle] = (clean[idle] - step[idle]).clamp_(0, 1).flatten(1)
+    idle = (new == old).all(1)
+    if waits(x.device):
+        new = torch.where(idle.unsqueeze(1), (clean - step).clamp_(0, 1).flatten(1), new)
+    else:
+        idle = idle.nonzero().squeeze(1)
+        new[idle] = (clean[idle] - step[idle]).clamp_(0, 1).flatten(1)
     return [(at, old, new)]
 
 
@@ -194,8 +200,8 @@ def _tiles(x: Tensor, noise: Stream) -> Tensor:
     n, c, h, w = x.shape
     side = max(min(h, w) // 5, 1)
     down, across = h // side, w // side
-    u = noise.uniform((c + 1, down, across)).to(x.device)
-    pattern = bumps(side).to(x)[(u[:, 0] >= 0).long()]
+    u = sent(noise.uniform((c + 1, down, across)), x.device)
+    pattern = sent(bumps(side).to(x.dtype), x.device)[(u[:, 0] >= 0).long()]
     signed = _signs(u[:, 1:], x)[..., None, None] * pattern.unsqueeze(1)
     grid = signed.transpose(3, 4).reshape(n, c, down * side, across * side)
     delta, top, left = torch.zeros_like(x), (h - down * side) // 2, (w - across * side) // 2
@@ -269,28 +275,29 @@ def _search(
     """One run: the last accepted images (N, C, H, W), their margins (N,) and which are broken (N,)."""
     moves, shape = MOVES[threat.norm], x.shape[1:]
     direction = threat.steepest(moves.start(x, noise.child("start")))
-    eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(len(x))
+    eps = of_each(threat.eps, x)
     eps = (eps - moves.slack * torch.finfo(x.dtype).eps).clamp(min=0)
     start = (x + eps.reshape(-1, 1, 1, 1) * direction).clamp(0, 1)
-    highest, fooled = _judge(model, start, y)
+    highest, gone = _judge(model, start, y)
 
-    result, margins, broken = start.clone(), highest.clone(), fooled.clone()
+    result, margins, broken = start.clone(), highest.clone(), gone.clone()
     rows = slots = torch.arange(len(x), device=x.device)
     clean, x_adv = x.flatten(1).contiguous(), start.flatten(1).contiguous()
-    order, numbers = None, clean
+    order, numbers, leaving = None, clean, Leaving(model)
     for tried in range(queries - 1):
-        if fooled.any():
-            stay, gone = (~fooled).nonzero().squeeze(1), rows[fooled]
-            result[gone], margins[gone], broken[gone] = x_adv[fooled].reshape(-1, *shape), highest[fooled], True
+        if (stay := leaving.stay(gone, passes=1)) is not None:
+            write(result, rows, gone, x_adv.reshape(-1, *shape))
+            write(margins, rows, gone, highest)
+            broken[rows] = gone
             rows, slots, clean, x_adv, eps, y = (v[stay] for v in (rows, slots, clean, x_adv, eps, y))
-            highest, fooled, order = highest[stay], fooled[stay], order and order[stay]
+            highest, gone, order = highest[stay], gone[stay], order and order[stay]
         if not len(rows):
             break
         if tried % BLOCK == 0:
-            drawn = (
-                noise[rows].child("squares", tried).uniform((min(BLOCK, queries - 1 - tried), moves.numbers + shape[0]))
-            )
-            numbers, slots = drawn.transpose(0, 1).contiguous().to(x.device), torch.arange(len(rows), device=x.device)
+            ahead = min(BLOCK, queries - 1 - tried)
+            drawn = noise[rows].child("squares", tried).uniform((ahead, moves.numbers + shape[0]))
+            numbers = sent(drawn.transpose(0, 1).contiguous(), x.device)
+            slots = torch.arange(len(rows), device=x.device)
         side = min(moves.side(share(tried, horizon, p_init) * shape[1] * shape[2]), *shape[1:])
         if order is None or order.window.side != side:
             order = _place_order(_window(shape, side, x), noise[rows].child("walk", side), tried)
@@ -298,11 +305,12 @@ def _search(
         for at, _, new in changes:
             x_adv.scatter_(1, at, new)
         gain, fooled = _judge(model, x_adv.reshape(-1, *shape), y)
-        accepted = fooled | (gain > highest)
-        highest = torch.where(accepted, gain, highest)
+        # What is broken stays as it broke.
+        accepted = ~gone & (fooled | (gain > highest))
+        highest, gone = torch.where(accepted, gain, highest), gone | fooled
         for at, old, new in changes:
             x_adv.scatter_(1, at, torch.where(accepted.unsqueeze(1), new, old))
-    result[rows], margins[rows], broken[rows] = x_adv.reshape(-1, *shape), highest, fooled
+    result[rows], margins[rows], broken[rows] = x_adv.reshape(-1, *shape), highest, gone
     return result, margins, broken
 
 
@@ -335,8 +343,7 @@ def square(
     noise = fixed(len(x), device=x.device) if noise is None else noise
     x, classes = x.detach(), hard(y)
     best, highest = x.clone(), x.new_full((len(x),), -torch.inf)
-    radius = torch.as_tensor(threat.eps, device=x.device).expand(len(x))
-    rows = (radius > 0).nonzero().squeeze(1)
+    rows = (of_each(threat.eps, x) > 0).nonzero().squeeze(1)
     horizon = queries if stretch else SCHEDULED
     with attacking(model, "eval"):
         for restart in range(restarts):
@@ -345,6 +352,7 @@ def square(
             part = noise[rows].child("square", restart)
             found, gain, broken = _search(model, x[rows], classes[rows], threat[rows], queries, p_init, horizon, part)
             better = broken | (gain > highest[rows])
-            best[rows[better]], highest[rows[better]] = found[better], gain[better]
-            rows = rows[~broken]
+            write(best, rows, better, found)
+            write(highest, rows, better, gain)
+            rows = rows[(~broken).nonzero().squeeze(1)]
     return best

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import Start, ascend, best_of, default_step, of_rows, start_in
 from toughen.attacks.contract import LossName, StepSize, attack, lengths
+from toughen.devices import sent
 from toughen.losses import LOSSES, hard, margin
 from toughen.models.batched import Objective, predict
 from toughen.modes import AttackBN, attacking
@@ -27,10 +28,11 @@ Aims = Callable[[int], Tensor]
 
 def _random(label: Tensor, noise: Stream) -> Aims:
     """Uniform over the classes other than the label; how many there are is known when the first logits come."""
-    share = ((noise.uniform((), dtype=torch.float64) + 1) / 2).to(label.device)
+    # On the host where the device has no float64.
+    share = (noise.uniform((), dtype=torch.float64) + 1) / 2
 
     def aims(classes: int) -> Tensor:
-        other = (share * (classes - 1)).long()
+        other = sent((share * (classes - 1)).long(), label.device)
         return other + (other >= label)
 
     return aims
@@ -100,7 +102,7 @@ def targeted_pgd(
     if restarts > 1 and not random_start and not (isinstance(target, str) and target == "random"):
         raise ValueError(f"{restarts} restarts without a random start would be equal; use random_start: true")
     function = LOSSES[loss] if isinstance(loss, str) else loss
-    length = lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, len(x))
+    length = lengths(default_step(threat.eps, steps) if step_size is None else step_size, steps, x)
     noise = (fixed(len(x), device=x.device) if noise is None else noise).child("targeted_pgd")
     label = hard(y)
     given = _given(target, label) if isinstance(target, Tensor) else None

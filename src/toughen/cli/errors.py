@@ -21,6 +21,8 @@ from toughen.storage.files import Damaged, Locked
 def plain_errors() -> Iterator[None]:
     """What a user can mend becomes one sentence and an exit code, never a traceback."""
     from toughen.evaluation import Unsound
+    from toughen.models.batched import out_of_memory
+    from toughen.models.refusals import first_line
     from toughen.parallel.ranks import Diverged, Lost
     from toughen.training.monitors import NonFinite
     from toughen.training.signals import Stopped
@@ -43,6 +45,10 @@ def plain_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}; check the path, its permissions and the space left", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _fail(f"out of memory ({first_line(error)}); use a smaller model, smaller images or another device", 2)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from what is saved", 75)
     finally:

@@ -174,6 +174,7 @@ def evaluate(
                 torch=torch.__version__,
                 identity=finished.identity,
                 audit=verdict and verdict.after(outcomes),
+                idle_passes=runner.idle,
             )
             if folder is not None and (not shared or ranks.is_main()):
                 found.write(folder)

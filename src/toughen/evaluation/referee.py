@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from toughen.devices import in_float64
 from toughen.models.batched import Batched
 from toughen.models.prepared import PreparedModel
 from toughen.threat import Threat
@@ -46,14 +47,14 @@ def measure(
         anywhere: the attack looks for the nearest example, which may lie outside the ball.
 
     Returns:
-        The distances (N,) in float64, and whether each lies in the ball (N,).
+        The distances (N,) in float64, on the host where the device has none, and whether each lies in the ball (N,).
 
     Raises:
         Unsound: an example lies outside the ball or outside [0, 1]; the sentence names the attack, the first such
             example and the amount.
     """
-    distance = threat.size(x_adv.double() - x.double())
-    eps = torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device).expand(len(x))
+    distance = threat.size(in_float64(x_adv) - in_float64(x))
+    eps = in_float64(threat.eps).to(distance.device).expand(len(x))
     share, amount = ROUNDING.get(threat.norm, ROUNDING["l2"])
     # "not <=" rather than ">", so that NaN is outside.
     outside = ~(distance <= eps * (1 + share) + amount)
@@ -75,7 +76,7 @@ def measure(
             f"{low[first].item():.6g} to {high[first].item():.6g} ({int(outside.sum())} of {len(x)} examples of "
             "this batch)"
         )
-    return distance, inside
+    return distance, inside.to(x.device)
 
 
 def confirm(

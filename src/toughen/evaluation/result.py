@@ -62,6 +62,8 @@ class Evaluation:
         torch: version of torch.
         identity: what this is an evaluation of, for a folder that is asked for another one (see `resume`).
         audit: whether the figures can be believed; None where it was left out.
+        idle_passes: forward and backward passes of single examples, among all of them, that attacks made for nothing:
+            where the device would have to be waited for, broken examples leave every ten steps.
     """
 
     outcomes: Outcomes
@@ -75,6 +77,7 @@ class Evaluation:
     torch: str
     identity: dict[str, Any]
     audit: Audit | None = None
+    idle_passes: int = 0
 
     @property
     def n(self) -> int:
@@ -138,6 +141,7 @@ class Evaluation:
             "marginal": self.outcomes.marginal_examples,
             "forwards": self.forwards,
             "backwards": self.backwards,
+            "idle_passes": self.idle_passes,
             "notes": list(self.notes),
             "unreliable": self.unreliable,
             "audit": self.audit and self.audit.to_json(),
@@ -190,6 +194,8 @@ class Evaluation:
                 settings={row["attack"]: row["settings"] for row in stored["attacks"] if row["attack"] != CLEAN},
                 notes=tuple(stored["notes"]),
                 audit=stored["audit"] and Audit.from_json(stored["audit"]),
+                # A result from before these were counted had none.
+                idle_passes=stored.get("idle_passes", 0),
                 **{
                     name: stored[name] for name in ("threat", "suite", "seed", "seconds", "device", "torch", "identity")
                 },

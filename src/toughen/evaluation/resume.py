@@ -2,7 +2,7 @@
 
     with FinishedUnits.open(folder, identity, keep="uint8") as finished:
         found = finished.get("001-00000")                 # outcomes and what they took, or None
-        finished.put("001-00000", unit, {"seconds": 2.0, "notes": []})
+        finished.put("001-00000", unit, {"seconds": 2.0, "idle": 0, "notes": []})
     adversarial_examples(folder)["pgd-20"].images
 
 A folder belongs to one evaluation: the model's weights, code and answers, the images and labels, the threat model, the

@@ -2,7 +2,7 @@
 
 runner = Runner(task, finished, chunk_size=1024, shared=False, watch=None)
 state = runner.run(cascade(suite))
-runner.notes, runner.earlier
+runner.notes, runner.earlier, runner.idle
 
 Attacks and common corruptions are run by it alike.
 """
@@ -57,6 +57,7 @@ class Runner:
 
     Attributes:
         earlier: seconds that units took which an earlier process finished.
+        idle: passes of single examples that attacks made for nothing, see `batched.Batched`.
         notes: what a reader of the result should know.
     """
 
@@ -66,6 +67,7 @@ class Runner:
     shared: bool
     watch: ProgressWatch | None
     earlier: float = 0.0
+    idle: int = 0
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -89,6 +91,7 @@ class Runner:
         rank, world = (ranks.rank(), ranks.world()) if self.shared else (0, 1)
         parts: dict[int, Outcomes] = {}
         done = wrong = lost = 0
+        idle_before = self.idle
         ids = self.task.index[unbroken].numpy()
         if self.watch is not None:
             self.watch.enter(label, len(rows), len(unbroken))
@@ -100,9 +103,11 @@ class Runner:
             if self.watch is not None:
                 self.watch.unit(done, wrong, lost)
         if world > 1:
-            for others, notes in ranks.from_every((parts, self.notes)):
+            own, self.idle = self.idle - idle_before, idle_before
+            for others, notes, idle in ranks.from_every((parts, self.notes, own)):
                 parts |= others
                 self._note(notes)
+                self.idle += idle
         return Outcomes.concatenate([parts[key] for key in sorted(parts)])
 
     def _unit(self, key: str, rows: Tensor, work: Callable[[Tensor], UnitResult]) -> Outcomes:
@@ -111,9 +116,12 @@ class Runner:
         if found is not None and np.array_equal(found[0].index, self.task.index[rows].numpy()):
             outcomes, took = found
             self.earlier += took["seconds"]
+            self.idle += took.get("idle", 0)
             self._note(took["notes"])
             return outcomes
         models, notes = self.task.models, []
+        for model in models:
+            model.idle = 0
         started, size = time.perf_counter(), models[0].size
         unit = work(rows)
         smallest = min(model.size for model in models)
@@ -125,7 +133,9 @@ class Runner:
                 "Logits may differ by 1e-6 from those of an undisturbed evaluation."
             ]
             self._note(notes)
-        self.finished.put(key, unit, {"seconds": time.perf_counter() - started, "notes": notes})
+        idle = sum(int(model.idle) for model in models)
+        self.idle += idle
+        self.finished.put(key, unit, {"seconds": time.perf_counter() - started, "idle": idle, "notes": notes})
         return unit.outcomes
 
     def _note(self, notes: list[str]) -> None:

@@ -112,7 +112,7 @@ class EvaluationTask:
         x, y, ids = self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device), self.index[rows]
         threat = ball_of(self.threat if stage.threat is None else stage.threat, rows, self.subject.device)
         before = self.passes.example_forwards, self.passes.example_backwards
-        noise = Stream(("evaluate", self.seed, stage.label), rows=ids)
+        noise = Stream(("evaluate", self.seed, stage.label), rows=ids, device=self.subject.device)
         model = self.quick if isinstance(stage.attack, AttackSpec) else self.subject.model
         given = {"threat": threat, "noise": noise}
         if stage.donors is not None:
@@ -145,7 +145,8 @@ class EvaluationTask:
     def _donors(self, rows: Tensor, label: str) -> Donors:
         """Broken examples at these positions (M,), broken again: all that a short attack breaks of them."""
         x, y = self.subject.images(self.x[rows]), self.examples.y[rows].to(self.subject.device)
-        noise = Stream(("evaluate", self.seed, label, "donors"), rows=self.index[rows])
+        rows_of, device = self.index[rows], self.subject.device
+        noise = Stream(("evaluate", self.seed, label, "donors"), rows=rows_of, device=device)
         threat = ball_of(self.threat, rows, self.subject.device)
         x_adv = attacked(DONATING, self.quick, x, y, label=label, threat=threat, noise=noise)
         wrong = predict(self.quick, x_adv).argmax(1) != y

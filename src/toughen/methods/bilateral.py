@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from toughen.attacks import ascend
 from toughen.attacks.ascent import start_in
 from toughen.data import Batch
+from toughen.devices import sent
 from toughen.losses import cross_entropy, full_precision, labelled
 from toughen.methods.base import Objective, Robust, State, classes_only
 from toughen.methods.label_adversary import Heuristic, adversarial_labels
@@ -55,8 +56,10 @@ def one_step_closest(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 
 def random_other(y: Tensor, classes: int, noise: Stream) -> Tensor:
     """Uniform over the classes other than y (N,), and over all where there is no label; keyed as in `targeted_pgd`."""
-    share = ((noise.uniform((), dtype=torch.float64) + 1) / 2).to(y.device)
-    found = (share * (classes - labelled(y).long())).long()
+    # On the host where the device has no float64; then, in place of a number of classes each, there are two.
+    share = (noise.uniform((), dtype=torch.float64) + 1) / 2
+    other, any_class = (sent((share * among).long(), y.device) for among in (classes - 1, classes))
+    found = torch.where(labelled(y), other, any_class)
     return found + (labelled(y) & (found >= y))
 
 

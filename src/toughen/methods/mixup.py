@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from toughen.data import Batch
+from toughen.devices import sent
 from toughen.losses import probabilities
 from toughen.methods.base import Seen
 from toughen.methods.wrapper import Wrapper
@@ -39,9 +40,7 @@ class Mixing:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Mix (N, ...). Every rank must call it, with its rows: the partners may be anywhere."""
-        # Not blocking: a plain copy to a GPU would wait until all work before it is done.
-        partners = self.partners.to(rows.device, non_blocking=True)
-        return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[partners]
+        return self.share * rows + (1 - self.share) * ranks.gather(rows, self.size)[sent(self.partners, rows.device)]
 
 
 def mixing(noise: Stream, size: int, alpha: float) -> Mixing:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from toughen.data import Batch
+from toughen.devices import has_float64
 from toughen.losses import labelled
 from toughen.parallel import ranks
 
@@ -35,6 +36,9 @@ def remember(memory: Tensor, batch: Batch, radius: Tensor) -> None:
     An example must stand at most once in a global batch; of several radii one would be kept, no matter which.
     """
     kept = torch.where(labelled(batch.y), radius.to(memory), memory[batch.index])
+    if not has_float64(memory.device):
+        memory.index_copy_(0, *(ranks.gather(part, batch.size) for part in (batch.index, kept)))
+        return
     # One exchange for both: float64 holds any example's number and any radius exactly.
     rows = ranks.gather(torch.stack([batch.index.double(), kept.double()], 1), batch.size)
     memory.index_copy_(0, rows[:, 0].long(), rows[:, 1].to(memory))

@@ -30,12 +30,15 @@ class Batched(nn.Module):
 
     Attributes:
         size: as above; halved where memory ran out.
+        idle: passes of single examples, forward and backward, that attacks on an accelerator made of examples which
+            they had broken already (see `attacks.compaction`); a tensor there, so that nothing waits for it.
     """
 
     def __init__(self, model: nn.Module, size: int) -> None:
         super().__init__()
         self.model = model
         self.size = size
+        self.idle: int | Tensor = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K): in one pass where a gradient may be asked for, in pieces otherwise."""
@@ -70,9 +73,10 @@ def in_pieces(model: nn.Module, n: int, compute: Callable[[slice], tuple[Tensor,
     return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; the CPU's allocator has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, for which the CPU's and MPS's allocators have no type of their own."""
+    said = ("can't allocate memory", "MPS backend out of memory", "Invalid buffer size")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:

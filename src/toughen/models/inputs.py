@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toughen.devices import in_float64, sent
 from toughen.models.adapted import HALF
 from toughen.settings import shown
 from toughen.threat import Threat
@@ -132,7 +133,7 @@ def _one_class_each(y: Tensor, kind: str) -> Tensor:
 
 
 def _check_probabilities(y: Tensor) -> None:
-    sums = y.detach().double().sum(1)
+    sums = in_float64(y.detach()).sum(1)
     wrong = ((sums - 1).abs() > SUM) | (y < 0).any(1) | ~sums.isfinite()
     if wrong.any():
         row = int(wrong.nonzero()[0])
@@ -263,7 +264,7 @@ def placement(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
 
 def as_input(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Images as the model gets them. Values outside [0, 1] by rounding, which `check_images` lets pass, are clipped."""
-    x_float = x.to(device).to(dtype)
+    x_float = sent(x, device).to(dtype)
     if x.dtype == torch.uint8:
         # By a tensor: CUDA turns a division by a number into a multiplication, whose last bit differs from the CPU's.
         return x_float / torch.tensor(255, dtype=dtype, device=device)

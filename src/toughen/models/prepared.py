@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toughen.devices import own_draws
+from toughen.devices import own_draws, sent
 from toughen.errors import UsageError
 from toughen.losses import full_precision
 from toughen.models import batched
@@ -91,7 +91,7 @@ class PreparedModel:
         Raises:
             ValueError: EV203, when a logit is NaN or infinite; or no logits at all (see `check_logits`).
         """
-        logits = batched.predict(self.model, x.to(self.device, self.dtype))
+        logits = batched.predict(self.model, sent(x, self.device).to(self.dtype))
         check_logits(logits, len(x))
         lost = ~logits.isfinite().all(1)
         if lost.any():
@@ -161,7 +161,7 @@ def supports_channels_last(model: nn.Module, x: Tensor, device: torch.device) ->
         x: an image (1, C, H, W).
         device: of the model.
     """
-    if device.type != "cpu" or not any(tensor.ndim == 4 for tensor in (*model.parameters(), *model.buffers())):
+    if device.type == "cuda" or not any(tensor.ndim == 4 for tensor in (*model.parameters(), *model.buffers())):
         return True
     if half_of(model) is not None:
         # Whose rounding is no measure of anything.
@@ -202,4 +202,4 @@ def chunks(n: int, size: int, progress: ProgressFunction | None = None, what: st
 
 def ball_of(threat: Threat, rows: Tensor, device: torch.device) -> Threat:
     """The threat model of some examples, on a device."""
-    return threat.of_radius(threat.eps.to(device))[rows.to(device)] if isinstance(threat.eps, Tensor) else threat
+    return threat[rows].on(device)

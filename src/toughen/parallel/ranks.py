@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from toughen import devices
 from toughen.parallel import sharding
 
 # A rank that gives no sign for this long is dead; torch's own limit is half an hour.
@@ -62,6 +63,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def started() -> int:
+    """How many processes torchrun started for this run; 1 without torchrun. Answers before they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Whether torchrun calls this process its first; true without torchrun. Answers before the processes have met."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -73,14 +79,15 @@ def group(device: torch.device) -> Iterator[None]:
 
     Does nothing where the caller has set up a process group already.
     """
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if dist.is_initialized() or started() == 1:
         yield
         return
-    if device.type == "cuda":
-        # NCCL sends plain objects through the current device, which would be the first one on every rank.
-        torch.cuda.set_device(device)
+    by = devices.EXCHANGES.get(device.type)
+    if by:
+        # It sends plain objects through the current device, which would be the first one on every rank.
+        devices.KINDS[device.type].set_device(device)
     try:
-        _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _meet(f"cpu:gloo,{device.type}:{by}" if by else "gloo")
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(words in str(error) for words in _GONE):
@@ -112,9 +119,15 @@ def _meet(backend: str) -> None:
 
 def local_device(device: torch.device) -> torch.device:
     """The accelerator that belongs to this process, where torchrun started several on a machine."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type in devices.EXCHANGES and device.index is None:
+        return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def exchanges(device: torch.device) -> bool:
+    """Whether processes of this build of torch can exchange tensors that lie on such devices."""
+    by = devices.EXCHANGES.get(device.type)
+    return device.type in ("cpu", "cuda") or (by is not None and dist.is_backend_available(by))
 
 
 def wrapped(model: nn.Module) -> nn.Module:
@@ -204,7 +217,8 @@ def largest(value: int) -> int:
     if world() == 1:
         return value
     # On the host, where the group can: a device would have to finish its work first.
-    box = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    there = next((kind for kind, by in devices.EXCHANGES.items() if dist.get_backend() == by), "cpu")
+    box = torch.tensor(value, device=there)
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return int(box)
 

@@ -168,8 +168,8 @@ def _run_name(name: str) -> str:
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]{1,2})?", name):
-        raise ValueError(f"{shown(name)} is not a device; write auto, cpu, cuda or cuda:NUMBER")
+    if not re.fullmatch("auto|cpu|mps|(cuda|xpu)(:[0-9]{1,2})?", name):
+        raise ValueError(f"{shown(name)} is not a device; write auto, cpu, cuda, cuda:NUMBER, mps, xpu or xpu:NUMBER")
     return name
 
 
@@ -219,7 +219,7 @@ class Recipe(Settings, frozen=True):
             CPU computing as plainly as ever; "measure", by timing before it trains; "off", the same bits at every run.
         precision: "fp32", or "bf16" for mixed precision (autocast) in training; "auto" leaves it to `fast`.
             Evaluation is always fp32.
-        device: "auto" (a GPU if there is one), or torch's name for one.
+        device: "auto" (a GPU if there is one: by CUDA, else Apple's, else Intel's), or torch's name for one.
         seed: of every random draw.
         log_every: optimiser steps between lines of the log, rounded up to whole batches.
         save_every: optimiser steps between checkpoints, rounded up to whole batches.

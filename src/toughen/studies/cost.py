@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from toughen.devices import own_draws
+from toughen.devices import own_draws, wait
 from toughen.losses import cross_entropy
 from toughen.progress import duration
 from toughen.recipes import Recipe
@@ -76,8 +76,7 @@ def time_natural_step(recipe: Recipe) -> float:
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(x), y).mean().backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         steps += 1
         first = first or time.perf_counter() - started
     elapsed = time.perf_counter() - started

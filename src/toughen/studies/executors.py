@@ -70,19 +70,27 @@ def _finished(folder: StudyFolder) -> int:
 
 
 def _environment(number: int, jobs: int) -> dict[str, str]:
-    gpus = visible_gpus()
+    variable, gpus = visible_gpus()
     if gpus:
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
+        return {**os.environ, variable: gpus[number % len(gpus)]}
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))}
 
 
-def visible_gpus() -> Sequence[str]:
-    """Numbers or names of the GPUs that this process may use."""
-    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in given.split(",") if name.strip() not in ("", "-1")]
-    import torch
+def visible_gpus() -> tuple[str, Sequence[str]]:
+    """Numbers or names of the GPUs that this process may use, and the variable that shows a process some of them.
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    None on MPS: there is one of Apple's, which all workers share.
+    """
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return "CUDA_VISIBLE_DEVICES", [name for name in given.split(",") if name.strip() not in ("", "-1")]
+    from toughen.devices import HIDING, best, count
+
+    kind = best().type
+    if kind not in HIDING:
+        return "", []
+    variable = HIDING[kind][0]
+    given = os.environ.get(variable)
+    return variable, given.split(",") if given else [str(number) for number in range(count(kind))]
 
 
 class _Worker:

@@ -11,6 +11,9 @@
 | TF32 | GPUs | products of float32 numbers in 10 bits of precision |
 | folded BatchNorm | where nothing is compiled | rounding, in attacks in inference mode: see `folding.Folding` |
 
+GPUs are here those by CUDA. On Apple's (mps) and Intel's (xpu) nobody has seen these ways yet: there a run computes in
+float32 and folds BatchNorm, but for bf16 where a recipe asks for it, and a note says so.
+
 On a CPU some networks must do without channels_last and graphs, for torch would write outside of its memory: see
 `training.unsafe_kernels`.
 
@@ -19,30 +22,38 @@ weights keeps a cosine of 0.94 (PreActResNet-18), 0.98 (WRN-16-4) or 0.9998 (a n
 float32; of the input gradient's signs, which are what an attack takes, 87, 90 and 98 % stay.
 
 Evaluation, validation and the weights themselves are float32 in every case. `fast: off` takes none of them and
-deterministic kernels: the same bits on every run on one machine. So are they by the rule on the CPU. What
-`fast: measure` finds depends on the hour; it is kept with the run, so that a resumed one goes on in the same way.
+deterministic kernels: the same bits on every run on one machine, unless torch has no such kernel for something that a
+network does (adaptive pooling, bilinear scaling, reflected borders), which the run then names. No network or method of
+ours does such a thing. By the rule on the CPU there are the same bits too. What `fast: measure` finds depends on the
+hour; it is kept with the run, so that a resumed one goes on in the same way.
 """
 
 import copy
 import math
+import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toughen import devices
 from toughen.losses import cross_entropy
-from toughen.methods import Spec
 from toughen.models import Classifier
 from toughen.models.folding import Folding, agree
 from toughen.models.refusals import is_models
-from toughen.modes import backends, evaluating, running
+from toughen.modes import backends, deterministic, evaluating, running
 from toughen.parallel import ranks
 from toughen.recipes import Recipe
 from toughen.training.unsafe_kernels import REASON
+
+SEEN = ("cpu", "cuda")
+"""Kinds of devices on which these ways have been seen."""
 
 WORTH_COMPILING = 1000
 """Batches after which compiling, some minutes, has paid for itself."""
@@ -52,6 +63,9 @@ MARGIN = 0.05
 
 ROUNDS = 3
 FORMS = 32
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Names the folder of torch's compiler in the environment."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ def chosen_ways(
         narrow: whether it must do without channels last and graphs, see `training.unsafe_kernels`.
     """
     ways = by_rule(recipe, device)
-    if recipe.fast == "measure":
+    if recipe.fast == "measure" and device.type in SEEN:
         rows = recipe.micro_batch if isinstance(recipe.micro_batch, int) else shape[0]
         images = torch.zeros(min(rows, shape[0]), *shape[1:], device=device)
         # Every rank measures, so that all are as busy as they will be.
@@ -105,8 +119,17 @@ def chosen_ways(
     elif device.type != "cpu":
         left_out = ways.channels_last and not takes_channels_last(model, shape[1:], device)
         ways = replace(ways, channels_last=ways.channels_last and not left_out)
-        note(f"computing in {ways} (fast: rule{'; the network does not run in channels_last' if left_out else ''})")
+        why = "; the network does not run in channels_last" if left_out else unseen(recipe, ways, device)
+        note(f"computing in {ways} (fast: {recipe.fast}{why})")
     return ways
+
+
+def unseen(recipe: Recipe, ways: Acceleration, device: torch.device) -> str:
+    """What is left out on a kind of device on which nobody has seen it, as the end of a note; mostly nothing."""
+    if recipe.fast == "off" or device.type in SEEN:
+        return ""
+    which = "channels_last and graphs" if ways.bf16 else "bf16, channels_last and graphs"
+    return f"; {which} have not been seen on {device.type} yet, and are left out"
 
 
 def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.device) -> bool:
@@ -134,10 +157,10 @@ def takes_channels_last(model: Classifier, shape: Sequence[int], device: torch.d
 
 def by_rule(recipe: Recipe, device: torch.device) -> Acceleration:
     """The ways of a run for which nothing is measured: see the module's table."""
-    if recipe.fast == "off" or device.type == "cpu":
+    if recipe.fast == "off" or device.type != "cuda":
         return Acceleration(bf16=recipe.precision == "bf16", folded=recipe.fast != "off")
     compiled = recipe.batches >= WORTH_COMPILING and can_compile(recipe)
-    wanted = recipe.precision == "auto" and torch.cuda.is_bf16_supported(including_emulation=False)
+    wanted = recipe.precision == "auto" and devices.computes_bf16(device)
     return Acceleration(
         bf16=wanted or recipe.precision == "bf16",
         channels_last=True,
@@ -199,22 +222,17 @@ def _timed(model: Classifier, x: Tensor, y: Tensor, tried: Sequence[Acceleration
     seconds = dict.fromkeys(tried, float("inf"))
     for number in range(1 + ROUNDS):
         for ways, made in copies.items():
-            _wait(x.device)
+            devices.wait(x.device)
             started = time.perf_counter()
             with graphs[ways].on(len(x)) if ways in graphs else nullcontext():
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=ways.bf16):
                     loss = cross_entropy(made(x), y).mean()
                 loss.backward()
-            _wait(x.device)
+            devices.wait(x.device)
             # The first round compiles, and fills caches.
             if number:
                 seconds[ways] = min(seconds[ways], time.perf_counter() - started)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def laid_out(model: Classifier, ways: Acceleration) -> Classifier:
@@ -222,11 +240,9 @@ def laid_out(model: Classifier, ways: Acceleration) -> Classifier:
     return model.to(memory_format=torch.channels_last) if ways.channels_last else model  # pyright: ignore[reportCallIssue]
 
 
-def folding_of(model: Classifier, spec: Spec) -> Folding | None:
-    """How the model's BatchNorms are folded in attacks; None where it has none that could be."""
-    n = 2 * math.prod(spec.shape)
-    x = torch.linspace(0, 1, n, device=spec.device, dtype=spec.dtype).reshape(2, *spec.shape)
-    return Folding.of(model, x)
+def folding_of(model: nn.Module, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Folding | None:
+    """How the model's BatchNorms are folded in attacks on images (C, H, W); None where it has none that could be."""
+    return Folding.of(model, torch.linspace(0, 1, 2 * math.prod(shape), device=device, dtype=dtype).reshape(2, *shape))
 
 
 class Graphs:
@@ -243,18 +259,66 @@ class Graphs:
     """
 
     def __init__(self, net: nn.Module, rows: int, backend: str | Callable[..., Any] = "inductor") -> None:
-        self._net, self._rows = net, rows
+        self._net, self._rows, self._backend = net, rows, backend
+
+    @cached_property
+    def _forward(self) -> Callable[..., Any]:
+        # Not before it is needed, for this too may fail where there is no compiler.
         # Beyond this many forms torch would go on uncompiled; parts of a batch may be of several sizes.
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, FORMS)
-        self._forward = torch.compile(net.forward, backend=backend, dynamic=False)
+        return torch.compile(self._net.forward, backend=self._backend, dynamic=False)
 
     def on(self, rows: int) -> AbstractContextManager[None]:
         """Run forward passes as graphs until the context ends, in a batch of so many images if it is a full one."""
         return running(self._net, self._forward) if rows == self._rows else nullcontext()
 
 
-def kernels(recipe: Recipe, ways: Acceleration) -> AbstractContextManager[None]:
-    """torch's choice of kernels for a run on a GPU: the fastest, or with `fast: off` those that always sum alike."""
+def writable_cache(note: Callable[[str], None]) -> None:
+    """Give torch's compiler another folder where the user's cannot be written, and tell `note`.
+
+    torch's optimisers begin it even where nothing is compiled, and raise with it.
+
+    Raises:
+        OSError: no temporary folder can be written either.
+    """
+    if not (folder := os.environ.get(CACHE)):
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="torchinductor_")
+        said = error.strerror or error
+        note(f"{CACHE}: {folder} cannot be written ({said}); until this command ends it is {os.environ[CACHE]}")
+
+
+@contextmanager
+def workspace(recipe: Recipe) -> Iterator[None]:
+    """With `fast: off` cuBLAS sums alike each time; it asks the environment how much memory it has when it begins."""
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    if recipe.fast != "off" or name in os.environ:
+        yield
+        return
+    os.environ[name] = ":4096:8"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextmanager
+def kernels(recipe: Recipe, ways: Acceleration) -> Iterator[None]:
+    """torch's choice of kernels for a run: with `fast: off` those that sum alike each time, where there are such."""
     exact = recipe.fast == "off"
-    return backends(benchmark=not exact, deterministic=exact, tf32=ways.tf32)
+    with backends(tf32=ways.tf32, benchmark=False, deterministic=exact), deterministic() if exact else nullcontext():
+        yield
+
+
+def autotuned(recipe: Recipe) -> AbstractContextManager[None]:
+    """Let cuDNN time its kernels for each new shape of images and take the fastest.
+
+    For training batches, whose shapes are few. The batches of a validation shrink as examples break.
+    """
+    return backends(benchmark=recipe.fast != "off")

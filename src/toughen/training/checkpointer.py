@@ -10,6 +10,7 @@ Three refusals in a row do, with the last good checkpoint as it was.
 """
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Self
 import torch
 
 from toughen.data.dataset_card import DatasetCard
+from toughen.models.batched import out_of_memory
 from toughen.parallel import ranks
 from toughen.storage import files
 from toughen.storage.checkpoint import save_checkpoint
@@ -176,7 +178,13 @@ class Checkpointer:
         groups = [f"best-{name}" for name in task.candidates]
         newest = self.newest or Path()
         carry = {group: newest / f"{group}.safetensors" for group in groups if group not in task.tensors}
-        return save_checkpoint(self.folder, task.step, task.tensors, {**task.state, **lengths}, carry=carry)
+        try:
+            return save_checkpoint(self.folder, task.step, task.tensors, {**task.state, **lengths}, carry=carry)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            # As a disk that is full.
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
 
     def wait(self) -> None:
         """Until the last checkpoint is written, or has failed, which `save` survives twice in a row.

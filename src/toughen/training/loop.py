@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.data import Batch
+from toughen.devices import own_draws
 from toughen.methods import Method, Objective, State
 from toughen.models.cost import Passes
 from toughen.models.folding import Folding
@@ -86,16 +87,7 @@ class Job:
 
 def train_batch(job: Job, batch: Batch) -> None:
     """Take every optimiser step that the method asks of one minibatch."""
-    job.model.train()
-    # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
-    torch.manual_seed(derive(job.seed, "model", job.number, ranks.rank()))
-    graphs = job.graphs.on(len(batch)) if job.graphs else nullcontext()
-    with (
-        graphs,
-        foldable(job.model, job.folding),
-        recomputed(job.recomputed),
-        divided(job.method, batch, job.state, job.micro_batch, job.least) as parts,
-    ):
+    with _training(job, batch, job.state, job.micro_batch) as parts:
         for objectives in objectives_of(job, parts):
             job.optimizer.zero_grad(set_to_none=True)
             with _at_worst_weights(job, batch, objectives):
@@ -108,6 +100,42 @@ def train_batch(job: Job, batch: Batch) -> None:
             job.averages.update(job.model, job.step)
             job.step += 1
     job.number += 1
+
+
+@contextmanager
+def _training(job: Job, batch: Batch, state: State, rows: int | None) -> Iterator[list[MicroBatch]]:
+    """The batch in parts of so many rows, with the model as it is in training."""
+    job.model.train()
+    # What a model draws by itself comes from the global generator; keyed by the batch, a resumed run need not replay.
+    torch.manual_seed(derive(job.seed, "model", job.number, ranks.rank()))
+    graphs = job.graphs.on(len(batch)) if job.graphs else nullcontext()
+    with (
+        graphs,
+        foldable(job.model, job.folding),
+        recomputed(job.recomputed),
+        divided(job.method, batch, state, rows, job.least) as parts,
+    ):
+        yield parts
+
+
+def rehearse(job: Job, batch: Batch, rows: int | None) -> None:
+    """The first step of a batch up to its gradients; all is left as it was.
+
+    Ranks exchange nothing, so that what only one of them raises holds up no other.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in job.model.buffers()]
+    state = {name: value.clone() for name, value in job.state.items()}
+    try:
+        with (
+            own_draws(batch.x.device),
+            ranks.unsynchronised(job.wrapped),
+            _training(job, batch, state, rows) as parts,
+        ):
+            backward(job, batch, next(objectives_of(job, parts)))
+    finally:
+        job.model.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -2,19 +2,19 @@
 
     job.micro_batch = rows_that_fit(job, batches[0])
 
-A try runs the method's attack, a forward and a backward pass on part of a real batch, and leaves nothing behind. Beside
-it lies what the first step will add: the optimiser's momentum, and what weight perturbation keeps.
+A try runs the method's attacks, a forward and a backward pass on a real batch in parts of that size, and leaves nothing
+behind: one part alone would not show the other parts' adversarial examples, nor the gradients so far. Beside it lies
+what the first step will add: the optimiser's momentum, and what weight perturbation keeps.
 """
 
 import torch
 
+from toughen import devices
 from toughen.data import Batch
-from toughen.methods import State
 from toughen.parallel import ranks
 from toughen.recipes import RecipeError
-from toughen.training.activation_checkpointing import recomputed
-from toughen.training.loop import Job, backward, objectives_of
-from toughen.training.micro_batches import divided, fewest
+from toughen.training.loop import Job, rehearse
+from toughen.training.micro_batches import fewest
 
 
 def rows_that_fit(job: Job, batch: Batch) -> int | None:
@@ -41,31 +41,18 @@ def rows_that_fit(job: Job, batch: Batch) -> int | None:
 
 def fits(job: Job, batch: Batch, rows: int) -> bool:
     """Whether every rank has the memory for the first step of a batch, so many images at a time."""
-    buffers = [(buffer, buffer.clone()) for buffer in job.model.buffers()]
-    state = {name: value.clone() for name, value in job.state.items()}
     device = batch.x.device
     missed = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        _first_part(job, batch, state, rows)
+        _first_step(job, batch, rows)
     except torch.OutOfMemoryError:
         missed.fill_(True)
-    job.model.zero_grad(set_to_none=True)
-    for buffer, before in buffers:
-        buffer.copy_(before)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    devices.forget_cache(device)
     return not bool(ranks.any_rank(missed))
 
 
-def _first_part(job: Job, batch: Batch, state: State, rows: int) -> None:
-    """The first step of a batch up to its gradients; of its parts the largest is enough."""
+def _first_step(job: Job, batch: Batch, rows: int) -> None:
     trained = [p for p in job.model.parameters() if p.requires_grad]
     beside = [torch.empty_like(p) for p in trained * (3 if job.perturbation else 1)]
-    job.model.train()
-    with (
-        ranks.unsynchronised(job.wrapped),
-        recomputed(job.recomputed),
-        divided(job.method, batch, state, rows, job.least) as parts,
-    ):
-        backward(job, batch, next(objectives_of(job, [max(parts, key=lambda part: part.batch.size)])))
+    rehearse(job, batch, rows)
     del beside

@@ -187,6 +187,16 @@ def leave_out_short(
         batches.leave_out_short()
 
 
+def batchnorm_of_ranks(recipe: Recipe, model: nn.Module) -> str:
+    """What BatchNorm normalises by where there are several ranks, in a sentence; empty where it makes no difference."""
+    if ranks.world() == 1 or not has_batchnorm(model):
+        return ""
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return "synchronised BatchNorm: all ranks normalise by the whole batch"
+    wanted = "; batchnorm: synchronised needs GPUs" if recipe.batchnorm == "synchronised" else ""
+    return f"per-rank BatchNorm: each rank normalises by its own part of the batch{wanted}"
+
+
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether statistics of the batch enter the model, which several ranks do not share."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())

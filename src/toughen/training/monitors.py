@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toughen import devices
 from toughen.losses import hard, labelled
 from toughen.parallel import ranks
 
@@ -27,7 +28,8 @@ class Finite:
     """Stops a run before the optimiser takes a step that is NaN or infinite.
 
     The update is masked on the device (torch's fused optimisers skip a step whose `found_inf` is set, weights and
-    momentum alike), from the first bad step on; the flags are read where the run reads from the device anyway.
+    momentum alike), from the first bad step on; the flags are read where the run reads from the device anyway. On MPS,
+    whose optimisers cannot skip a step, they are read before each.
 
     Args:
         slots: rows of this rank's batches.
@@ -39,16 +41,20 @@ class Finite:
         self._step = torch.full((), -1, device=device)
         self._rows = torch.zeros(slots, dtype=torch.bool, device=device)
         self._index = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._masks = devices.skips_steps(self._broken.device)
 
     def guard(self, optimizer: torch.optim.Optimizer, losses: Tensor, x: Tensor, index: Tensor, step: int) -> None:
         """Note the step if it is bad, and mask it and all later ones.
 
         Args:
-            optimizer: fused, its gradients in place.
+            optimizer: its gradients in place; fused, where a device can skip its steps.
             losses: per example (N,).
             x: the images (N, C, H, W), of which an attack's clipping could hide what is infinite.
             index: of the examples, (N,).
             step: number of the step that is about to be taken.
+
+        Raises:
+            NonFinite: see `check`, where the update cannot be masked.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         images, bad_rows = ~x.isfinite().all(dim=(1, 2, 3)), ~losses.detach().isfinite()
@@ -61,7 +67,10 @@ class Finite:
         self._rows[:n] = torch.where(first, bad_rows, self._rows[:n])
         self._index[:n] = torch.where(first, index.to(self._index), self._index[:n])
         self._broken = self._broken | bad
-        optimizer.found_inf = self._broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._masks:
+            optimizer.found_inf = self._broken.float()  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.check()
 
     def check(self) -> None:
         """Wait for the device and look.
@@ -84,7 +93,8 @@ class Finite:
 class Meters:
     """Sums since the last line of the log, on the device: the mean loss and the accuracy on what was forwarded."""
 
-    _loss: Tensor | float = 0.0
+    _loss: float = 0.0
+    _losses: list[Tensor] = field(default_factory=list)
     _examples: int = 0
     _labelled: Tensor | int = 0
     _correct: dict[str, Tensor | int] = field(default_factory=dict)
@@ -104,7 +114,8 @@ class Meters:
 
         Examples without a label count in the loss alone.
         """
-        self._loss = self._loss + losses.detach().sum().double()
+        # Added up where they are read, in float64, which not every device has.
+        self._losses.append(losses.detach().sum())
         self._examples += len(y)
         known = labelled(y)
         self._labelled = self._labelled + known.sum()
@@ -116,7 +127,7 @@ class Meters:
     def state(self) -> dict[str, Any]:
         """The sums so far, as plain numbers; reading them makes the device wait."""
         return {
-            "loss": float(self._loss),
+            "loss": self._total_loss(),
             "examples": self._examples,
             "labelled": int(self._labelled),
             "correct": {kind: int(count) for kind, count in sorted(self._correct.items())},
@@ -125,23 +136,26 @@ class Meters:
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Go on from what `state` gave, added up where there are several."""
         counts = [Counter(state["correct"]) for state in states]
-        self._loss = math.fsum(state["loss"] for state in states)
+        self._loss, self._losses = math.fsum(state["loss"] for state in states), []
         self._examples = sum(state["examples"] for state in states)
         self._labelled = sum(state["labelled"] for state in states)
         self._correct = {kind: sum(count[kind] for count in counts) for count in counts for kind in count}
 
+    def _total_loss(self) -> float:
+        total = self._loss
+        # One after the other, so that a run that goes on in their midst comes to the same bits.
+        for loss in torch.stack(self._losses).tolist() if self._losses else ():
+            total += loss
+        return total
+
     def read(self) -> dict[str, float]:
         """Means over all ranks since the last reading, which also starts the sums anew."""
         kinds = sorted(self._correct)
-        device = self._loss.device if isinstance(self._loss, Tensor) else "cpu"
-        sums = torch.stack(
-            [
-                torch.as_tensor(value, dtype=torch.float64, device=device)
-                for value in (self._examples, self._labelled, self._loss, *(self._correct[kind] for kind in kinds))
-            ]
-        )
-        examples, known, loss, *correct = ranks.total(sums).tolist()
-        self._loss, self._examples, self._labelled, self._correct = 0.0, 0, 0, {}
+        home = devices.float64_home(self._losses[0].device) if self._losses else torch.device("cpu")
+        counts = [self._examples, self._labelled, *(self._correct[kind] for kind in kinds)]
+        sums = torch.tensor([self._total_loss(), *map(int, counts)], dtype=torch.float64, device=home)
+        loss, examples, known, *correct = ranks.total(sums).tolist()
+        self._loss, self._losses, self._examples, self._labelled, self._correct = 0.0, [], 0, 0, {}
         return {"loss": loss / examples} | {
             f"{kind}_batch_accuracy": count / max(known, 1) for kind, count in zip(kinds, correct, strict=True)
         }

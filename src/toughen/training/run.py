@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from toughen import recipes
+from toughen import devices, recipes
 from toughen.data import Batch, Batches
 from toughen.data.base import Examples, fingerprint
 from toughen.data.dataset_card import DatasetCard
@@ -29,14 +28,15 @@ from toughen.progress import Display, selection_text
 from toughen.recipes import Recipe, RecipeError
 from toughen.storage import files as store
 from toughen.storage.checkpoint import latest_checkpoint, load_checkpoint
-from toughen.training.acceleration import Acceleration, kernels
+from toughen.training.acceleration import Acceleration, autotuned, kernels, workspace
 from toughen.training.catastrophic_overfitting import OverfittingMonitor
 from toughen.training.checkpointer import Checkpointer
 from toughen.training.early_stopping import Accuracies, improved, validate
 from toughen.training.initial_weights import as_weights_show
 from toughen.training.loop import Job, train_batch
-from toughen.training.micro_batch_search import rows_that_fit
-from toughen.training.micro_batches import has_batchnorm, leave_out_short
+from toughen.training.memory import enough_memory
+from toughen.training.micro_batches import batchnorm_of_ranks, has_batchnorm
+from toughen.training.rehearsal import ready
 from toughen.training.setup import (
     WAY_OUT,
     check_balls,
@@ -76,7 +76,14 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         distributed.Lost: another rank has died.
     """
     device = distributed.local_device(chosen_device(recipe.device))
-    with listening() as stop, distributed.group(device), own_draws(device), contextlib.ExitStack() as held:
+    with (
+        workspace(recipe),
+        listening() as stop,
+        distributed.group(device),
+        own_draws(device),
+        enough_memory(recipe, out, device),
+        contextlib.ExitStack() as held,
+    ):
         display = display if display and distributed.is_main() else Display()
         if distributed.is_main():
             recipe = as_weights_show(recipe, out, display.note)
@@ -109,29 +116,18 @@ def train(recipe: Recipe, out: Path, *, display: Display | None = None) -> dict[
         if job.number == recipe.batches and not outputs.unvalidated:
             display.note(f"{out} is complete")
             return finish(recipe, job, outputs, device)
-        if recipe.micro_batch == "auto":
-            if job.number == 0:
-                job.micro_batch = rows_that_fit(job, batches[0])
-            leave_out_short(recipe, job.model, batches, job.micro_batch, job.least, display.note)
+        held.enter_context(kernels(recipe, job.ways))
+        with autotuned(recipe), naming_theirs():
+            ready(recipe, job, batches, display.note)
         display.start(title(recipe, len(train_split), len(validation), device), job.step, job.total_steps)
         if said := batchnorm_of_ranks(recipe, job.model):
             display.note(said)
         if (rows := job.micro_batch) and rows < distributed.slots(recipe.batch_size) and has_batchnorm(job.model):
             display.note(f"BatchNorm by parts: every {rows} images are normalised by themselves (micro_batch)")
-        with display, kernels(recipe, job.ways), naming_theirs():
+        with display, naming_theirs():
             stop.gentle = True
             fit(recipe, job, batches, outputs, validation, display, stop)
         return finish(recipe, job, outputs, device)
-
-
-def batchnorm_of_ranks(recipe: Recipe, model: nn.Module) -> str:
-    """What BatchNorm normalises by where there are several ranks, in a sentence; empty where it makes no difference."""
-    if distributed.world() == 1 or not has_batchnorm(model):
-        return ""
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        return "synchronised BatchNorm: all ranks normalise by the whole batch"
-    wanted = "; batchnorm: synchronised needs GPUs" if recipe.batchnorm == "synchronised" else ""
-    return f"per-rank BatchNorm: each rank normalises by its own part of the batch{wanted}"
 
 
 def title(recipe: Recipe, training: int, validating: int, device: torch.device) -> str:
@@ -291,7 +287,7 @@ def fit(
         validate_and_save(recipe, job, outputs, validation, display, stop)
     while job.number < recipe.batches:
         before, batch = job.step, load_batch(batches, job.number)
-        with counted(job.model, job.passes):
+        with autotuned(recipe), counted(job.model, job.passes):
             train_batch(job, batch)
         images += batch.size * job.method.steps_per_batch
         last = job.number == recipe.batches
@@ -393,8 +389,8 @@ def finish(recipe: Recipe, job: Job, outputs: Checkpointer, device: torch.device
 
 def peak_memory(device: torch.device) -> int:
     """Bytes at the fullest moment: of the GPU where there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return devices.peak_memory(device)
     # Not on Windows, where training is untested anyway.
     import resource
 

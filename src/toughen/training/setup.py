@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toughen import models
+from toughen import devices, models
 from toughen.data import Batches, ImageData, held_out, load, load_extra, subset
 from toughen.data.base import Examples, check_several_classes, first, per_class
 from toughen.data.dataset_card import DatasetCard
@@ -31,7 +31,15 @@ from toughen.optim.schedules import warmed_up
 from toughen.parallel import ranks, sharding
 from toughen.recipes import Recipe, RecipeError
 from toughen.recipes.text import KEYS
-from toughen.training.acceleration import Acceleration, Graphs, chosen_ways, folding_of, laid_out
+from toughen.training.acceleration import (
+    SEEN,
+    Acceleration,
+    Graphs,
+    chosen_ways,
+    folding_of,
+    laid_out,
+    writable_cache,
+)
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
 from toughen.training.loop import Job
@@ -49,17 +57,32 @@ SAMPLE = 2048
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of a recipe; "auto" is a GPU if there is one, of several on a machine this process's.
+    """The device of a recipe; "auto" is the best that is there, of several on a machine this process's.
 
     Raises:
-        RecipeError: for a GPU that is not there.
+        RecipeError: for one that is not there, or one on which the processes that torchrun started cannot exchange.
     """
-    if name == "auto":
-        return ranks.local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    device = ranks.local_device(torch.device(name))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device: {name} is not available on this machine; use device=cpu or device=auto")
+    found = devices.best() if name == "auto" else torch.device(name)
+    if name == "auto" and ranks.started() > 1 and not ranks.exchanges(found):
+        found = torch.device("cpu")
+    device = ranks.local_device(found)
+    given = found.index is None and device.index
+    if missing := devices.absence(device, f"{device}, the turn of process {device.index}," if given else name):
+        remedy = "start as many processes as there are GPUs" if given else "use device=cpu or device=auto"
+        raise RecipeError(f"device: {missing}; {remedy}")
+    if ranks.started() > 1 and not ranks.exchanges(device):
+        raise RecipeError(
+            f"device: {ranks.started()} processes cannot exchange tensors on {name}; start one, or use device=cpu"
+        )
     return device
+
+
+def device_of_results(name: str) -> torch.device:
+    """The device of a recipe for what is done with its weights: the best that is there where that one is not."""
+    try:
+        return chosen_device(name)
+    except RecipeError:
+        return chosen_device("auto")
 
 
 def load_data(recipe: Recipe) -> ImageData:
@@ -184,6 +207,7 @@ def set_up(
     goes on computes in the `ways` in which it began; None chooses them.
     """
     check_auto(recipe, device)
+    writable_cache(note)
     try:
         batches = Batches(
             split,
@@ -224,7 +248,10 @@ def set_up(
         without = narrow(model, data.image_shape, device, dtype)
     except ValueError as error:
         raise RecipeError(f"model: {error}") from None
-    ways = ways or chosen_ways(recipe, model, (slots, *data.image_shape), device, note, without)
+    # A run that began on another kind of device may have been in ways that are not seen here.
+    ways = (ways if device.type in SEEN else None) or chosen_ways(
+        recipe, model, (slots, *data.image_shape), device, note, without
+    )
     if without and (ways.channels_last or ways.compiled):
         # A run that began elsewhere, on a GPU say.
         ways = replace(ways, channels_last=False, compiled=False)
@@ -255,7 +282,7 @@ def set_up(
         total_steps=recipe.total_steps,
         ways=ways,
         graphs=Graphs(model.net, slots) if ways.compiled else None,
-        folding=folding_of(model, spec) if ways.folded and not spread else None,
+        folding=folding_of(model, data.image_shape, device, dtype) if ways.folded and not spread else None,
         micro_batch=rows,
         least=least,
         recomputed=recomputed_blocks(recipe, model),
@@ -268,11 +295,12 @@ def check_auto(recipe: Recipe, device: torch.device) -> None:
     """Refuse to look for what fits where the memory's end is the process's.
 
     Raises:
-        RecipeError: the recipe asks for it on the CPU.
+        RecipeError: the recipe asks for it on the CPU, or on MPS, where the process would first swap.
     """
-    if recipe.micro_batch == "auto" and device.type == "cpu":
+    if recipe.micro_batch == "auto" and device.type in ("cpu", "mps"):
+        where = "on the CPU" if device.type == "cpu" else "on mps, whose memory is the machine's"
         raise RecipeError(
-            "micro_batch: auto asks a GPU what fits into its memory, and this run is on the CPU; give a number, like "
+            f"micro_batch: auto asks a GPU what fits into its memory, and this run is {where}; give a number, like "
             "micro_batch=64, or micro_batch=null"
         )
 
@@ -295,7 +323,7 @@ def recomputed_blocks(recipe: Recipe, model: nn.Module) -> list[nn.Module]:
 
 def synchronises(model: nn.Module, device: torch.device) -> bool:
     """Whether BatchNorm can be synchronised: there is some, on several ranks, and they are GPUs (torch's condition)."""
-    return ranks.world() > 1 and device.type == "cuda" and has_batchnorm(model)
+    return ranks.world() > 1 and device.type in devices.EXCHANGES and has_batchnorm(model)
 
 
 def build_model(recipe: Recipe, data: ImageData | DatasetCard, split: Examples | None = None) -> models.Classifier:
@@ -363,7 +391,7 @@ def channel_statistics(split: Examples) -> dict[str, list[float]]:
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with the recipe's settings. Fused, because that form can skip a bad step without the device being asked."""
+    """SGD with the recipe's settings. Fused where that form can skip a bad step without the device being asked."""
     settings = recipe.optimizer
     lr = settings.lr * (recipe.batch_size / settings.lr_batch_size if settings.lr_batch_size else 1)
     # The weights of convolution and linear layers are the only trained tensors of two or more dimensions.
@@ -376,5 +404,5 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         lr=lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
-        fused=True,
+        fused=all(devices.skips_steps(p.device) for p in trained),
     )

@@ -16,7 +16,7 @@ from toughen.data.base import Examples
 from toughen.data.decode import apply_view, make_lazy_split
 from toughen.data.pseudo_labelling import build
 from toughen.data.pseudo_labelling.build import THRESHOLD, ProgressFunction
-from toughen.devices import own_draws
+from toughen.devices import own_draws, placed
 from toughen.errors import Option, UsageError, naming
 from toughen.models import exported
 from toughen.training.setup import chosen_device
@@ -164,7 +164,7 @@ def open_classifier(
         view = view_of(source, config)
         target = look(view)
         _check_names(what, config["classes"], target)
-        return OpenedLabeller(exported.load_model(path).to(chosen_device("auto")), view, target)
+        return OpenedLabeller(placed(exported.load_model(path), chosen_device("auto")), view, target)
     if is_run(what):
         check_there(path)
         refuse_normalisation(source)
@@ -180,7 +180,7 @@ def open_classifier(
     target = look(view)
     for_classes = replace(target, classes=(*target.classes, "foreign")) if foreign else target
     model, said = build_model(source, for_classes)
-    return OpenedLabeller(model.to(chosen_device("auto")), view, target, said)
+    return OpenedLabeller(placed(model, chosen_device("auto")), view, target, said)
 
 
 def _check_names(what: str, theirs: Sequence[str], target: ImageData) -> None:

@@ -21,7 +21,7 @@ from toughen.data import ImageData, load
 from toughen.data.base import Examples, check_several_classes
 from toughen.data.crops import ResizeCrop
 from toughen.data.decode import numbered
-from toughen.devices import own_draws
+from toughen.devices import own_draws, placed
 from toughen.errors import Command, Option, UsageError, naming
 from toughen.models import build, exported, pretrained_normalization
 from toughen.models.classifier import normalised
@@ -188,7 +188,7 @@ def open(source: ModelSource | Path | str) -> OpenedModel:
         model, said = build_model(source, images)
     named = f"{what}-{source.key}" if source.key else what
     folder = Path("evaluation") / re.sub(r"\W+", "-", named).strip("-")
-    model, classes = model.to(chosen_device("auto")), () if may_lack_classes(images) else images.classes
+    model, classes = placed(model, chosen_device("auto")), () if may_lack_classes(images) else images.classes
     return OpenedModel(source, model, images.test, classes, None, folder, said=said, used=used(images))
 
 
@@ -323,7 +323,7 @@ def _open_exported(source: ModelSource) -> OpenedModel:
     shown = for_classes(images, config["num_classes"]).classes
     exported.check_fits(config, name, shown, images.image_shape)
     images = unseen(source.what, images, config, lambda: load(name, trained_view(config), whole=True))
-    model = exported.load_model(path).to(chosen_device("auto"))
+    model = placed(exported.load_model(path), chosen_device("auto"))
     named = (path if path.is_dir() else path.parent).resolve().name
     # On the data that it was trained on, the name says enough.
     named += "" if images.name == config["data"] else "-on-" + re.sub(r"[^\w.+-]+", "-", images.name)

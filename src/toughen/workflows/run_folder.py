@@ -17,7 +17,7 @@ from toughen.models.pretrained.load import fitted
 from toughen.recipes import Recipe
 from toughen.storage.checkpoint import latest_checkpoint
 from toughen.storage.files import Damaged
-from toughen.training.setup import build_model, chosen_device, load_data
+from toughen.training.setup import build_model, device_of_results, load_data
 from toughen.training.state_schema import SavedState
 
 
@@ -29,7 +29,7 @@ class OpenedWeights:
         folder: where it is.
         recipe: what was trained.
         about: what it was trained on.
-        model: in inference mode, on the recipe's device.
+        model: in inference mode, on the recipe's device, or the best that is there where that one is not.
         step: optimiser steps behind these weights.
         weights: which weights these are, like `best-weights`.
     """
@@ -117,4 +117,4 @@ def open_trained(folder: Path, *, checkpoint: str = "best", weights: str | None 
     except (KeyError, ValueError) as error:
         raise Damaged(newest.path, f"state.json is not a run's: {error}") from None
     model = fitted(lambda: build_model(recipe, about), newest.tensors(group), str(newest.file(group)))
-    return OpenedWeights(folder, recipe, about, model.to(chosen_device(recipe.device)).eval(), step, group)
+    return OpenedWeights(folder, recipe, about, model.to(device_of_results(recipe.device)).eval(), step, group)

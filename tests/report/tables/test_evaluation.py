@@ -97,6 +97,14 @@ def test_evaluation_table():
     assert "audit: left out" in text
 
 
+def test_passes_for_nothing_are_shown_where_there_were_any():
+    assert "extra passes" not in shown(describe_evaluation(RESULT | {"idle_passes": 0}))
+    spent = {"idle_passes": 1234, "forwards": 40_000, "backwards": 38_280, "device": "cuda:0"}
+    assert "extra passes: 1,234 of 78,280 were of examples that needed no more; on cuda:0" in shown(
+        describe_evaluation(RESULT | spent)
+    )
+
+
 def test_evaluation_table_says_what_not_to_believe_and_what_ran_aside():
     aside = {**RESULT["attacks"][0], "attack": "cw-l2", "alone": 0.25, "settings": {"name": "x", "threat": "l2:0.5"}}
     finding = {"code": "EV201", "message": "All gradients are zero.", "figures": {}, "remedy": "Tried: square."}

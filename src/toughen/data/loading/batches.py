@@ -24,6 +24,7 @@ from torch import Tensor
 from toughen.data.base import Examples, to_float
 from toughen.data.loading.augment import augment, check_padding
 from toughen.data.loading.sampler import SampledSet
+from toughen.devices import sent
 from toughen.errors import UsageError, image_size
 from toughen.losses import probabilities
 from toughen.noise import Stream, derive
@@ -199,7 +200,7 @@ class Batches:
             noise=Stream((self.seed, "train", number), rows, size, self.device),
             size=size,
             classes=self.classes,
-            extra=(rows >= self._parts[1].start).to(self.device) if len(self._parts) > 1 else None,
+            extra=sent(rows >= self._parts[1].start, self.device) if len(self._parts) > 1 else None,
         )
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from toughen.data.lazy_split import LazySplit
+from toughen.devices import QUEUED
 from toughen.noise import derive
 from toughen.parallel.ranks import TIMEOUT, cores
 
@@ -117,7 +118,7 @@ class Streamed:
             pixels = self._decoded(number)
             self._note(f"{str(error).rstrip('.')}; it was decoded again, and training goes on.")
         self._next = number + 1
-        return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        return pixels.to(self._device, non_blocking=self._device.type in QUEUED).permute(0, 3, 1, 2).contiguous()
 
     def close(self) -> None:
         """End the workers, whoever still holds this: an error that came through here does, by its traceback.
@@ -140,7 +141,7 @@ class Streamed:
         """(n, H, W, C) uint8, in pinned memory where a GPU fetches it from there."""
         rows = self._plan(number)
         channels, height, width = self._split.shape
-        shape, pinned = (len(rows.rows), height, width, channels), self._device.type == "cuda"
+        shape, pinned = (len(rows.rows), height, width, channels), self._device.type in QUEUED
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         try:
             if self._workers:

@@ -12,6 +12,7 @@ from torch import Tensor
 from toughen.data.base import Examples
 from toughen.data.lazy_split import LazySplit
 from toughen.data.loading.prefetch import Rows, Streamed
+from toughen.devices import sent
 from toughen.noise import generator
 
 
@@ -62,7 +63,7 @@ class Sampler:
             # Half the memory, which for many millions of images counts.
             order = order.int() if self.n < 2**31 else order
             # Two of them, because a queue of batches may be an epoch ahead of training.
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order.to(self._device)}
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: sent(order, self._device)}
         return self._orders[epoch]
 
 
@@ -119,7 +120,7 @@ class SampledSet:
         chosen = self.order.rows(number).rows
         pixels = self._images[number] if isinstance(self._images, Streamed) else self._images[chosen]
         index = self._index[chosen] if isinstance(self._index, Tensor) else chosen + self._index
-        return pixels, self._labels[chosen].to(self._device), index.to(self._device)
+        return pixels, sent(self._labels[chosen], self._device), sent(index, self._device)
 
     def close(self) -> None:
         """End the processes that decode for it."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from toughen.devices import in_float64
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -54,7 +56,7 @@ def score_predictions(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Predicted classes (N,) int64, of equal logits the first, and scores (N,) float64.
     """
-    wide = logits.double()
+    wide = in_float64(logits)
     predicted = wide.argmax(1)
     top = wide.gather(1, predicted[:, None])
     others = (wide - top).scatter(1, predicted[:, None], -torch.inf)
@@ -116,4 +118,4 @@ def check_counts(counts: Sequence[int], classes: int) -> list[int]:
 
 def probabilities(logits: Tensor, *, classes: int) -> Tensor:
     """Softmax over the classes proper, (N, classes) float32: what comes after them is dropped, the rest sums to 1."""
-    return logits[:, :classes].double().softmax(1).float()
+    return in_float64(logits[:, :classes]).softmax(1).float()

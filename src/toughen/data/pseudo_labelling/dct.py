@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from toughen.devices import float64_home, in_float64
+
 CENTRE = 127.5
 """What is subtracted from pixels first: differences of images do not change, and numbers are smaller."""
 
@@ -34,13 +36,15 @@ def lowest(images: Tensor, frequencies: int) -> Tensor:
         frequencies: how many of each axis, at most; all of an axis that has fewer. Of the channels all are kept.
 
     Returns:
-        (N, C, min(H, frequencies), min(W, frequencies)) float64, of pixels in 0 to 255.
+        (N, C, min(H, frequencies), min(W, frequencies)) float64, of pixels in 0 to 255, on the host where the
+        device has none.
     """
     _, channels, height, width = images.shape
-    across = basis(width, min(width, frequencies), images.device)
-    down = basis(height, min(height, frequencies), images.device)
-    colours = basis(channels, channels, images.device)
-    spectrum = down @ ((images.double() - CENTRE) @ across.T)
+    home = float64_home(images.device)
+    across = basis(width, min(width, frequencies), home)
+    down = basis(height, min(height, frequencies), home)
+    colours = basis(channels, channels, home)
+    spectrum = down @ ((in_float64(images) - CENTRE) @ across.T)
     return torch.einsum("dc,nchw->ndhw", colours, spectrum)
 
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from toughen.data.base import Examples
 from toughen.data.pseudo_labelling.dct import CENTRE, lowest, mirrored
+from toughen.devices import float64_home
 
 DIMENSIONS = 256
 """Cosines that the filter keeps. On CIFAR-10 half of them leave four times as many candidates."""
@@ -156,7 +157,7 @@ class Reference:
 
     Args:
         test_images: (T, C, H, W) uint8, kept on the device.
-        device: where the work is done.
+        device: where the work is done; one without float64 leaves it to the host.
 
     Raises:
         ValueError: there are no test images, or they are not uint8 (T, C, H, W).
@@ -168,7 +169,7 @@ class Reference:
                 f"test_images are {test_images.dtype} of shape {tuple(test_images.shape)}, but must be one or more "
                 "images, uint8 (T, C, H, W)."
             )
-        self._device = torch.device(device)
+        self._device = float64_home(device)
         self._shape = test_images.shape[1:]
         self._pixels = _flat(test_images.to(self._device))
         blocks = test_images.split(self._rows())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toughen.devices import in_float64
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.losses import cross_entropy
 from toughen.models.batched import value_and_grad
@@ -85,7 +86,7 @@ def gradient_magnitude(
                 classifier.images(x[rows]),
                 lambda logits, piece, labels=labels: cross_entropy(logits, labels[piece]),
             )
-            norm = safe_norm(grad.double()).cpu()
+            norm = safe_norm(in_float64(grad)).cpu()
             lost = ids[rows][~norm.isfinite()].tolist()
             if lost:
                 raise ValueError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
+from toughen.devices import float64_home, in_float64
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.referee import measure
 from toughen.evaluation.suites import step_size
@@ -118,7 +119,7 @@ def pictures(
                 noise = Stream(("pictures", seed, name), rows=ids[rows])
                 labels = y[rows].to(classifier.device)
                 found = attacked(attack, classifier.model, images, labels, label=label, threat=ball, noise=noise)
-                levels = grey_levels(found, x[rows].to(classifier.device), ball)
+                levels = grey_levels(found, x[rows], ball)
                 seen = classifier.images(levels)
                 measure(seen, images, ball, attack=f"{label}, rounded", ids=ids[rows])
                 predictions.append(classifier.predict(seen, ids=ids[rows], under=label).argmax(1).cpu())
@@ -130,7 +131,7 @@ def pictures(
         classes=list(classes),
         index=ids.numpy(),
         label=y.numpy(),
-        radius=np.zeros(len(x)) if radius is None else radius.double().cpu().numpy(),
+        radius=np.zeros(len(x)) if radius is None else in_float64(radius).cpu().numpy(),
         image=x.cpu().numpy(),
         clean_prediction=torch.cat(clean).numpy(),
         adversarial=torch.cat(rounded).reshape(variants, *x.shape).numpy(),
@@ -150,9 +151,11 @@ def grey_levels(found: Tensor, x: Tensor, ball: Threat) -> Tensor:
         ball: with one radius for all or one per example.
 
     Returns:
-        (N, C, H, W) uint8.
+        (N, C, H, W) uint8, on the host where the device has no float64.
     """
-    delta, eps = found.double() * 255 - x.double(), per_example(ball.eps, found.double())
+    x = x.to(float64_home(found.device))
+    found = in_float64(found)
+    delta, eps = found * 255 - in_float64(x), per_example(ball.eps, found)
     moved = delta.round()
     if isinstance(ball, Linf):
         # A ball whose rim is a grey level holds it, rounding notwithstanding: 1e-5 levels are 4e-8 in pixel units.

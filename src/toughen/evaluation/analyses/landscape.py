@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from toughen.attacks import AttackSpec
+from toughen.devices import in_float64
 from toughen.evaluation.analyses.analysis import Analysis
 from toughen.evaluation.referee import measure
 from toughen.losses import cross_entropy
@@ -268,8 +269,8 @@ def weakly_bounded(
 
 def _grey_levels(found: Tensor, images: Tensor, eps: float) -> Tensor:
     """The nearest uint8 images that lie in the ball."""
-    exact = images.double()
+    exact = in_float64(images)
     # A ball whose rim is a grey level holds it, rounding notwithstanding: 1e-5 levels are 4e-8 in pixel units.
     low, high = ((exact - eps) * 255 - 1e-5).ceil(), ((exact + eps) * 255 + 1e-5).floor()
-    levels = (found.double() * 255).round()
+    levels = (in_float64(found) * 255).round()
     return torch.minimum(torch.maximum(levels, low), high).clamp(0, 255).to(torch.uint8)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from toughen.attacks.ascent import ascend, default_step, move, start_in
 from toughen.attacks.square import square
+from toughen.devices import float64_home, in_float64
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.clean_checks import FEW, CleanChecks, ascending, mostly
 from toughen.evaluation.audit.findings import GAP, exceeds
@@ -176,7 +177,7 @@ class AttackChecks(CleanChecks):
             lost = before + since
             if lost and not self.has((code,)):
                 self._find(code, lost=int(lost), examples=PGD_STEPS * n, which=f"inputs on the way of PGD-{PGD_STEPS}")
-        flat = int((margin(logits, y).double() <= trace.first).sum())
+        flat = int((margin(logits, y).to(trace.first.dtype) <= trace.first).sum())
         if exceeds(flat, n, 0.3):
             self._find("EV281", flat=flat, examples=n)
         one_step = move(x, x, self.grad[rows], threat, threat.eps)
@@ -249,7 +250,7 @@ class AttackChecks(CleanChecks):
             inner: nn.Module = self.watched.model
             if double:
                 names.append(DOUBLE)
-                inner = copy.deepcopy(inner).double()
+                inner = copy.deepcopy(inner).to(float64_home(x.device)).double()
             model = self._repaired(inner, names)
             try:
                 _, grad, _ = value_and_grad(model, x, ascending(margin, y))
@@ -273,7 +274,7 @@ class AttackChecks(CleanChecks):
     def _leads_down(self, x: Tensor, y: Tensor, grad: Tensor) -> bool:
         """Whether the margin of most examples falls where a gradient says that it rises."""
         slope = measure_slope(self.model, x, y, grad, grad.nan_to_num().sign())
-        return bool((slope.kept < -0.5 * slope.promised).double().mean() > 0.5)
+        return bool(in_float64(slope.kept < -0.5 * slope.promised).mean() > 0.5)
 
     def _report_remedies(self, names: list[str], before: int, after: int, sure: int) -> None:
         """What the remedies broke, once: in the first of the findings that called for them."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from toughen.devices import in_float64
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.findings import NONE, Finding, exceeds, finding, first_ids
 from toughen.evaluation.audit.observation import LogitsAsGiven, Observed, WatchedModel, batch_norms, measure_slope
@@ -341,7 +342,7 @@ class CleanChecks:
         # Of a network with kinks a few examples lie near one; a quarter of them do not.
         if judged.sum() >= 8 and exceeds(int(wrong.sum()), int(judged.sum()), 0.25):
             self._find("EV207", wrong=int(wrong.sum()), examples=int(judged.sum()), seen=self.seen.of_gradients())
-        partly = (flat.flatten(1).double().mean(1) > 0.05) & ~statistics.all_zero(grad) & ~still
+        partly = (in_float64(flat.flatten(1)).mean(1) > 0.05).to(x.device) & ~statistics.all_zero(grad) & ~still
         if partly.sum() >= 8 and not coarse and not self.has(("EV202", "EV207")):
             self._check_flat(rows[partly], signs[partly] * flat[partly], digits[partly] / 20)
         self.judged = judged
@@ -360,7 +361,7 @@ class CleanChecks:
         flat = grad == 0
         moved &= self._moves(x, y, draw.sign() * flat, rounding)
         if exceeds(int(moved.sum()), len(x), 0.25):
-            share = flat.flatten(1).double().mean().item()
+            share = in_float64(flat).mean().item()
             self._find("EV210", moved=int(moved.sum()), examples=len(x), share=share, seen=self.seen.of_gradients())
 
     def _moves(self, x: Tensor, y: Tensor, direction: Tensor, rounding: Tensor) -> Tensor:

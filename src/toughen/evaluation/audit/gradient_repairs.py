@@ -18,6 +18,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from toughen.devices import in_float64, sent
+
 STRAIGHT = "straight-through gradients"
 REPAIRED = "NaN of single operations set to zero"
 LOGARITHM = "the logarithm of the probabilities"
@@ -259,7 +261,7 @@ class RepairedModel(nn.Module):
 
     Args:
         model: the classifier.
-        names: any of the remedies above; `DOUBLE` for a model that is in float64.
+        names: any of the remedies above; `DOUBLE` for a model in float64, on the host where the device has none.
         width: the radius of the attack, above 0: comparisons are steep so near their steps.
     """
 
@@ -269,8 +271,9 @@ class RepairedModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
+        device = x.device
         if DOUBLE in self.names:
-            x = x.double()
+            x = in_float64(x)
         if REVERSED in self.names:
             x = 2 * x.detach() - x
         asked = torch.is_grad_enabled()
@@ -283,4 +286,4 @@ class RepairedModel(nn.Module):
                 node.register_hook(_pass_on)
         if LOGARITHM in self.names:
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
-        return logits
+        return sent(logits, device)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from toughen.devices import has_float64
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.audit import EXAMPLES, check_range
 from toughen.evaluation.audit.check_result import CheckItem, CheckLog, ModelCheck, Verdict
@@ -197,7 +198,8 @@ def _instead(model: nn.Module, x: Tensor) -> str:
 
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.parameters()):
         return "model.float()"
-    if runs(x[:1].double() if x.dtype == torch.float32 else x[:1].float()):
+    # A device without float64 holds no model in it.
+    if has_float64(x.device) and runs(x[:1].double() if x.dtype == torch.float32 else x[:1].float()):
         return "model.float()" if x.dtype == torch.float32 else "images.float()"
     if runs(255 * x[:1]):
         zeros, std = ", ".join(["0"] * x.shape[1]), ", ".join(["1 / 255"] * x.shape[1])

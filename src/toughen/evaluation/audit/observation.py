@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from toughen.devices import own_draws
+from toughen.devices import in_float64, own_draws, random_states, sent
 from toughen.evaluation.audit.gradient_repairs import (
     COMPARISONS,
     DETACHING,
@@ -235,12 +235,16 @@ class Slope:
 def measure_slope(
     model: Batched, x: Tensor, y: Tensor, grad: Tensor, direction: Tensor, length: Tensor | float = TINY
 ) -> Slope:
-    """Go a length (n, 1, 1, 1) of a direction (n, C, H, W) from images to either side, by two forward passes."""
+    """Go a length (n, 1, 1, 1) of a direction (n, C, H, W) from images to either side, by two forward passes.
+
+    Its two changes are computed in float64.
+    """
     up, down = ((x + step * direction).clamp(0, 1) for step in (length, -length))
     above, below = (full_precision(predict(model, end)) for end in (up, down))
-    promised = (grad.double().nan_to_num() * (up - down).double()).flatten(1).sum(1)
-    kept = margin(above.double(), y) - margin(below.double(), y)
-    return Slope(kept, promised, above, (above == below).all(1))
+    promised = (in_float64(grad).nan_to_num() * in_float64(up - down)).flatten(1).sum(1)
+    wide, there = in_float64(above), y.to(promised.device)
+    kept = margin(wide, there) - margin(in_float64(below), there)
+    return Slope(sent(kept, x.device), sent(promised, x.device), above, (above == below).all(1))
 
 
 def batch_norms(model: nn.Module) -> list[str]:
@@ -254,10 +258,9 @@ def batch_norms(model: nn.Module) -> list[str]:
 
 def _random_states() -> dict[str, Any]:
     """The states of global random generators by whose they are, to be compared."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     states: tuple[Any, ...] = np.random.get_state()  # pyright: ignore[reportAssignmentType]
     return {
-        "torch": [state.numpy().tobytes() for state in (torch.get_rng_state(), *devices)],
+        "torch": [state.numpy().tobytes() for state in random_states()],
         "numpy": (states[1].tobytes(), *states[2:]),
         "Python": random.getstate(),
     }

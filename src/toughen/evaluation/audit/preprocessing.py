@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from toughen.devices import in_float64
 from toughen.evaluation.audit import statistics
 from toughen.losses import cross_entropy
 from toughen.models.classifier import MeanStd, PerImageStandardize
@@ -186,7 +187,7 @@ class FirstNorm:
             return
         # Not by detach(), which an observation would take for the model's own.
         with torch.no_grad():
-            values = inputs[0].double().transpose(0, 1).flatten(1)
+            values = in_float64(inputs[0]).transpose(0, 1).flatten(1)
             self.count += values.shape[1]
             self.sum = self.sum + values.sum(1).cpu()
             self.squares = self.squares + values.square().sum(1).cpu()
@@ -214,8 +215,8 @@ class FirstNorm:
         assert self.first.running_var is not None
         mean = self.sum / self.count
         variance = (self.squares / self.count - mean.square()).clamp_min(0) + self.first.eps
-        trained_mean = self.first.running_mean.double().cpu()
-        trained_variance = self.first.running_var.double().cpu() + self.first.eps
+        trained_mean = in_float64(self.first.running_mean).cpu()
+        trained_variance = in_float64(self.first.running_var).cpu() + self.first.eps
         spread = (variance + (mean - trained_mean).square()) / trained_variance
         missed = ((trained_variance / variance).log() + spread - 1) / 2
         return missed.nan_to_num(math.inf).median().item()
@@ -245,7 +246,7 @@ def declared(model: nn.Module, channels: int) -> tuple[Tensor, Tensor] | None:
         for names in (("mean", "std"), ("mu", "sigma")):
             values = [getattr(module, name, None) for name in names]
             try:
-                mean, std = (torch.as_tensor(value, dtype=torch.float64).detach().flatten().cpu() for value in values)
+                mean, std = (torch.as_tensor(_on_host(value), dtype=torch.float64).flatten() for value in values)
             except (TypeError, ValueError, RuntimeError):
                 continue
             if mean.numel() == std.numel() == channels and bool((std > 0).all()):
@@ -313,12 +314,12 @@ def undone(x: Tensor) -> tuple[str, Tensor, str] | None:
     The right one leads back to whole grey levels in [0, 1], which no other does.
     """
     for name, (means, stds) in CUSTOMARY.get(x.shape[1], {}).items():
-        levels = 255 * (x.double() * _shaped(stds, x).double() + _shaped(means, x).double())
+        levels = 255 * (in_float64(x) * in_float64(_shaped(stds, x)) + in_float64(_shaped(means, x)))
         off = (levels - levels.round()).abs()
         if off.mean() < 0.02 and levels.min() > -0.5 and levels.max() < 255.5:
             text = f"leave Normalize({_numbers(means)}, {_numbers(stds)}) out of the data and write "
             text += _classifier(means, stds)
-            return name, (levels.round() / 255).to(x.dtype), text
+            return name, (levels.round() / 255).to(x.dtype).to(x.device), text
     return None
 
 
@@ -361,6 +362,10 @@ def _front(change: str, family: str, constants: tuple[Sequence[float], ...], poi
 def _back(change: str, family: str, constants: tuple[Sequence[float], ...], points: float, text: str) -> Preprocessing:
     mean, std = constants
     return Preprocessing(change, family, lambda x: x * _shaped(std, x) + _shaped(mean, x), points, text)
+
+
+def _on_host(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
 def _shaped(values: Sequence[float], x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from toughen.devices import in_float64, widest
 from toughen.losses import cross_entropy, margin
 from toughen.outcomes import interval
 
@@ -30,12 +31,13 @@ class Trace:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     def __post_init__(self) -> None:
-        self.first = torch.full_like(self.y, torch.nan, dtype=torch.float64)
+        # A device without float64 gives no margin that float32 does not hold.
+        self.first = torch.full_like(self.y, torch.nan, dtype=widest(self.y.device))
         self.broken = torch.zeros_like(self.y, dtype=torch.bool)
 
     def __call__(self, logits: Tensor, rows: slice) -> Tensor:
         """The loss (n,) of some rows."""
-        ahead = margin(logits.detach(), self.y[rows]).double()
+        ahead = margin(logits.detach(), self.y[rows]).to(self.first.dtype)
         self.first[rows] = torch.where(self.first[rows].isnan(), ahead, self.first[rows])
         self.broken[rows] |= ahead > 0
         return self.loss(logits, self.y[rows])
@@ -78,13 +80,13 @@ def are_probabilities(logits: Tensor) -> bool:
     K free numbers that are nowhere negative and add up to one in each of many rows do not happen by chance.
     """
     rounding = 32 * torch.finfo(logits.dtype).eps
-    return bool((logits >= 0).all() and ((logits.double().sum(1) - 1).abs() <= rounding).all())
+    return bool((logits >= 0).all() and ((in_float64(logits).sum(1) - 1).abs() <= rounding).all())
 
 
 def are_log_probabilities(logits: Tensor) -> bool:
     """Whether all rows are logarithms of probabilities."""
     rounding = 32 * torch.finfo(logits.dtype).eps * max(1.0, float(logits.abs().max()))
-    return bool((logits <= rounding).all() and (logits.double().logsumexp(1).abs() <= rounding).all())
+    return bool((logits <= rounding).all() and (in_float64(logits).logsumexp(1).abs() <= rounding).all())
 
 
 def are_constant(logits: Tensor) -> bool:
@@ -97,6 +99,11 @@ def repeated(logits: Tensor) -> Tensor:
     """Which rows equal another row to the last bit, (N,)."""
     _, inverse, counts = logits.unique(dim=0, return_inverse=True, return_counts=True)
     return counts[inverse] > 1
+
+
+def commonest_class(y: Tensor) -> int:
+    """The class that most labels y (N,) name, of several the first; on the host, for MPS knows no mode."""
+    return int(y.cpu().mode().values)
 
 
 def sign_test(more: int, fewer: int) -> float:
@@ -126,7 +133,8 @@ def log_likelihood_ratio(logits: Tensor, others: Tensor, y: Tensor) -> float:
     """
 
     def likelihood(values: Tensor) -> Tensor:
-        return (0.8 * values.double().softmax(1) + 0.2 / values.shape[1]).log().gather(1, y.unsqueeze(1)).sum()
+        guessed = 0.8 * in_float64(values).softmax(1) + 0.2 / values.shape[1]
+        return guessed.log().gather(1, y.unsqueeze(1).to(guessed.device)).sum()
 
     return float(likelihood(logits) - likelihood(others))
 
@@ -139,15 +147,15 @@ def untrained(logits: Tensor, y: Tensor) -> bool:
     24 %, and their confidence exceeds 1 / K by at most a quarter of what their accuracy does. Trained networks keep to
     neither: those in `tests/frozen` gain 86 % and more, and one that is often wrong is sure nevertheless.
     """
-    even, right = 1 / logits.shape[1], (logits.argmax(1) == y).double().mean().item()
-    sure = logits.double().softmax(1).amax(1).mean().item()
+    even, right = 1 / logits.shape[1], in_float64(logits.argmax(1) == y).mean().item()
+    sure = in_float64(logits).softmax(1).amax(1).mean().item()
     return learnt(logits, y) < 0.25 and sure - even < (right - even) / 3
 
 
 def learnt(logits: Tensor, y: Tensor) -> float:
     """By which share the cross-entropy of labels y (n,) is below that of even guesses, log K; negative where above."""
     classes = logits.shape[1]
-    return 1 - cross_entropy(logits, y).double().mean().item() / math.log(classes) if classes > 1 else 1.0
+    return 1 - in_float64(cross_entropy(logits, y)).mean().item() / math.log(classes) if classes > 1 else 1.0
 
 
 class Renaming(NamedTuple):
@@ -185,7 +193,7 @@ def relabelling(prediction: Tensor, y: Tensor, classes: int, names: Sequence[str
         classes: number of classes K.
         names: of the classes, in the order of the labels; K of them, or else they are not looked at.
     """
-    counted, given = y != y.mode().values, prediction == y
+    counted, given = y != commonest_class(y), prediction == y
 
     def far_better(right: Tensor, points: float, chance: float) -> bool:
         return all(better(right[part], given[part], points, chance) for part in (counted, torch.ones_like(counted)))

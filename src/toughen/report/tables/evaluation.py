@@ -61,8 +61,22 @@ def describe_evaluation(result: JsonObject) -> list[Block]:
             f"(95 % Wilson intervals, n = {result['n']}, {result['marginal']} marginal, {duration(result['seconds'])})",
             "",
         ),
+        *_idle(result),
         *(Paragraph(f"note: {note}", "") for note in result["notes"]),
         *_verdict(result["audit"]),
+    ]
+
+
+def _idle(result: JsonObject) -> list[Paragraph]:
+    """What broken examples cost that went on for a while, where that is so."""
+    if not (idle := result.get("idle_passes")):
+        return []
+    return [
+        Paragraph(
+            f"extra passes: {idle:,} of {result['forwards'] + result['backwards']:,} were of examples that needed no "
+            f"more; on {result['device']} they leave an attack every ten steps, so that nothing waits for it",
+            "",
+        )
     ]
 
 
