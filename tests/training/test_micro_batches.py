@@ -14,6 +14,7 @@ from toughen.progress import Display
 from toughen.recipes import RecipeError
 from toughen.recipes.text import build
 from toughen.threat import Linf
+from toughen.training import rehearsal
 from toughen.training import run as run_module
 from toughen.training import setup as preparing
 from toughen.training.loop import Job
@@ -155,11 +156,11 @@ def test_what_was_found_is_kept_over_a_stop(tiny: str, tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         real(job, batch)
 
-    monkeypatch.setattr(run_module, "rows_that_fit", finding(5))
+    monkeypatch.setattr(rehearsal, "rows_that_fit", finding(5))
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "train_batch", dying)
         with pytest.raises(KeyboardInterrupt):
             run_module.train(recipe, tmp_path / "run")
-    monkeypatch.setattr(run_module, "rows_that_fit", finding(7))
+    monkeypatch.setattr(rehearsal, "rows_that_fit", finding(7))
     assert run_module.train(recipe, tmp_path / "run")["micro_batch"] == 5
     assert asked == [5]
