@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from toughen import models
 from toughen.parallel import ranks
 from toughen.training import rehearsal, run, setup, train
 from toughen.training.acceleration import CACHE, Acceleration, Graphs
-from toughen.training.loop import Job, rehearse
+from toughen.training.loop import Job, rehearse, train_batch
 from toughen.training.state import capture
 
 COMPILED = Acceleration(channels_last=True, compiled=True)
@@ -75,6 +76,25 @@ def test_a_step_that_is_tried_leaves_nothing_behind(tiny: str, name: str):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(p.grad is None and p.requires_grad for p in job.model.parameters())
     assert (job.step, job.number, job.passes.forwards) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["adversarial-batch", "free", "trades", "weight-perturbation"])
+def test_all_forms_of_a_batch_are_tried(tiny: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    graphs: list[object] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    on_a_gpu(monkeypatch, backend)
+    job, batches = tiny_job(tiny_recipe(method=CASES[name].settings, **CASES[name].recipe))
+    with warnings.catch_warnings(action="ignore"):
+        rehearse(job, batches[0], None)
+    tried = len(graphs)
+    assert tried >= 1
+    for number in range(3):
+        train_batch(job, batches[number])
+    assert len(graphs) == tried
 
 
 @pytest.mark.parametrize("after", [0, 1])

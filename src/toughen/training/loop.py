@@ -21,7 +21,7 @@ from toughen.devices import own_draws
 from toughen.methods import Method, Objective, State
 from toughen.models.cost import Passes
 from toughen.models.folding import Folding
-from toughen.modes import foldable
+from toughen.modes import batch_statistics, foldable
 from toughen.noise import derive
 from toughen.optim.awp import gradient, perturbable, perturbed
 from toughen.optim.ema import Averages
@@ -131,7 +131,12 @@ def rehearse(job: Job, batch: Batch, rows: int | None) -> None:
             ranks.unsynchronised(job.wrapped),
             _training(job, batch, state, rows) as parts,
         ):
-            backward(job, batch, next(objectives_of(job, parts)))
+            objectives = next(objectives_of(job, parts))
+            if job.perturbation:
+                # As for the gradient by which weights are perturbed, now or later in the run.
+                with batch_statistics(job.model):
+                    backward(job, batch, objectives)
+            backward(job, batch, objectives)
     finally:
         job.model.zero_grad(set_to_none=True)
         for buffer, before in buffers:
