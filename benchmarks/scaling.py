@@ -85,9 +85,8 @@ NETWORKS = {
     "ViT-B/16": Network(lambda: VisionTransformer(1000), 224, 4096, "ours"),
 }
 
-METHODS: dict[str, tuple[int, int]] = {"natural, Free": (1, 0), "PGD-10": (11, 10), "TRADES-10": (12, 10)}
-"""Forward passes, and backward passes to the image alone; each has one full backward pass besides (TRADES two forwards
-under it, so twice the full one)."""
+METHODS: dict[str, tuple[int, int]] = {"natural, Free": (1, 0), "PGD-10": (11, 10), "TRADES-10": (13, 10)}
+"""Forward passes, and backward passes to the image alone; a full backward pass besides, of TRADES over two forwards."""
 
 
 @dataclass(frozen=True)
@@ -324,9 +323,9 @@ def hours() -> str:
             row = [f"{name}, {method}"]
             for n in SETS.values():
                 alone = n * counts(name).step(method) / ASSUMED["products"] / 3600
-                row += [f"{alone / gpus:,.1f}" for gpus in (1, 8, 64)]
+                row += [f"{alone / gpus:#,.2g}" if alone < 10 * gpus else f"{alone / gpus:,.0f}" for gpus in (1, 8, 64)]
             rows.append(row)
-    return table(["once through", *(f"{n}, {gpus} GPUs, h" for n in SETS for gpus in (1, 8, 64))], rows)
+    return table(["once through", *(f"{n}: {what}, h" for n in SETS for what in ("1 GPU", "8 GPUs", "64"))], rows)
 
 
 TABLES = {

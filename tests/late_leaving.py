@@ -25,7 +25,7 @@ class LongRun:
 
     Attributes:
         name: of the attack.
-        steps: of all its runs together, in each of which a device may be waited for.
+        steps: of all its runs together, after every tenth of which a device may be waited for.
         settings: its settings.
         norms: in whose balls.
     """
@@ -64,7 +64,8 @@ RUNS: dict[str, LongRun] = {
         ("l2",),
     ),
     "square": LongRun("square", 80, {"queries": 41, "restarts": 2}),
-    "spsa": LongRun("spsa", 12, {"steps": 12, "samples": 8}),
+    # Its examples leave after every step, each of which is many passes.
+    "spsa": LongRun("spsa", 120, {"steps": 12, "samples": 8}),
 }
 """Attacks out of which broken examples leave. (That by line searches, `carlini_wagner_linf`, waits at every try.)"""
 

@@ -8,6 +8,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling  # pyright: ignore[reportMissingImports]
+from toughen.methods import METHODS
+from toughen.threat import Linf
 
 
 def test_parameters_are_those_of_the_papers() -> None:
@@ -28,6 +30,18 @@ def test_operations_are_those_of_the_closed_form() -> None:
     assert wrn.to_image == pytest.approx(wrn.forward, rel=0.01)
     assert wrn.full == pytest.approx(2 * wrn.forward, rel=0.01)
     assert wrn.step("PGD-10") / wrn.step("natural, Free") == pytest.approx(23 / 3, rel=0.01)
+
+
+def test_passes_are_those_of_our_methods() -> None:
+    pgd = {"name": "pgd", "steps": 10}
+    for name, settings in {
+        "PGD-10": {"name": "adversarial", "attack": pgd},
+        "TRADES-10": {"name": "trades", "attack": pgd},
+    }.items():
+        passes = METHODS[str(settings["name"])].model_validate(settings).resolved(Linf(0.1)).passes()
+        assert scaling.METHODS[name] == (passes.forwards, passes.input_backwards)
+        natural = scaling.counts("WRN-28-10").step("natural, Free")
+        assert scaling.counts("WRN-28-10").step(name) / natural == pytest.approx(passes.natural_steps, rel=0.01)
 
 
 def test_an_exchange_takes_what_rings_take() -> None:

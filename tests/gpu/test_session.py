@@ -18,7 +18,8 @@ def session(out: Path, *parts: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.full
 def test_every_part_runs_and_a_second_session_asks_nothing_again(tmp_path: Path) -> None:
     rows = session(tmp_path)
     assert [row["part"] for row in rows if row["name"] == "ended"] == [
@@ -32,3 +33,11 @@ def test_every_part_runs_and_a_second_session_asks_nothing_again(tmp_path: Path)
     assert "- Nothing failed, and all is as it should be." in lines
     # Of libraries that are not installed it is looked again whether they are.
     assert {row["part"] for row in session(tmp_path)} <= {"peers"}
+
+
+def test_a_part_writes_its_figures(tmp_path: Path) -> None:
+    (row, *_) = session(tmp_path, "ceilings")
+    assert row["device"] == "pretended"
+    page = (tmp_path / "gpu.md").read_text()
+    assert "- Nothing failed" in page
+    assert "| pretended, torch" in page

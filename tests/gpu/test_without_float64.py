@@ -24,6 +24,7 @@ from toughen.evaluation import evaluate
 from toughen.evaluation.audit.model_check import check
 from toughen.evaluation.corruption.evaluate import corruption_accuracy
 from toughen.models import Classifier
+from toughen.models.batched import out_of_memory
 from toughen.testing import toys
 from toughen.threat import L2, Linf, Threat
 from toughen.training import run as running
@@ -226,3 +227,20 @@ def test_audit_and_check_find_the_same(fault: str) -> None:
         for model in (host, there)
     ]
     assert said[0] == said[1]
+
+
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+
+def test_draws_on_the_device_are_seen() -> None:
+    x = torch.rand(8, *toys.SHAPE, generator=torch.Generator().manual_seed(2))
+    items = check(nn.Sequential(Noisy(), toys.normed()).eval().to(MPS), x, toys.normed()(x).argmax(1)).items
+    (found,) = [item for item in items if item.code == "EV212"]
+    assert "draws or sets random numbers of torch" in found.evidence
+
+
+@pytest.mark.parametrize("said", ["MPS backend out of memory (MPS allocated: 9 GB).", "Invalid buffer size: 90.00 GiB"])
+def test_memory_of_mps_ends_in_words_of_its_own(said: str) -> None:
+    assert out_of_memory(RuntimeError(said))

@@ -75,7 +75,7 @@ X = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 def made(kind: type[Plain]) -> Any:
     """A network of this kind, always with the same weights, to which no class is dearer than others."""
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = kind().eval()
         model.head.bias -= model.head(model.features(X).flatten(1)).mean(0)

@@ -35,10 +35,12 @@ class Leaving:
 
     Args:
         model: the classifier; of one that is `Batched` its `idle` counts them.
+        every: steps after which the host looks where it has to wait; 1 where a step is so many passes that waiting is
+            cheaper than those for nothing.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._steps = model, 0
+    def __init__(self, model: nn.Module, every: int = EVERY) -> None:
+        self._model, self._every, self._steps = model, every, 0
 
     def stay(self, gone: Tensor, passes: int = 2) -> Tensor | None:
         """Who goes on, their positions (m,); None where all do, or the host does not look this time.
@@ -49,7 +51,7 @@ class Leaving:
         """
         self._steps += 1
         if waits(gone.device):
-            if self._steps % EVERY:
+            if self._steps % self._every:
                 self.idle(gone, passes)
                 return None
             staying = (~gone).nonzero().squeeze(1)

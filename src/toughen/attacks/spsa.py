@@ -106,8 +106,8 @@ def spsa(
     best, highest = x.clone(), x.new_full((len(x),), -torch.inf)
     rows = (of_each(threat.eps, x) > 0).nonzero().squeeze(1)
     clean, x_adv, labels, draws, ball = x[rows], x[rows], y[rows], noise[rows], threat[rows]
-    mean, square, gone = torch.zeros_like(clean), torch.zeros_like(clean), torch.zeros_like(rows, dtype=torch.bool)
-    leaving = Leaving(model)
+    mean, square = torch.zeros_like(clean), torch.zeros_like(clean)
+    leaving = Leaving(model, every=1)
     with attacking(model, "eval"):
         for step in range(1, steps + 1):
             if not len(rows):
@@ -121,13 +121,12 @@ def spsa(
             x_adv = (clean + ball.project(moved - clean)).clamp(0, 1)
             logits = predict(model, x_adv)
             gain, fooled = function(logits, labels).to(x), logits.argmax(1) != hard(labels)
-            better = ~gone & (fooled | (gain > highest[rows]))
+            better = fooled | (gain > highest[rows])
             write(best, rows, better, x_adv)
             write(highest, rows, better, gain)
-            gone = gone | fooled
-            if (stay := leaving.stay(gone, passes=(2 * samples + 1) * (step < steps))) is not None:
-                rows, clean, x_adv, labels, mean, square, gone = (
-                    part[stay] for part in (rows, clean, x_adv, labels, mean, square, gone)
+            if (stay := leaving.stay(fooled)) is not None:
+                rows, clean, x_adv, labels, mean, square = (
+                    part[stay] for part in (rows, clean, x_adv, labels, mean, square)
                 )
                 draws, ball = draws[stay], ball[stay]
     return best
