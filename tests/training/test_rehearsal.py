@@ -1,7 +1,5 @@
 """What cannot be compiled here is known before training begins: a step is tried, taken back, and the run goes on."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,8 +14,9 @@ from method_cases import CASES, FIRST
 from tiny_runs import Said, command, tiny_job, tiny_recipe
 from toughen import models
 from toughen.parallel import ranks
+from toughen.storage.compiler_cache import CACHE
 from toughen.training import rehearsal, run, setup, train
-from toughen.training.acceleration import CACHE, Acceleration, Graphs
+from toughen.training.acceleration import Acceleration, Graphs
 from toughen.training.loop import Job, rehearse, train_batch
 from toughen.training.state import capture
 
@@ -192,39 +191,3 @@ def test_what_the_network_itself_raises_is_no_matter_of_compilers(
     assert code == 2
     assert sentence.startswith("error: the model raises KeyError: 'scale' (test_rehearsal.py, line ")
     assert not [note for note in said.notes if "compiled" in note]
-
-
-WITHOUT_CACHE = """
-import os, sys, torch
-from toughen.training.acceleration import CACHE, writable_cache
-
-os.environ[CACHE] = sys.argv[1]
-writable_cache(print)
-weight = torch.nn.Parameter(torch.ones(1))
-optimizer = torch.optim.SGD([weight], lr=1.0)
-weight.sum().backward()
-optimizer.step()
-print(float(weight), os.path.isdir(os.environ[CACHE]))
-os.rmdir(os.environ[CACHE]) if not os.listdir(os.environ[CACHE]) else None
-"""
-
-
-def test_a_cache_that_cannot_be_written_is_another(tmp_path: Path):
-    """In a process of its own, for torch's optimisers look for the folder once, and raise where it cannot be made."""
-    (tmp_path / "file").touch()
-    folder = tmp_path / "file" / "cache"
-    done = subprocess.run([sys.executable, "-c", WITHOUT_CACHE, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    note, last = done.stdout.splitlines()
-    assert note.startswith(f"{CACHE}: {folder} cannot be written (Not a directory); until this command ends it is ")
-    assert last == "0.0 True"
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
-
-
-def test_a_run_says_that_its_cache_is_another(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv(CACHE, str(tmp_path / "file" / "cache"))
-    said = Said()
-    train(small(), tmp_path / "run", display=said)
-    assert len([note for note in said.notes if note.startswith(f"{CACHE}: ")]) == 1

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from toughen.errors import in_shell
 from toughen.progress import Notice
+from toughen.storage.compiler_cache import writable_cache
 from toughen.storage.files import Damaged, Locked
 
 
@@ -29,6 +30,7 @@ def plain_errors() -> Iterator[None]:
 
     before = _hear_termination()
     try:
+        writable_cache(lambda said: print(f"note: {said}", file=sys.stderr))
         yield
         # What is still in the buffer must not fail after this, where nobody would catch it.
         sys.stdout.flush()

@@ -10,6 +10,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +24,9 @@ from toughen.models.networks.resnet import ResNet18, resnet34, resnet50, resnet1
 from toughen.models.networks.small_cnn import SmallCNN
 from toughen.models.networks.wide_resnet import MadryResNet, WideResNet, check_size
 from toughen.models.pretrained.timm_hub import PREFIXES, find_extra
+from toughen.progress import Notice
 from toughen.settings import nearest, shown
+from toughen.storage.compiler_cache import writable_cache
 
 # A builder takes `num_classes` and `in_channels`, then options by keyword, and returns a network from images to logits.
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -84,6 +87,7 @@ def try_options(name: str, options: dict[str, Any]) -> None:
     call = getattr(builder, "func", builder)
     written = f"{name} {options!r}"
     if _TRIED.get(written) is not call:
+        writable_cache(lambda said: warnings.warn(said, Notice, stacklevel=2))
         with torch.device("meta"):
             builder(num_classes=10, in_channels=3, **options)
         _TRIED[written] = call

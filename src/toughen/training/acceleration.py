@@ -31,7 +31,6 @@ hour; it is kept with the run, so that a resumed one goes on in the same way.
 import copy
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -63,9 +62,6 @@ MARGIN = 0.05
 
 ROUNDS = 3
 FORMS = 32
-
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Names the folder of torch's compiler in the environment."""
 
 
 @dataclass(frozen=True)
@@ -272,26 +268,6 @@ class Graphs:
     def on(self, rows: int) -> AbstractContextManager[None]:
         """Run forward passes as graphs until the context ends, in a batch of so many images if it is a full one."""
         return running(self._net, self._forward) if rows == self._rows else nullcontext()
-
-
-def writable_cache(note: Callable[[str], None]) -> None:
-    """Give torch's compiler another folder where the user's cannot be written, and tell `note`.
-
-    torch's optimisers begin it even where nothing is compiled, and raise with it.
-
-    Raises:
-        OSError: no temporary folder can be written either.
-    """
-    if not (folder := os.environ.get(CACHE)):
-        return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        os.environ[CACHE] = tempfile.mkdtemp(prefix="torchinductor_")
-        said = error.strerror or error
-        note(f"{CACHE}: {folder} cannot be written ({said}); until this command ends it is {os.environ[CACHE]}")
 
 
 @contextmanager

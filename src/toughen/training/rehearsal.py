@@ -47,7 +47,7 @@ def ready(recipe: Recipe, job: Job, batches: Batches, note: Callable[[str], None
 def compile_or_not(job: Job, batch: Batch, note: Callable[[str], None]) -> None:
     """Go on without graphs where the network cannot be compiled on some rank: every form of a step is tried.
 
-    There may be no C compiler, none of Python's headers, a GPU that is too old, or a cache that cannot be written.
+    There may be no C compiler, none of Python's headers, a GPU that is too old, or a full disk.
     """
     said = ""
     try:

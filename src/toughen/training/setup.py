@@ -38,7 +38,6 @@ from toughen.training.acceleration import (
     chosen_ways,
     folding_of,
     laid_out,
-    writable_cache,
 )
 from toughen.training.activation_checkpointing import blocks
 from toughen.training.initial_weights import check_start, expected_normalization, start
@@ -178,7 +177,6 @@ def set_up(
     goes on computes in the `ways` in which it began; None chooses them.
     """
     check_auto(recipe, device)
-    writable_cache(note)
     try:
         batches = Batches(
             split,
