@@ -28,7 +28,8 @@ class RefusalsOfMps(TorchDispatchMode):
         """The operation, if MPS would do it."""
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(tensor.device.type == "mps" for tensor in tensors):
+        to = torch.device(kwargs.get("device") or "cpu")
+        if "mps" in (to.type, *(tensor.device.type for tensor in tensors)):
             self.look(func, tensors, args, kwargs)
         return func(*args, **kwargs)
 
