@@ -31,3 +31,10 @@ def test_an_attack_finds_in_float64_what_it_finds_on_the_cpu(name: str, norm: st
 
 def test_both_norms_are_tried() -> None:
     assert {type(ball) for balls in BALLS.values() for ball in balls} == {Linf, L2}
+
+
+def test_balls_are_equal_wherever_their_radii_lie() -> None:
+    radii = torch.tensor([0.1, 0.2])
+    assert Linf(radii) == Linf(radii.to(CUDA))
+    assert Linf(radii.to(CUDA)) == Linf(radii)
+    assert Linf(radii) != Linf(2 * radii.to(CUDA))
