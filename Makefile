@@ -43,7 +43,7 @@ test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -n 2
 
 test-gpu: $(READY)  ## the tests on a GPU that is pretended on the CPU: needs g++, and no GPU
-	$(BIN)/python -m pytest -n 2 tests/gpu
+	$(BIN)/python -m pytest -n 2 -rs tests/gpu
 
 test-capabilities: $(READY)  ## the tests as narrower processors compute: without AVX-512, without AVX2 (nightly)
 	$(BIN)/python tools/capabilities.py
