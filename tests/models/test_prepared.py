@@ -82,7 +82,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(("make", "differs"), MODELS.values(), ids=MODELS)
 def test_what_is_found_out_of_a_model(make: Callable[[], nn.Module], differs: dict[str, Any]):
     expected = {"classes": 5, "fast": True, "adapted": False, "said": "", **differs}

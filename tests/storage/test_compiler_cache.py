@@ -34,6 +34,7 @@ def test_a_command_goes_on_with_another(unwritable: Path, tmp_path: Path):
     assert len(notes) == 1
     said = f"note: {CACHE}: {unwritable} cannot be written (Not a directory); until this command ends it is {tmp_path}"
     assert notes[0].startswith(said)
+    assert list(tmp_path.glob("torchinductor_*")) == []
 
 
 def test_in_python_too(unwritable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,7 @@ from toughen.evaluation.analyses.transfer import transfer
 from toughen.evaluation.suites import SUITES
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
     pytest.mark.filterwarnings("ignore:.*quantiz"),
 ]
 

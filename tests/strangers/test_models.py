@@ -19,7 +19,7 @@ from toughen.models.prepared import prepare
 from toughen.threat import L2, Linf
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
     pytest.mark.filterwarnings("ignore:.*quantiz"),
 ]
 

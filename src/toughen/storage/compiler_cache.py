@@ -6,7 +6,9 @@ torch imports its compiler at the first optimiser, and on its meta device, with 
 the folder, or raises.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -28,5 +30,6 @@ def writable_cache(note: Callable[[str], None]) -> None:
             pass
     except OSError as error:
         os.environ[CACHE] = tempfile.mkdtemp(prefix="torchinductor_")
+        atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
         said = error.strerror or error
         note(f"{CACHE}: {folder} cannot be written ({said}); until this command ends it is {os.environ[CACHE]}")
