@@ -4,7 +4,6 @@ JOBS is a JSON file of {"case", "cwd", "argv", "environment"}. A fork runs the c
 audit hook that notes everything that reading a file has no business to do, and within bounds of time and memory.
 """
 
-import getpass
 import json
 import os
 import resource
@@ -25,8 +24,6 @@ NEVER = (
     *("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "webbrowser.open"),
     *("pickle.find_class", "ctypes.dlopen", "code.__new__", "os.kill", "os.setxattr", "shutil.unpack_archive"),
 )
-TORCHS = os.path.join(os.path.realpath(tempfile.gettempdir()), f"torchinductor_{getpass.getuser()}")
-"""The folder of torch's compiler, which newer torch makes when it imports it."""
 CHANGES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -36,7 +33,7 @@ def within(path: Any, folder: str) -> bool:
     if isinstance(path, int) or path is None or path == -1:
         return True
     real = os.path.realpath(os.fsdecode(path))
-    return any(real == place or real.startswith(place + os.sep) for place in (folder, TORCHS)) or real == os.devnull
+    return real == folder or real.startswith(folder + os.sep) or real == os.devnull
 
 
 def parent(path: Any) -> str:

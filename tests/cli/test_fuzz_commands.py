@@ -16,7 +16,6 @@ from typer.testing import Result
 from cli.test_app import TINY, done, everything, toughen
 from cli.test_evaluate import MINE
 from conftest import tiny_data
-from hostile_child import TORCHS
 from recipes.fuzzed_recipes import garbled, slip
 from tiny_study import write_tiny_study
 from toughen.data import DATA
@@ -277,7 +276,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         cache = Path(os.environ["TOUGHEN_CACHE"])
         # A lock that somebody holds.
         with files.lock(here / "locked"):
-            _inside[:] = [here, home, cache, Path(TORCHS)]
+            _inside[:] = [here, home, cache]
             yield here
             _inside.clear()
 

@@ -50,6 +50,8 @@ def test_one_that_can_be_written_is_left(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(CACHE, str(tmp_path / "mine"))
     writable_cache(told.append)
     assert os.environ[CACHE] == str(tmp_path / "mine")
+    # It is torch's to make.
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.delenv(CACHE)
     writable_cache(told.append)
     assert CACHE not in os.environ

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """Names the folder in the environment."""
@@ -22,14 +23,17 @@ def writable_cache(note: Callable[[str], None]) -> None:
     Raises:
         OSError: no temporary folder can be written either.
     """
-    if not (folder := os.environ.get(CACHE)):
+    folder = os.environ.get(CACHE)
+    if not folder or (said := _hindrance(Path(folder))) is None:
         return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        os.environ[CACHE] = tempfile.mkdtemp(prefix="torchinductor_")
-        atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
-        said = error.strerror or error
-        note(f"{CACHE}: {folder} cannot be written ({said}); until this command ends it is {os.environ[CACHE]}")
+    os.environ[CACHE] = instead = tempfile.mkdtemp(prefix="torchinductor_")
+    atexit.register(shutil.rmtree, instead, ignore_errors=True)
+    note(f"{CACHE}: {folder} cannot be written ({said}); until this command ends it is {instead}")
+
+
+def _hindrance(folder: Path) -> str | None:
+    """Why a folder, or what it would be made in, cannot be written; looked at, not tried: nobody has asked for it yet."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not there.is_dir():
+        return "Not a directory"
+    return None if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
