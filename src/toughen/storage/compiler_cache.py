@@ -32,7 +32,7 @@ def writable_cache(note: Callable[[str], None]) -> None:
 
 
 def _hindrance(folder: Path) -> str | None:
-    """Why a folder, or what it would be made in, cannot be written; looked at, not tried: nobody has asked for it yet."""
+    """Why a folder, or what it would be made in, cannot be written; looked at and not tried."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not there.is_dir():
         return "Not a directory"
