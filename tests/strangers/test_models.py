@@ -52,7 +52,8 @@ class View(Plain):
 
 class InPlace(Plain):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mul_(1.0).clamp_(0, 1))
+        # Bounds that no image is on: there `clamp` has no gradient from torch 2.14 on.
+        return super().forward(x.mul_(1.0).clamp_(-1, 2))
 
 
 class Tupled(Plain):

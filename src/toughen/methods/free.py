@@ -96,7 +96,7 @@ class Free(Robust, frozen=True):
         x = batch.x + delta
         # Clipped as in the official code, which the paper's text leaves out: where x + delta leaves [0, 1] the gradient
         # is zero and that entry of delta stays as it is.
-        return cross_entropy(model(x if self.clip_delta else x.clamp(0, 1)), batch.y)
+        return cross_entropy(model(x if self.clip_delta else _clipped(x)), batch.y)
 
     def _remembered(self, batch: Batch, state: State) -> Tensor:
         if self.memory == "batch":
@@ -109,3 +109,12 @@ class Free(Robust, frozen=True):
         elif self.memory == "image":
             index, rows = (ranks.gather(part, batch.size) for part in (batch.index, delta))
             state["delta"][index] = rows
+
+
+def _clipped(x: Tensor) -> Tensor:
+    """x in [0, 1], with a gradient within and on the bounds, as in the official code.
+
+    That of torch's own `clamp` is 0 on the bounds from torch 2.14 on: there delta would never leave 0 where an image is
+    black or white.
+    """
+    return torch.where((x < 0) | (x > 1), x.detach().clamp(0, 1), x)
