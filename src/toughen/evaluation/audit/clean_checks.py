@@ -22,6 +22,7 @@ from torch import Tensor
 from toughen.devices import in_float64
 from toughen.evaluation.audit import statistics
 from toughen.evaluation.audit.findings import NONE, Finding, exceeds, finding, first_ids
+from toughen.evaluation.audit.messages import CLIP
 from toughen.evaluation.audit.observation import LogitsAsGiven, Observed, WatchedModel, batch_norms, measure_slope
 from toughen.evaluation.audit.preprocessing import MISMATCHED, FirstNorm, Preprocessing, Trial, bypassing, coarse, finer
 from toughen.losses import Loss, cross_entropy, full_precision, margin
@@ -353,6 +354,10 @@ class CleanChecks:
         moved = self._moves(x, y, direction, rounding)
         if not exceeds(int(moved.sum()), len(x), 0.25):
             return
+        if self._clips(x, y, flat := direction != 0):
+            figures = {"moved": int(moved.sum()), "examples": len(x), "share": in_float64(flat).mean().item()}
+            self._find("EV210", **figures, seen=self.seen.of_gradients(), remedy=CLIP)
+            return
         # On even ground the pixels of a window tie for its maximum, and one alone has the gradient: so once more on
         # ground that is not even.
         draw = self.noise[rows.cpu()].child("uneven").uniform(tuple(x.shape[1:]), dtype=x.dtype).to(x.device)
@@ -363,6 +368,12 @@ class CleanChecks:
         if exceeds(int(moved.sum()), len(x), 0.25):
             share = in_float64(flat).mean().item()
             self._find("EV210", moved=int(moved.sum()), examples=len(x), share=share, seen=self.seen.of_gradients())
+
+    def _clips(self, x: Tensor, y: Tensor, flat: Tensor) -> bool:
+        """Whether pixels without a gradient (n, C, H, W) are black or white and have one a hair's breadth from it."""
+        bound = flat & ((x == 0) | (x == 1))
+        _, grad, _ = value_and_grad(self.model, torch.where(bound, x.clamp(1e-5, 1 - 1e-5), x), ascending(margin, y))
+        return bool((bound & (grad != 0)).sum() > 0.9 * flat.sum())
 
     def _moves(self, x: Tensor, y: Tensor, direction: Tensor, rounding: Tensor) -> Tensor:
         """Whether the margin moves with a direction (n, C, H, W) by more than rounding, (n,)."""

@@ -122,6 +122,10 @@ MORE_QUERIES = (
     'Give Square more queries than it had: a suite may be a dict like {"square": AttackSpec(name="square", '
     "queries=50000)}, also as FILE.py:DICT."
 )
+CLIP = (
+    "The model clips images to [0, 1] with no gradient on the bounds, as hardtanh does and, from torch 2.14 on, clamp: "
+    "leave that out, for images are in [0, 1]."
+)
 TRANSFER = (
     "Try the adversarial examples of another model: toughen.evaluation.transfer(model, other, x, y, threat=threat)."
 )
