@@ -10,7 +10,7 @@ from torch import nn
 
 import pretended
 from cli.test_app import done, toughen
-from conftest import tiny_data, tiny_split
+from conftest import few, tiny_data, tiny_split
 from method_cases import CASES
 from photographs import stored_photographs
 from refusals_of_mps import RefusalsOfMps
@@ -35,6 +35,7 @@ from toughen.training.setup import set_up
 from toughen.workflows import analysis_kinds
 
 MPS = torch.device("mps")
+FIRST = ("autoattack", "aa+mt", "adaptive")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_shortened")
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", few(*FIRST, *(suite for suite in SUITES if suite not in FIRST), small=3))
 def test_an_evaluation_comes_to_the_same_verdicts(suite: str) -> None:
     same_verdicts(suite, Linf(0.04))
 
