@@ -299,10 +299,9 @@ struct Call {
   // What a kernel wrote into may have been given another size.
   void resized() const {
     for (auto& [there, here] : taken) {
-      if (there.sizes() == here.sizes() && there.strides() == here.strides() && there.nbytes() <= there.storage().nbytes()) {
-        if (there.storage().data() == here.storage().data()) continue;
-      }
-      if (there.storage().data() != here.storage().data()) {
+      bool moved = there.storage().data() != here.storage().data();
+      if (!moved && there.sizes() == here.sizes() && there.strides() == here.strides()) continue;
+      if (moved) {
         auto bytes = here.storage().nbytes();
         hold(*device, bytes);
         auto* memory = here.storage().mutable_data();

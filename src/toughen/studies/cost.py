@@ -67,7 +67,7 @@ def time_natural_step(recipe: Recipe) -> float:
     """Seconds of a natural step on images of the recipe's shape; the first step is left out."""
     device = chosen_device(recipe.device)
     data = load_data(recipe)
-    with own_draws():
+    with own_draws(device):
         model = build_model(recipe, data).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x = torch.rand((recipe.batch_size, *data.image_shape), generator=torch.Generator().manual_seed(0)).to(device)

@@ -11,6 +11,7 @@ import torch
 
 from toughen import devices
 from toughen.data import Batch
+from toughen.models.batched import out_of_memory
 from toughen.parallel import ranks
 from toughen.recipes import RecipeError
 from toughen.training.loop import Job, rehearse
@@ -45,7 +46,9 @@ def fits(job: Job, batch: Batch, rows: int) -> bool:
     missed = torch.zeros((), dtype=torch.bool, device=device)
     try:
         _first_step(job, batch, rows)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         missed.fill_(True)
     devices.forget_cache(device)
     return not bool(ranks.any_rank(missed))
